@@ -1,0 +1,200 @@
+"""The configuration: frozen dataclasses, the only place where defaults stand.
+
+A file in `configs/` starts from `default_config()`, a locked `ml_collections.ConfigDict` with one
+entry for each field here, and edits it; the command line overrides fields (`--config.optim.steps=9`);
+`from_config_dict` turns the result into a `Config` once, and functions receive only their section.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, get_type_hints
+
+from ml_collections import ConfigDict
+
+from gpt_pjit.errors import ConfigError, Problem
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A pre-LN GPT with tied embedding. Head size is `d_model / n_heads`."""
+
+    n_layers: int = 4
+    n_heads: int = 4
+    d_model: int = 128
+    d_ff: int = 512
+    vocab_size: int = 512
+    positions: str = "alibi"  # alibi | learned | none
+    activation: str = "gelu"  # gelu (exact) | gelu_tanh
+    bias: bool = False  # biases on projections and norms
+    dropout_residual: float = 0.0
+    dropout_attention: float = 0.0
+    dropout_embedding: float = 0.0
+    dtype: str = "bfloat16"  # of matmul operands; everything of section "precision" stays float32
+    remat: str = "none"  # what the backward pass recomputes: none | dots | full
+    scan_layers: bool = True  # False unrolls: longer compiles, faster steps for tiny models on CPU
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where tokens come from: `text`, tokenised once into the workdir, or `path`, a token dataset."""
+
+    text: str = ""  # glob patterns of UTF-8 text files, separated by spaces
+    text_exclude: str = ""  # regex; files whose whole path matches are left out
+    tokenizer: str = "bytes"  # bytes | FILE.json | FILE.model | bpe:SIZE (trained on `text`)
+    validation_split: str = "documents"  # documents (by hash of each file) | tail (of the stream)
+    validation_fraction: float = 0.05
+    path: str = ""
+    sequence_length: int = 128
+    batch_size: int = 32  # sequences a step, over all hosts
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with warm-up and cosine decay; gradients clipped by their global norm."""
+
+    steps: int = 1000
+    peak_lr: float = 1e-3
+    warmup_steps: int = 100
+    final_lr_fraction: float = 0.1
+    b1: float = 0.9
+    b2: float = 0.95
+    weight_decay: float = 0.1  # on matrices only
+    clip_norm: float = 1.0
+    microbatches: int = 1
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes; one of them may be -1, the rest of the devices."""
+
+    replica: int = 1
+    data: int = -1
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
+class PartitionConfig:
+    """The layout, and a table of rules `(regex, spec)` that replaces the GPT table if not empty."""
+
+    layout: str = "zero"  # ddp | zero1 | zero | fsdp
+    rules: tuple = ()
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Validation loss every `every` steps on `batches` batches of the split, 0 for all of it."""
+
+    every: int = 100
+    batches: int = 0
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    every: int = 500
+    keep: int = 3
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    every: int = 10
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Text continued from `prompt` when training ends; 0 tokens for none."""
+
+    tokens: int = 0
+    prompt: str = ""
+    temperature: float = 0.8
+
+
+@dataclass(frozen=True)
+class Config:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    partition: PartitionConfig = field(default_factory=PartitionConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    seed: int = 0
+
+
+# A run may be resumed with other values here: they change where and when, not what is computed.
+FREE_ON_RESUME = ("mesh.", "partition.layout", "eval.", "checkpoint.", "log.", "sample.")
+
+
+def default_config() -> ConfigDict:
+    """A locked ConfigDict with every field at its default, for a config file to edit."""
+    return ConfigDict(dataclasses.asdict(Config())).lock()
+
+
+def from_config_dict(config: ConfigDict | Mapping[str, Any], source: str = "config") -> Config:
+    """The frozen config; raises ConfigError that names every misspelt, missing or mistyped field."""
+    values = config.to_dict() if isinstance(config, ConfigDict) else config
+    problems: list[Problem] = []
+    result = _convert(Config, values, "", problems)
+    if problems:
+        raise ConfigError(problems, source)
+    return result
+
+
+def _convert(cls: Any, values: Mapping[str, Any], prefix: str, problems: list[Problem]) -> Any:
+    hints = get_type_hints(cls)
+    for name in values:
+        if name not in hints:
+            close = difflib.get_close_matches(name, hints, n=1)
+            remedy = f"did you mean {prefix}{close[0]}?" if close else f"known: {', '.join(hints)}"
+            problems.append(Problem(prefix + name, values[name], "no such field", remedy))
+    converted = {}
+    for name, kind in hints.items():
+        if name not in values:
+            problems.append(Problem(prefix + name, None, "missing", "start from default_config()"))
+        elif dataclasses.is_dataclass(kind) and isinstance(values[name], Mapping):
+            converted[name] = _convert(kind, values[name], f"{prefix}{name}.", problems)
+        else:
+            converted[name] = _typed(kind, values[name], prefix + name, problems)
+    return cls(**converted) if converted.keys() == hints.keys() else None
+
+
+def _typed(kind: type, value: Any, name: str, problems: list[Problem]) -> Any:
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind is tuple and isinstance(value, list | tuple):
+        return _tuples(value)
+    if type(value) is not kind:
+        constraint = f"must be {kind.__name__}, got {type(value).__name__}"
+        problems.append(Problem(name, value, constraint, "write it in that type"))
+    return value
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def to_json(config: Config) -> str:
+    return json.dumps(dataclasses.asdict(config), indent=2)
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """`{"model.n_layers": 18, ...}`, the names that the command line uses."""
+    flat: dict[str, Any] = {}
+    for section, values in dataclasses.asdict(config).items():
+        if isinstance(values, dict):
+            flat.update({f"{section}.{name}": value for name, value in values.items()})
+        else:
+            flat[section] = values
+    return flat
+
+
+def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """`{field: (old, new)}` for every field whose value differs."""
+    before, after = flatten(old), flatten(new)
+    return {name: (before[name], after[name]) for name in before if before[name] != after[name]}

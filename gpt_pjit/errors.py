@@ -1,0 +1,33 @@
+"""Exit codes, and the one shape in which problems with a user's input are reported."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+EXIT_DONE = 0
+EXIT_INTERRUPTED = 130  # Ctrl-C, after the state was saved
+EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h: do not retry, the input must change
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake: the `field` that holds `value`, the `constraint` it breaks, and a `remedy`."""
+
+    field: str
+    value: Any
+    constraint: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.field}={self.value!r}: {self.constraint}; {self.remedy}"
+
+
+class ConfigError(ValueError):
+    """All problems of one input at once. Command lines print it and exit with `EXIT_CONFIG`."""
+
+    def __init__(self, problems: Sequence[Problem | str], source: str = "config"):
+        self.problems = tuple(problems)
+        count = f"{len(self.problems)} problem" + ("s" if len(self.problems) != 1 else "")
+        super().__init__(f"{source} has {count}:\n" + "\n".join(f"  {p}" for p in self.problems))

@@ -1,0 +1,9 @@
+"""The GPT and its loss: pure functions of a tree of parameters, with no mesh axis named anywhere."""
+
+from gpt_pjit.model.functional import (
+    count_params as count_params,
+    forward as forward,
+    init_params as init_params,
+    param_shapes as param_shapes,
+)
+from gpt_pjit.model.loss import token_nll as token_nll

@@ -1,0 +1,46 @@
+"""The model as pure functions of a nested dict of arrays, which is what the rest of the house passes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+from gpt_pjit.config import ModelConfig
+from gpt_pjit.model.gpt import GPT
+
+
+def init_params(c: ModelConfig, sequence_length: int, key: jax.Array) -> Any:
+    """Fresh float32 parameters: normal with std 0.02, residual outputs divided by sqrt(2 L)."""
+    return nnx.to_pure_dict(nnx.state(GPT(c, sequence_length, rngs=nnx.Rngs(params=key))))
+
+
+@functools.cache
+def param_shapes(c: ModelConfig, sequence_length: int) -> Any:
+    """The tree of ShapeDtypeStructs of `init_params`."""
+    return jax.eval_shape(lambda: init_params(c, sequence_length, jax.random.key(0)))
+
+
+@functools.cache
+def _graph(c: ModelConfig, sequence_length: int) -> Any:
+    return nnx.split(nnx.eval_shape(lambda: GPT(c, sequence_length, rngs=nnx.Rngs(0))))[0]
+
+
+def forward(
+    c: ModelConfig,
+    params: Any,
+    tokens_BT: jax.Array,
+    key: jax.Array | None = None,
+    at_use: Callable[[Any], Any] = lambda block: block,
+) -> jax.Array:
+    """Logits, float32 [B, T, V]. See `GPT.__call__`."""
+    learned = params.get("positions")
+    sequence_length = learned["embedding"].shape[0] if learned else tokens_BT.shape[1]
+    return nnx.merge(_graph(c, sequence_length), params)(tokens_BT, key, at_use)
+
+
+def count_params(params: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,0 +1,145 @@
+"""The training step: gather once, accumulate unreduced, reduce once, update where the state lives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import PartitionSpec as P
+
+from gpt_pjit.config import Config
+from gpt_pjit.model import forward, token_nll
+from gpt_pjit.partition import (
+    BATCH_AXES,
+    Placement,
+    match_rules,
+    matrix_rules,
+    over_batch_axes,
+    values,
+    without_batch_axes,
+)
+from gpt_pjit.training.optimizer import learning_rate
+
+TOKENS = P(BATCH_AXES, None)  # [B, T + 1]
+
+
+class TrainState(NamedTuple):
+    """Everything that a checkpoint holds; `step` counts the updates made."""
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+
+
+def make_weights(config: Config, placement: Placement) -> Callable[[Any], Any]:
+    """`weights(params)`: matrices cast to the compute dtype and moved to the compute specs.
+
+    The cast comes first, so that a gather moves bfloat16.
+    """
+    dtype = jnp.dtype(config.model.dtype)
+
+    def weights(params: Any) -> Any:
+        with jax.named_scope("gather_weights"):
+            is_matrix = values(match_rules(matrix_rules(bias=config.model.bias), params))
+            cast = jax.tree.map(lambda w, m: w.astype(dtype) if m else w, params, is_matrix)
+            return jax.tree.map(jax.reshard, cast, placement.compute)
+
+    return weights
+
+
+def make_at_use(placement: Placement, kind: str | None) -> Callable[[Any], Any]:
+    """`at_use(block)`: one layer's weights made whole over the batch axes, where they are not yet.
+
+    `kind="reduced"` for a differentiated pass, None for one that is not.
+    """
+    layer_specs = jax.tree.map(lambda spec: P(*spec[1:]), placement.compute["blocks"])
+
+    def gather(w: jax.Array, spec: P) -> jax.Array:
+        whole = without_batch_axes(spec)
+        if whole == spec:
+            return w
+        with jax.named_scope("gather_layer"):
+            w = jax.reshard(w, over_batch_axes(whole, kind=kind) if kind else whole)
+        return w
+
+    return lambda block: jax.tree.map(gather, block, layer_specs)
+
+
+def make_train_step(
+    config: Config, placement: Placement, tx: optax.GradientTransformation
+) -> Callable[[TrainState, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
+    """`train_step(state, tokens)` for int32 tokens [B, T + 1]; returns the new state and metrics."""
+    c, microbatches = config.model, config.optim.microbatches
+    weights_of = make_weights(config, placement)
+    at_use = make_at_use(placement, "reduced")
+    reduced = jax.tree.map(lambda spec: over_batch_axes(spec, kind="reduced"), placement.compute)
+    summands = jax.tree.map(lambda spec: over_batch_axes(spec, kind="unreduced"), placement.compute)
+    has_dropout = max(c.dropout_residual, c.dropout_attention, c.dropout_embedding) > 0
+    schedule = learning_rate(config.optim)
+
+    def gradients(weights: Any, tokens: jax.Array, key: jax.Array) -> tuple[jax.Array, Any]:
+        """Loss of each sequence [m, B / m] and the float32 summands of the gradient of their mean."""
+        n_predictions = tokens.shape[0] * (tokens.shape[1] - 1)
+
+        def microbatch(total: Any, numbered: tuple[jax.Array, jax.Array]):
+            tokens_BT, number = numbered
+            dropout_key = jax.random.fold_in(key, number) if has_dropout else None
+
+            def nll_of(weights: Any) -> jax.Array:
+                logits = forward(c, weights, tokens_BT[:, :-1], dropout_key, at_use)
+                return token_nll(logits, tokens_BT[:, 1:]).sum(axis=-1)
+
+            # A vector of losses, not their sum: no collective for a scalar inside the loop.
+            nll_B, vjp = jax.vjp(nll_of, weights)
+            (gradient,) = vjp(jnp.full_like(nll_B, 1 / n_predictions))
+            return jax.tree.map(lambda a, g: a + g.astype(jnp.float32), total, gradient), nll_B
+
+        def zeros(w: jax.Array, spec: P) -> jax.Array:
+            return jax.reshard(jnp.zeros(w.shape, jnp.float32), spec)
+
+        split = _split(tokens, microbatches)
+        total = jax.tree.map(zeros, weights, summands)
+        total, nll_MB = jax.lax.scan(microbatch, total, (split, jnp.arange(microbatches)))
+        return nll_MB, total
+
+    def train_step(state: TrainState, tokens: jax.Array):
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        weights = jax.tree.map(jax.reshard, weights_of(state.params), reduced)
+        nll_MB, gradient = gradients(weights, tokens, key)
+        with jax.named_scope("reduce_gradients"):
+            gradient = jax.tree.map(jax.reshard, gradient, placement.gradients)
+        with jax.named_scope("optimizer"):
+            master = jax.tree.map(jax.reshard, state.params, placement.optimizer)
+            updates, opt_state = tx.update(gradient, state.opt_state, master)
+            master = optax.apply_updates(master, updates)
+            params = jax.tree.map(jax.reshard, master, placement.stored)
+        metrics = {
+            "train/loss": jnp.sum(nll_MB) / (tokens.shape[0] * (tokens.shape[1] - 1)),
+            "train/grad_norm": optax.tree.norm(gradient),
+            "train/learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+        }
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return train_step
+
+
+def _split(tokens: jax.Array, microbatches: int) -> jax.Array:
+    """[B, T + 1] to [m, B / m, T + 1]: row r goes to microbatch r % m, so that no row moves."""
+    batch, length = tokens.shape
+    spec = P(BATCH_AXES, None, None)
+    rows = tokens.reshape(batch // microbatches, microbatches, length, out_sharding=spec)
+    return jax.reshard(rows.swapaxes(0, 1), P(None, BATCH_AXES, None))
+
+
+def make_eval_step(config: Config, placement: Placement):
+    """`eval_step(weights, tokens, mask)`: summed loss in nats and number of tokens where mask is 1."""
+    at_use = make_at_use(placement, None)
+
+    def eval_step(weights: Any, tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = forward(config.model, weights, tokens[:, :-1], None, at_use)
+        return jnp.sum(token_nll(logits, tokens[:, 1:]) * mask), jnp.sum(mask)
+
+    return eval_step
