@@ -1,8 +1,8 @@
 """The configuration: frozen dataclasses, the only place where defaults stand.
 
 A file in `configs/` starts from `default_config()`, a locked `ml_collections.ConfigDict` with one
-entry for each field here, and edits it; the command line overrides fields (`--config.optim.steps=9`);
-`from_config_dict` turns the result into a `Config` once, and functions receive only their section.
+entry for each field here, and edits it; the command line overrides fields
+(`--config.optim.steps=9`); `from_config_dict` turns the result into a `Config` once.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where tokens come from: `text`, tokenised once into the workdir, or `path`, a token dataset."""
+    """Tokens come from `text`, tokenised once into the workdir, or from `path`, a token dataset."""
 
     text: str = ""  # glob patterns of UTF-8 text files, separated by spaces
     text_exclude: str = ""  # regex; files whose whole path matches are left out
@@ -137,7 +137,7 @@ def default_config() -> ConfigDict:
 
 
 def from_config_dict(config: ConfigDict | Mapping[str, Any], source: str = "config") -> Config:
-    """The frozen config; raises ConfigError that names every misspelt, missing or mistyped field."""
+    """The frozen config; raises ConfigError with every misspelt, missing or mistyped field."""
     values = config.to_dict() if isinstance(config, ConfigDict) else config
     problems: list[Problem] = []
     result = _convert(Config, values, "", problems)

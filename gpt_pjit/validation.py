@@ -1,4 +1,4 @@
-"""Every rule that a config must meet before anything is built; all problems are reported at once."""
+"""Every rule that a config must meet before anything is built; all problems at once."""
 
 from __future__ import annotations
 
@@ -71,7 +71,9 @@ def _single_fields(flat: dict[str, Any]) -> Iterator[Problem]:
             yield Problem(name, flat[name], "must be above 0", "see the field in configs/580m.py")
     for name in FRACTIONS:
         if not 0 <= flat[name] < 1:
-            yield Problem(name, flat[name], "must be in [0, 1)", "give a fraction, not a percentage")
+            yield Problem(
+                name, flat[name], "must be in [0, 1)", "give a fraction, not a percentage"
+            )
     if not 0 <= flat["optim.final_lr_fraction"] <= 1:
         yield Problem(
             "optim.final_lr_fraction",
@@ -80,14 +82,18 @@ def _single_fields(flat: dict[str, Any]) -> Iterator[Problem]:
             "0.1 ends the cosine at 10 % of peak_lr",
         )
     if flat["optim.weight_decay"] < 0:
-        yield Problem("optim.weight_decay", flat["optim.weight_decay"], "negative", "0 turns it off")
+        yield Problem(
+            "optim.weight_decay", flat["optim.weight_decay"], "negative", "0 turns it off"
+        )
 
 
 def _mesh(config: Config) -> Iterator[Problem]:
     sizes = {f"mesh.{axis}": getattr(config.mesh, axis) for axis in ("replica", "data", "tensor")}
     for name, size in sizes.items():
         if size < 1 and size != -1:
-            yield Problem(name, size, "must be a positive size or -1", "-1 takes the rest of devices")
+            yield Problem(
+                name, size, "must be a positive size or -1", "-1 takes the rest of devices"
+            )
     if list(sizes.values()).count(-1) > 1:
         yield Problem("mesh", tuple(sizes.values()), "more than one axis is -1", "fix all but one")
 

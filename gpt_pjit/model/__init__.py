@@ -1,4 +1,4 @@
-"""The GPT and its loss: pure functions of a tree of parameters, with no mesh axis named anywhere."""
+"""The GPT and its loss: pure functions of a tree of parameters; no mesh axis is named here."""
 
 from gpt_pjit.model.functional import (
     count_params as count_params,

@@ -18,8 +18,8 @@ class Attention(nnx.Module):
         sizes = {"D": c.d_model, "C": 3, "H": c.n_heads, "K": c.d_model // c.n_heads}
         residual_std = INIT_STD / (2 * c.n_layers) ** 0.5
         self.config = c
-        self.qkv = Projection("BTD,DCHK->BTCHK", sizes, INIT_STD, c.bias, rngs)
-        self.out = Projection("BTHK,HKD->BTD", sizes, residual_std, c.bias, rngs)
+        self.qkv = Projection("ND,DCHK->NCHK", sizes, INIT_STD, c.bias, rngs)
+        self.out = Projection("NHK,HKD->ND", sizes, residual_std, c.bias, rngs)
 
     def __call__(self, x_BTD: jax.Array, key: jax.Array | None) -> jax.Array:
         qkv_BTCHK = self.qkv(x_BTD)
@@ -28,17 +28,18 @@ class Attention(nnx.Module):
             self._weights(q_BTHK, k_BSHK).astype(x_BTD.dtype), self.config.dropout_attention, key
         )
         values_BTHK = contract("BHTS,BSHK->BTHK", weights_BHTS, v_BSHK)
-        return self.out(values_BTHK, jax.typeof(x_BTD).sharding)
+        return self.out(values_BTHK)
 
     def _weights(self, q_BTHK: jax.Array, k_BSHK: jax.Array) -> jax.Array:
         """Softmax over the keys at or before each query, float32 [B, H, T, S]."""
         n_heads, head_size = q_BTHK.shape[2:]
         n_keys = k_BSHK.shape[1]
-        scores = contract("BTHK,BSHK->BHTS", q_BTHK, k_BSHK, jnp.float32) / head_size**0.5
+        scores = contract("BTHK,BSHK->BHTS", q_BTHK, k_BSHK, jnp.float32)
+        scores = checkpoint_name(scores, "scores") / head_size**0.5
         if self.config.positions == "alibi":
             head_axis = jax.typeof(scores).sharding.spec[1]
             bias_HTS = jax.reshard(alibi_bias(n_heads, n_keys), P(head_axis, None, None))
             scores = scores + bias_HTS[None]
         causal_TS = jnp.arange(n_keys)[None, :] <= jnp.arange(q_BTHK.shape[1])[:, None]
-        scores = checkpoint_name(jnp.where(causal_TS[None, None], scores, -jnp.inf), "scores")
+        scores = jnp.where(causal_TS[None, None], scores, -jnp.inf)
         return checkpoint_name(jax.nn.softmax(scores, axis=-1), "softmax")

@@ -1,4 +1,4 @@
-"""The model as pure functions of a nested dict of arrays, which is what the rest of the house passes."""
+"""The model as pure functions of a nested dict of arrays."""
 
 from __future__ import annotations
 

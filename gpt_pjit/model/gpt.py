@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from gpt_pjit.config import ModelConfig
 from gpt_pjit.model.attention import Attention
-from gpt_pjit.model.layers import INIT_STD, LayerNorm, Projection, contract, dropout
+from gpt_pjit.model.layers import INIT_STD, LayerNorm, Projection, dropout, gelu, project
 
 REMAT_POLICIES = {
     "full": checkpoint_policies.nothing_saveable,
@@ -26,12 +26,11 @@ class MLP(nnx.Module):
         sizes = {"D": c.d_model, "F": c.d_ff}
         residual_std = INIT_STD / (2 * c.n_layers) ** 0.5
         self.approximate = c.activation == "gelu_tanh"
-        self.up = Projection("BTD,DF->BTF", sizes, INIT_STD, c.bias, rngs)
-        self.down = Projection("BTF,FD->BTD", sizes, residual_std, c.bias, rngs)
+        self.up = Projection("ND,DF->NF", sizes, INIT_STD, c.bias, rngs)
+        self.down = Projection("NF,FD->ND", sizes, residual_std, c.bias, rngs)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        h_BTF = jax.nn.gelu(self.up(x_BTD), approximate=self.approximate)
-        return self.down(h_BTF, jax.typeof(x_BTD).sharding)
+        return self.down(gelu(self.up(x_BTD), self.approximate))
 
 
 class Block(nnx.Module):
@@ -84,10 +83,12 @@ class GPT(nnx.Module):
         embed_key, block_key = (None, None) if key is None else jax.random.split(key)
         x_BTD = self.embed(tokens_BT)
         if self.config.positions == "learned":
-            x_BTD += self.positions(jnp.zeros_like(tokens_BT) + jnp.arange(tokens_BT.shape[1])[None])
+            x_BTD += self.positions(
+                jnp.zeros_like(tokens_BT) + jnp.arange(tokens_BT.shape[1])[None]
+            )
         x_BTD = dropout(x_BTD, self.config.dropout_embedding, embed_key)
         x_BTD = self.norm_final(self._run_blocks(x_BTD, block_key, at_use))
-        logits_BTV = contract("BTD,VD->BTV", x_BTD, self.embed.embedding[...], jnp.float32)
+        logits_BTV = project("ND,VD->NV", x_BTD, self.embed.embedding[...], jnp.float32)
         return checkpoint_name(logits_BTV, "logits")
 
     def _run_blocks(self, x_BTD, key, at_use):

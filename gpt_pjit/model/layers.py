@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import NamedSharding, PartitionSpec as P
+from jax.sharding import PartitionSpec as P
 
 NORM_EPSILON = 1e-5
 INIT_STD = 0.02
@@ -21,7 +21,7 @@ INIT_STD = 0.02
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
 def contract(
-    equation: str, x: jax.Array, w: jax.Array, dtype: Any = None, out: NamedSharding | None = None
+    equation: str, x: jax.Array, w: jax.Array, dtype: Any = None, out: P | None = None
 ) -> jax.Array:
     """Two-operand einsum that accumulates in float32 and returns `dtype` (default: that of `x`).
 
@@ -44,10 +44,24 @@ def _contract_backward(equation, dtype, out, operands, cotangent):
 contract.defvjp(_contract_forward, _contract_backward)
 
 
+def project(equation: str, x: jax.Array, w: jax.Array, dtype: Any = None) -> jax.Array:
+    """`contract` of every token of `x` [B, T, ...] with a weight; the equation has N for B and T.
+
+    One merged dimension makes the backward products plain transposed matrices. With two, XLA on CPU
+    copies the transposed operand and recomputes the activation function while it does.
+    """
+    batch, length = x.shape[:2]
+    weight_letters, out_letters = equation.split(",")[1].split("->")
+    split = dict(zip(weight_letters, jax.typeof(w).sharding.spec.partitions, strict=True))
+    out = P(jax.typeof(x).sharding.spec[0], *(split[letter] for letter in out_letters[1:]))
+    y = contract(equation, x.reshape(batch * length, *x.shape[2:]), w, dtype, out)
+    return y.reshape(batch, length, *y.shape[1:])
+
+
 def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
     """`x + bias` over the trailing dimensions of `x` [B, T, ...].
 
-    A product with ones, since explicit sharding refuses to add a `reduced` vector to a sharded array.
+    A product with ones: explicit sharding refuses to add a `reduced` vector to a sharded array.
     """
     spec = P(*jax.typeof(x).sharding.spec[:2])
     ones_BT = jax.reshard(jnp.ones(x.shape[:2], x.dtype), spec)
@@ -63,20 +77,29 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
 
 
+def gelu(x: jax.Array, approximate: bool) -> jax.Array:
+    """GELU in float32, with tanh or exact; erf is cheaper than the library's erfc on CPU."""
+    if approximate:
+        return jax.nn.gelu(x, approximate=True)
+    y = x.astype(jnp.float32)
+    return (0.5 * y * (1 + jax.lax.erf(y * 0.5**0.5))).astype(x.dtype)
+
+
 class Projection(nnx.Module):
-    """A linear map given by an einsum equation, e.g. `BTD,DF->BTF`, over dimensions by letter."""
+    """A linear map of each token given by an equation, e.g. `ND,DF->NF`, and sizes by letter."""
 
-    def __init__(self, equation: str, sizes: dict[str, int], std: float, bias: bool, rngs: nnx.Rngs):
-        kernel, output = equation.split(",")[1].split("->")
-        shape = tuple(sizes[letter] for letter in kernel)
+    def __init__(
+        self, equation: str, sizes: dict[str, int], std: float, bias: bool, rngs: nnx.Rngs
+    ):
+        weight_letters, out_letters = equation.split(",")[1].split("->")
+        kernel_shape = [sizes[letter] for letter in weight_letters]
+        bias_shape = [sizes[letter] for letter in out_letters[1:]]
         self.equation = equation
-        self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), shape))
-        self.bias = (
-            nnx.Param(jnp.zeros(tuple(sizes[letter] for letter in output[2:]))) if bias else None
-        )
+        self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), kernel_shape))
+        self.bias = nnx.Param(jnp.zeros(bias_shape)) if bias else None
 
-    def __call__(self, x: jax.Array, out: NamedSharding | None = None) -> jax.Array:
-        y = contract(self.equation, x, self.kernel[...], None, out)
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = project(self.equation, x, self.kernel[...])
         return y if self.bias is None else add_bias(y, self.bias[...])
 
 

@@ -9,7 +9,8 @@ import numpy as np
 
 def alibi_slopes(n_heads: int) -> np.ndarray:
     """The slope of each head, float32 [H]: 2^(-8/n), 2^(-16/n), ... for n a power of two; else
-    those of the power of two below, then every other one of the power of two above."""
+    those of the power of two below, then every other one of the power of two above.
+    """
     power = 2 ** math.floor(math.log2(n_heads))
     slopes = [2.0 ** (-8 * (i + 1) / power) for i in range(power)]
     between = [2.0 ** (-4 * (i + 1) / power) for i in range(0, 2 * power, 2)]

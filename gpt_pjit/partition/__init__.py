@@ -1,10 +1,10 @@
 """Partitioning as data: a table of `(regex, spec)` rules, four layouts, a named mesh.
 
-Pure: no files, no flags, no compile. `place` turns a table and a tree of shapes into the specs of the
-stored parameters, the weights in the passes, the gradients and the optimizer state.
+Pure: no files, no flags, no compile. `place` turns a table and a tree of shapes into the specs of
+the stored parameters, the weights in the passes, the gradients and the optimizer state.
 """
 
-from gpt_pjit.partition.layouts import LAYOUTS as LAYOUTS, Layout as Layout
+from gpt_pjit.partition.layouts import LAYOUTS as LAYOUTS, Layout as Layout, axes_of as axes_of
 from gpt_pjit.partition.mesh import (
     AXES as AXES,
     BATCH_AXES as BATCH_AXES,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from jax.sharding import PartitionSpec as P
 
-from gpt_pjit.partition.mesh import REPLICA, DATA, TENSOR
+from gpt_pjit.partition.mesh import DATA, REPLICA, TENSOR
 
 ALL = frozenset({REPLICA, DATA, TENSOR})
 MODEL = frozenset({TENSOR})
@@ -37,7 +37,7 @@ LAYOUTS = {
 def keep(spec: P, axes: frozenset[str]) -> P:
     """`spec` without the mesh axes that are not in `axes`."""
 
-    def kept(entry: None | str | tuple[str, ...]) -> None | str | tuple[str, ...]:
+    def kept(entry: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
         if isinstance(entry, tuple):
             rest = tuple(axis for axis in entry if axis in axes)
             return rest if len(rest) > 1 else rest[0] if rest else None

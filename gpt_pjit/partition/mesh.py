@@ -1,4 +1,4 @@
-"""The named mesh: `replica` and `data` split the batch, `data` also the state, `tensor` the model."""
+"""The mesh: `replica` and `data` split the batch, `data` also the state, `tensor` the model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ def mesh_shape(replica: int, data: int, tensor: int, n_devices: int) -> tuple[in
         written = ", ".join(f"mesh.{axis}={size}" for axis, size in sizes.items())
         constraint = f"these multiply to {fixed}, but there are {n_devices} devices"
         if -1 in sizes.values():
-            constraint = f"the sizes given multiply to {fixed}, which does not divide {n_devices} devices"
+            constraint = (
+                f"the sizes given multiply to {fixed}, which does not divide {n_devices} devices"
+            )
         divisors = [d for d in range(1, n_devices + 1) if n_devices % d == 0]
         remedy = f"sizes that work divide {n_devices}: {', '.join(map(str, divisors))}"
         raise ConfigError([Problem("mesh", written, constraint, remedy)])

@@ -111,7 +111,7 @@ def without_batch_axes(spec: P) -> P:
 
 
 def optimizer_specs(tx: optax.GradientTransformation, params: Any, specs: Any) -> Any:
-    """Specs of `tx`'s state: a leaf that belongs to a parameter has its spec, the rest is replicated."""
+    """Specs of `tx`'s state: leaves of a parameter have its spec, the rest is replicated."""
     state = jax.eval_shape(tx.init, params)
     return optax.tree.map_params(
         tx, lambda _, spec: spec, state, specs, transform_non_params=lambda _: P()

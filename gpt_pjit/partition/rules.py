@@ -58,7 +58,9 @@ def match_rules(rules: Rules, tree: Any, source: str = "partition.rules") -> Any
         elif number not in taken_by:
             earlier = ", ".join(f"rule {i} {rules[i][0]!r}" for i in taken_by)
             constraint = f"everything it matches ({', '.join(wanted)}) is taken by {earlier}"
-            problems.append(Problem(f"rule {number}", regex, constraint, "move it up, or remove it"))
+            problems.append(
+                Problem(f"rule {number}", regex, constraint, "move it up, or remove it")
+            )
     if problems:
         raise ConfigError(problems, source)
 
@@ -83,7 +85,9 @@ def _compile(rules: Rules, source: str) -> list[re.Pattern[str]]:
         except re.error as error:
             problems.append(Problem(f"rule {number}", regex, f"is no regex: {error}", "correct it"))
         except (TypeError, ValueError):
-            problems.append(Problem(f"rule {number}", row, "is no (regex, value) pair", "write one"))
+            problems.append(
+                Problem(f"rule {number}", row, "is no (regex, value) pair", "write one")
+            )
     if problems:
         raise ConfigError(problems, source)
     return patterns

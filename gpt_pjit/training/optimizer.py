@@ -27,7 +27,5 @@ def make_optimizer(config: Config, params: Any) -> optax.GradientTransformation:
     decayed = values(match_rules(matrix_rules(bias=config.model.bias), params, "decay rules"))
     return optax.chain(
         optax.clip_by_global_norm(c.clip_norm),
-        optax.adamw(
-            learning_rate(c), b1=c.b1, b2=c.b2, weight_decay=c.weight_decay, mask=decayed
-        ),
+        optax.adamw(learning_rate(c), b1=c.b1, b2=c.b2, weight_decay=c.weight_decay, mask=decayed),
     )

@@ -1,4 +1,4 @@
-"""The compiled program of a run: functions and shardings, built in one place for all who need them."""
+"""The compiled program of a run: functions and shardings, built in one place."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from gpt_pjit.training.step import (
     TOKENS,
     TrainState,
     make_eval_step,
+    make_forward,
     make_train_step,
     make_weights,
 )
@@ -36,7 +37,8 @@ class Program:
     """Call its functions inside `jax.set_mesh(program.mesh)`.
 
     `state` and `tokens` are ShapeDtypeStructs with shardings: what `train_step` takes, what a
-    checkpoint is restored to, and what an ahead-of-time compile is given.
+    checkpoint is restored to, and what an ahead-of-time compile is given. `weights` casts and
+    gathers parameters for `forward` (not compiled) and `eval_step`.
     """
 
     mesh: Mesh
@@ -46,6 +48,7 @@ class Program:
     init: Callable[[jax.Array], TrainState]
     train_step: Callable[[TrainState, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
     weights: Callable[[Any], Any]
+    forward: Callable[[Any, jax.Array], jax.Array]
     eval_step: Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
@@ -59,9 +62,7 @@ def build(config: Config, mesh: Mesh) -> Program:
     )
     placement = place(rules, params, config.partition.layout, mesh.shape)
     tx = make_optimizer(config, params)
-    state = TrainState(
-        jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(tx.init, params)
-    )
+    state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(tx.init, params))
     specs = TrainState(P(), placement.stored, optimizer_specs(tx, params, placement.optimizer))
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
 
@@ -69,6 +70,7 @@ def build(config: Config, mesh: Mesh) -> Program:
         params = init_params(config.model, length, key)
         return TrainState(jnp.int32(0), params, tx.init(params))
 
+    logits_of = make_forward(config, placement)
     # Automatic mode inside `init`: each device draws only its own part of each parameter.
     sharded_init = jax.sharding.auto_axes(init, axes=AXES, out_sharding=specs)
     return Program(
@@ -89,7 +91,8 @@ def build(config: Config, mesh: Mesh) -> Program:
             donate_argnums=0,
         ),
         weights=jax.jit(make_weights(config, placement)),
-        eval_step=jax.jit(make_eval_step(config, placement)),
+        forward=logits_of,
+        eval_step=jax.jit(make_eval_step(logits_of)),
     )
 
 

@@ -1,4 +1,4 @@
-"""The training step: gather once, accumulate unreduced, reduce once, update where the state lives."""
+"""The training step: gather once, accumulate unreduced, reduce once, update in place."""
 
 from __future__ import annotations
 
@@ -27,9 +27,12 @@ TOKENS = P(BATCH_AXES, None)  # [B, T + 1]
 
 
 class TrainState(NamedTuple):
-    """Everything that a checkpoint holds; `step` counts the updates made."""
+    """Everything that a checkpoint holds; `step` counts the updates made.
 
-    step: jax.Array
+    Leaves are arrays, or what describes them: shapes, specs.
+    """
+
+    step: Any
     params: Any
     opt_state: Any
 
@@ -71,7 +74,7 @@ def make_at_use(placement: Placement, kind: str | None) -> Callable[[Any], Any]:
 def make_train_step(
     config: Config, placement: Placement, tx: optax.GradientTransformation
 ) -> Callable[[TrainState, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
-    """`train_step(state, tokens)` for int32 tokens [B, T + 1]; returns the new state and metrics."""
+    """`train_step(state, tokens)`, int32 tokens [B, T + 1]; returns the new state and metrics."""
     c, microbatches = config.model, config.optim.microbatches
     weights_of = make_weights(config, placement)
     at_use = make_at_use(placement, "reduced")
@@ -81,7 +84,7 @@ def make_train_step(
     schedule = learning_rate(config.optim)
 
     def gradients(weights: Any, tokens: jax.Array, key: jax.Array) -> tuple[jax.Array, Any]:
-        """Loss of each sequence [m, B / m] and the float32 summands of the gradient of their mean."""
+        """Loss of each sequence [m, B / m], and float32 summands of the gradient of their mean."""
         n_predictions = tokens.shape[0] * (tokens.shape[1] - 1)
 
         def microbatch(total: Any, numbered: tuple[jax.Array, jax.Array]):
@@ -134,12 +137,17 @@ def _split(tokens: jax.Array, microbatches: int) -> jax.Array:
     return jax.reshard(rows.swapaxes(0, 1), P(None, BATCH_AXES, None))
 
 
-def make_eval_step(config: Config, placement: Placement):
-    """`eval_step(weights, tokens, mask)`: summed loss in nats and number of tokens where mask is 1."""
+def make_forward(config: Config, placement: Placement) -> Callable[[Any, jax.Array], jax.Array]:
+    """`forward(weights, tokens)`: logits without dropout of int32 tokens [B, T]."""
     at_use = make_at_use(placement, None)
+    return lambda weights, tokens_BT: forward(config.model, weights, tokens_BT, None, at_use)
+
+
+def make_eval_step(logits_of: Callable[[Any, jax.Array], jax.Array]):
+    """`eval_step(weights, tokens, mask)`: summed nats and number of the predictions in the mask."""
 
     def eval_step(weights: Any, tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = forward(config.model, weights, tokens[:, :-1], None, at_use)
-        return jnp.sum(token_nll(logits, tokens[:, 1:]) * mask), jnp.sum(mask)
+        nll_BT = token_nll(logits_of(weights, tokens[:, :-1]), tokens[:, 1:])
+        return jnp.sum(nll_BT * mask), jnp.sum(mask)
 
     return eval_step

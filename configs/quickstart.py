@@ -1,0 +1,34 @@
+"""A first run: a small GPT on the source of Python's own standard library.
+
+    python -m gpt_pjit.main --config=configs/quickstart.py
+
+Needs nothing but a CPU. Tokens: a byte-level BPE of 2,048, trained on the same text at first use.
+"""
+
+import sysconfig
+
+from gpt_pjit.config import default_config
+
+
+def get_config():
+    c = default_config()
+    c.model.n_layers = 4
+    c.model.n_heads = 4
+    c.model.d_model = 128
+    c.model.d_ff = 512
+    c.model.vocab_size = 2048
+    c.model.dtype = "float32"  # CPUs multiply it faster than bfloat16
+    c.model.scan_layers = False
+    c.data.text = f"{sysconfig.get_path('stdlib')}/**/*.py"
+    c.data.text_exclude = r".*/(site-packages|test|tests|idle_test|lib2to3)/.*"
+    c.data.tokenizer = "bpe:2048"
+    c.data.sequence_length = 128
+    c.data.batch_size = 32
+    c.optim.steps = 1200
+    c.optim.peak_lr = 2e-3
+    c.optim.warmup_steps = 100
+    c.eval.every = 400
+    c.checkpoint.every = 400
+    c.sample.tokens = 200
+    c.sample.prompt = "def "
+    return c

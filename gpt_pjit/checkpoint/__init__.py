@@ -1,0 +1,3 @@
+"""Checkpoints: a training state on disk, written asynchronously, restored onto any mesh."""
+
+from gpt_pjit.checkpoint.checkpointer import Checkpointer as Checkpointer

@@ -1,0 +1,76 @@
+"""What every command line shares: reading the config, and errors as one message and exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from gpt_pjit.config import Config, from_config_dict
+from gpt_pjit.errors import EXIT_CONFIG, ConfigError
+from gpt_pjit.validation import validate
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses flags; a mistake in them, or in the config file, ends with one line and exit 78."""
+    try:
+        rest = flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        _fail(f"{_config_argument(argv)}: {_one_line(error)}")
+    if rest[1:]:
+        _fail(
+            f"unexpected arguments: {' '.join(rest[1:])}; overrides read --config.optim.steps=100"
+        )
+    return rest
+
+
+def read_config(holder: flags.FlagHolder[Any]) -> Config:
+    """The validated config of a `DEFINE_config_file` flag."""
+    known = ", ".join(str(path) for path in sorted(Path("configs").glob("*.py")))
+    known = f"here are: {known}" if known else "run from the checkout, where configs/ is"
+    if holder.value is None:
+        raise ConfigError([f"give one with --config=FILE; {known}"], "--config")
+    source = str(config_source(holder))
+    try:
+        values = holder.value.to_dict()
+    except OSError:  # ml_collections keeps a failure to load until the first look
+        raise ConfigError([f"no such file as {source}; {known}"], "--config") from None
+    config = from_config_dict(values, source)
+    validate(config, source)
+    return config
+
+
+def config_source(holder: flags.FlagHolder[Any]) -> Path:
+    return Path(config_flags.get_config_filename(flags.FLAGS[holder.name]))
+
+
+@contextmanager
+def report_errors() -> Iterator[None]:
+    """Prints a ConfigError and exits with its code; other errors keep their traceback."""
+    try:
+        yield
+    except ConfigError as error:
+        _fail(str(error))
+
+
+def _config_argument(argv: list[str]) -> str:
+    return next((arg.split("=", 1)[1] for arg in argv if arg.startswith("--config=")), "flags")
+
+
+def _one_line(error: Exception) -> str:
+    """The message of an error of absl or ml_collections, which may quote it or add a traceback."""
+    text = str(error.args[0] if error.args else error)
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        text = text[1:-1].replace("\\n", "\n").replace("\\'", "'")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if "Traceback" in text else "; ".join(lines)
+
+
+def _fail(message: str) -> Any:
+    print(message, file=sys.stderr)
+    sys.exit(EXIT_CONFIG)

@@ -1,0 +1,3 @@
+"""Text from a model."""
+
+from gpt_pjit.generate.sample import continue_prompt as continue_prompt

@@ -1,0 +1,75 @@
+"""Devices and hosts: how many, who holds which rows of a batch, and how hosts meet."""
+
+from __future__ import annotations
+
+import os
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
+
+from gpt_pjit.config import Config
+
+
+def start(config: Config, distributed: bool = False) -> None:
+    """Call before anything touches a device. Joins the other hosts, sets the number of CPU devices.
+
+    Hosts are joined where the environment names them (`JAX_COORDINATOR_ADDRESS`,
+    `JAX_NUM_PROCESSES`, `JAX_PROCESS_ID`), or where `distributed` asks JAX to detect the cluster.
+    """
+    coordinator = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if coordinator:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(
+            coordinator_address=coordinator,
+            num_processes=int(os.environ["JAX_NUM_PROCESSES"]),
+            process_id=int(os.environ["JAX_PROCESS_ID"]),
+            coordinator_bind_address=coordinator,  # JAX's default is every interface
+        )
+    elif distributed:
+        jax.distributed.initialize()
+    elif "JAX_NUM_CPU_DEVICES" not in os.environ and "device_count" not in os.environ.get(
+        "XLA_FLAGS", ""
+    ):
+        jax.config.update("jax_num_cpu_devices", cpu_devices(config, usable_cores()))
+
+
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_devices(config: Config, cores: int) -> int:
+    """CPU devices for one machine: as the mesh says, or as many as cores and batch allow.
+
+    One device per core is a tiny pod, and faster than one device with all cores.
+    """
+    sizes = (config.mesh.replica, config.mesh.data, config.mesh.tensor)
+    fixed = int(np.prod([size for size in sizes if size != -1]))
+    if -1 not in sizes:
+        return fixed
+    rows = config.data.batch_size // config.optim.microbatches
+    split_rows = 1 if config.mesh.data == -1 or config.mesh.replica == -1 else rows
+    if split_rows == rows:  # the rest goes to the tensor axis, which does not split rows
+        return max(cores // fixed, 1) * fixed
+    batch_parts = fixed // config.mesh.tensor
+    rest = [n for n in range(1, max(cores // fixed, 1) + 1) if rows % (n * batch_parts) == 0]
+    return max(rest, default=1) * fixed
+
+
+def local_rows(sharding: NamedSharding, shape: tuple[int, ...]) -> slice:
+    """The contiguous rows of a batch of `shape` that this process's devices hold."""
+    indices = sharding.addressable_devices_indices_map(shape).values()
+    bounds = [index[0].indices(shape[0])[:2] for index in indices if index is not None]
+    return slice(min(start for start, _ in bounds), max(stop for _, stop in bounds))
+
+
+def global_array(sharding: NamedSharding, local: np.ndarray, rows: int) -> jax.Array:
+    """The array of `rows` rows in all of which this process has `local`."""
+    return jax.make_array_from_process_local_data(sharding, local, (rows, *local.shape[1:]))
+
+
+def wait_for_all(name: str) -> None:
+    """A barrier across processes."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)

@@ -1,0 +1,87 @@
+"""The workdir of a run, and `run.json` in it: what was asked for, by which code, on what."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from gpt_pjit.config import FREE_ON_RESUME, Config, differences, from_config_dict
+from gpt_pjit.errors import ConfigError, Problem
+from gpt_pjit.runtime.hosts import wait_for_all
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "gpt_pjit")
+
+
+def open_workdir(workdir: Path, config: Config) -> None:
+    """Creates the workdir or checks that it holds this config's run; records this start.
+
+    Raises ConfigError, with every field that differs, where it holds another run; changes nothing
+    then. Fields of `FREE_ON_RESUME` may differ: they do not change what is computed.
+    """
+    path = workdir / "run.json"
+    record: dict[str, Any] = {"config": None, "starts": []}
+    if path.exists():
+        record = json.loads(path.read_text())
+        _check_same_run(from_config_dict(record["config"], str(path)), config, workdir)
+    elif workdir.exists() and any(workdir.iterdir()):
+        remedy = "choose an empty or new folder with --workdir"
+        raise ConfigError([f"{workdir} is not empty and holds no run.json; {remedy}"], "workdir")
+    wait_for_all("workdir checked")
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        record["config"] = dataclasses.asdict(config)
+        record["starts"].append(_this_start())
+        draft = path.with_suffix(".tmp")
+        draft.write_text(json.dumps(record, indent=2) + "\n")
+        draft.replace(path)
+    wait_for_all("workdir open")
+
+
+def _check_same_run(old: Config, new: Config, workdir: Path) -> None:
+    changed = {
+        name: values
+        for name, values in differences(old, new).items()
+        if not name.startswith(FREE_ON_RESUME)
+    }
+    if changed:
+        remedy = "use another --workdir, or the config of that run"
+        problems = [
+            Problem(name, now, f"the run in {workdir} has {was!r}", remedy)
+            for name, (was, now) in changed.items()
+        ]
+        raise ConfigError(problems, "config")
+
+
+def _this_start() -> dict[str, Any]:
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join([sys.executable, *sys.orig_argv[1:]]),
+        "git": _git_state(),
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "processes": jax.process_count(),
+        "devices": [jax.device_count(), jax.devices()[0].device_kind],
+    }
+
+
+def _git_state() -> dict[str, Any] | None:
+    """The commit of this source tree and whether it was clean; None outside a git checkout."""
+
+    def git(*arguments: str) -> str:
+        command = ("git", "-C", str(Path(__file__).parent), *arguments)
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "clean": not git("status", "--porcelain")}
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,143 @@
+"""The run: from a config to a trained model in a workdir. The loop, and only the loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+
+from gpt_pjit.checkpoint import Checkpointer
+from gpt_pjit.config import Config
+from gpt_pjit.data import TokenDataset, open_data, train_batches, validation_batches
+from gpt_pjit.errors import EXIT_DONE, EXIT_INTERRUPTED
+from gpt_pjit.generate import continue_prompt
+from gpt_pjit.model import count_params
+from gpt_pjit.partition import make_mesh, mesh_shape
+from gpt_pjit.runtime import (
+    Interrupt,
+    StepLog,
+    global_array,
+    local_rows,
+    open_workdir,
+    say,
+    wait_for_all,
+)
+from gpt_pjit.training import Program, TrainState, build, validation_metrics
+
+
+def train(config: Config, workdir: Path) -> int:
+    """Trains, or goes on where `workdir` left off; returns the exit code."""
+    mesh = config.mesh
+    shape = mesh_shape(mesh.replica, mesh.data, mesh.tensor, jax.device_count())
+    program = build(config, make_mesh(shape))
+    open_workdir(workdir, config)
+    dataset = _open_data(config, workdir)
+    checkpointer = Checkpointer(workdir / "checkpoints", config.checkpoint.keep)
+    with jax.set_mesh(program.mesh):
+        start = checkpointer.latest_step() or 0
+        _describe(config, program, dataset, start)
+        if start >= config.optim.steps:
+            say(f"this run is finished: {workdir} holds all {start} steps")
+            return EXIT_DONE
+        if start:
+            state = checkpointer.restore(start, program.state)
+        else:
+            state = program.init(jax.random.key(config.seed))
+        state, step = _loop(config, workdir, program, dataset, checkpointer, state, start)
+        checkpointer.close()
+        if step < config.optim.steps:
+            say(f"stopped and saved at step {step}; the same command resumes there")
+            return EXIT_INTERRUPTED
+        if config.sample.tokens:
+            say(_sample(config, program, state, dataset))
+    say(f"finished: metrics, checkpoints and run.json are in {workdir}")
+    return EXIT_DONE
+
+
+def _loop(
+    config: Config,
+    workdir: Path,
+    program: Program,
+    dataset: TokenDataset,
+    checkpointer: Checkpointer,
+    state: TrainState,
+    start: int,
+) -> tuple[TrainState, int]:
+    """Steps from `start` to the last, or to Ctrl-C; the state and the number of steps done."""
+    size, length, total = config.data.batch_size, config.data.sequence_length, config.optim.steps
+    rows = local_rows(program.tokens.sharding, program.tokens.shape)
+    held_out = dataset.splits["validation"]
+    batches = train_batches(
+        dataset.splits["train"],
+        seed=config.seed,
+        batch_size=size,
+        sequence_length=length,
+        rows=rows,
+        start=start,
+        stop=total,
+    )
+    log = StepLog(config, workdir, count_params(state.params), start)
+    step = start
+    with Interrupt() as interrupt, jax.transfer_guard("disallow"):
+        for step, tokens in enumerate(batches, start + 1):
+            batch = global_array(program.tokens.sharding, tokens, size)
+            state, metrics = program.train_step(state, batch)
+            log.push(step, metrics)
+            stop = interrupt.requested
+            if step % config.eval.every == 0 or step == total:
+                with log.pause(step):
+                    held_out_batches = validation_batches(
+                        held_out,
+                        batch_size=size,
+                        sequence_length=length,
+                        rows=rows,
+                        batches=config.eval.batches,
+                    )
+                    per_byte = held_out.tokens / held_out.source_bytes
+                    log.write(
+                        step, validation_metrics(program, state.params, held_out_batches, per_byte)
+                    )
+            if step % config.checkpoint.every == 0 or step == total or stop:
+                with log.pause(step):
+                    checkpointer.save(step, state)
+            if stop:
+                break
+    log.close()
+    return state, step
+
+
+def _open_data(config: Config, workdir: Path) -> TokenDataset:
+    """Process 0 tokenises the text if need be, while the others wait."""
+    cache = workdir / "data"
+    if jax.process_index() == 0:
+        open_data(config.data, cache, config.model.vocab_size)
+    wait_for_all("data prepared")
+    return open_data(config.data, cache, config.model.vocab_size)
+
+
+def _describe(config: Config, program: Program, dataset: TokenDataset, start: int) -> None:
+    axes = " x ".join(f"{axis} {size}" for axis, size in program.mesh.shape.items() if size > 1)
+    say(
+        f"model: {count_params(program.state.params) / 1e6:,.1f} M parameters\n"
+        f"devices: {jax.device_count()} {jax.devices()[0].device_kind}, "
+        f"mesh {axes or 'of one'}, layout {config.partition.layout}\n"
+        f"data: {dataset.splits['train'].tokens:,} training and "
+        f"{dataset.splits['validation'].tokens:,} validation tokens\n"
+        f"steps: {start:,} of {config.optim.steps:,} done, each of "
+        f"{config.data.batch_size * config.data.sequence_length:,} tokens"
+    )
+
+
+def _sample(config: Config, program: Program, state: TrainState, dataset: TokenDataset) -> str:
+    tokenizer = dataset.tokenizer()
+    prompt = config.sample.prompt
+    ids = continue_prompt(
+        program.forward,
+        program.weights(state.params),
+        [tokenizer.eot_id, *tokenizer.encode(prompt)],
+        context=config.data.sequence_length,
+        n_tokens=config.sample.tokens,
+        temperature=config.sample.temperature,
+        seed=config.seed,
+    )
+    return f"sample:\n{prompt}{tokenizer.decode(ids)}\n"

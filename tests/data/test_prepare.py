@@ -1,0 +1,273 @@
+"""From text files to a set: which files, which split, only once, and what is wrong in words."""
+
+import importlib
+import itertools
+import os
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
+
+from gpt_pjit.config import DataConfig
+from gpt_pjit.data import TokenDataset, corpus, load_tokenizer, open_data, prepare, train_bpe
+from gpt_pjit.data.corpus import Part, pieces
+from gpt_pjit.errors import ConfigError
+
+TEXTS = {
+    "a.txt": "first document\n",
+    "b.txt": "zweites Dokument: \u00fcber\r\n",
+    "deep/er/c.txt": "third\n\n",
+    "deep/d.md": "# not text\n",
+}
+ROOMY = 300
+
+
+@pytest.fixture
+def texts(tmp_path, monkeypatch):
+    """A folder of texts, which is the working directory."""
+    folder = tmp_path / "texts"
+    for name, text in TEXTS.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(text.encode())
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def config(text="**/*.txt", split="tail", fraction=0.2, **fields):
+    return DataConfig(text=text, validation_split=split, validation_fraction=fraction, **fields)
+
+
+def documents(dataset, name):
+    """The decoded documents of a split, with whether end-of-text ends them."""
+    split, tokenizer = dataset.splits[name], dataset.tokenizer()
+    offsets = split.document_offsets(0, split.documents + 1).astype(int)
+    ids = split.read(np.array([0]), split.tokens)[0]
+    found = [ids[start:stop] for start, stop in itertools.pairwise(offsets)]
+    return [(tokenizer.decode(d), bool(len(d)) and d[-1] == dataset.eot_id) for d in found]
+
+
+def test_files_become_documents_in_the_order_of_their_paths(texts, tmp_path):
+    dataset = open_data(config(fraction=0.0), tmp_path / "data", ROOMY)
+    expected = [(TEXTS[name], True) for name in ("a.txt", "b.txt", "deep/er/c.txt")]
+    assert documents(dataset, "train") == expected
+    assert dataset.splits["train"].source_bytes == sum(len(t.encode()) for t, _ in expected)
+    assert dataset.splits["validation"].tokens == 0
+
+
+def test_patterns_join_and_exclusion_matches_whole_paths(texts, tmp_path):
+    some = config(text="deep/*.md *.txt deep/**/*.txt", text_exclude=r".*er/.*|a", fraction=0.0)
+    dataset = open_data(some, tmp_path / "data", ROOMY)
+    assert [d for d, _ in documents(dataset, "train")] == [
+        TEXTS[name] for name in ("a.txt", "b.txt", "deep/d.md")
+    ]
+
+
+def test_the_tail_is_the_last_tenth_of_a_file(tmp_path):
+    text = "".join(chr(97 + i % 26) for i in range(1_234))
+    (tmp_path / "one.txt").write_text(text)
+    one = config(text=str(tmp_path / "one.txt"), fraction=0.1)
+    dataset = open_data(one, tmp_path / "data", ROOMY)
+    cut = int(1_234 * 0.9)
+    assert documents(dataset, "train") == [(text[:cut], False)]
+    assert documents(dataset, "validation") == [(text[cut:], True)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    contents=st.lists(st.text(max_size=30), min_size=1, max_size=5),
+    fraction=st.integers(0, 99).map(lambda percent: percent / 100),
+)
+def test_the_tail_cuts_no_character_and_loses_none(tmp_path_factory, contents, fraction):
+    folder = tmp_path_factory.mktemp("tail")
+    files = []
+    for i, text in enumerate(contents):
+        path = folder / str(i)
+        path.write_bytes(text.encode())
+        files.append(corpus.TextFile(str(path), len(text.encode()), 0, ""))
+    parts = corpus.split_tail(files, fraction)
+    assert [part.split for part in parts] == sorted(part.split for part in parts)
+    assert "".join(text for part in parts for text in pieces(part)) == "".join(contents)
+    assert sum(part.ends for part in parts) == len(contents)
+    train = sum(part.stop - part.start for part in parts if part.split == "train")
+    assert 0 <= sum(file.size for file in files) * (1 - fraction) - train < 4
+
+
+def test_documents_keep_their_split_when_others_are_added(tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for i in range(60):
+        (folder / f"{i}.txt").write_text(f"document {i}")
+    some = config(text=f"{folder}/*.txt", split="documents", fraction=0.2)
+    before = documents(open_data(some, tmp_path / "before", ROOMY), "validation")
+    assert 4 < len(before) < 20
+    for i in range(60, 90):
+        (folder / f"{i}.txt").write_text(f"document {i}")
+    shutil.copy(folder / "0.txt", folder / "copy of 0.txt")
+    after = open_data(some, tmp_path / "after", ROOMY)
+    assert set(before) < set(documents(after, "validation"))
+    train = [text for text, _ in documents(after, "train")]
+    assert not set(before) & set(documents(after, "train"))
+    assert [*train, *(t for t, _ in documents(after, "validation"))].count("document 0") == 2
+
+
+@pytest.mark.parametrize("split", ["documents", "tail"])
+def test_bpe_is_trained_on_training_documents_only(tmp_path, split):
+    for i in range(40):
+        (tmp_path / f"{i:02}.txt").write_text(f"{chr(97 + i % 26) * 5}{i} " * 30)
+    some = config(text=f"{tmp_path}/*.txt", split=split, fraction=0.5, tokenizer="bpe:400")
+    dataset = open_data(some, tmp_path / "data", 400)
+    train = [text for text, _ in documents(dataset, "train")]
+    train_bpe(train, 400, tmp_path / "expected.json")
+    assert dataset.tokenizer().content == (tmp_path / "expected.json").read_bytes()
+    assert dataset.info.tokenizer.name == "bpe-400.json"
+
+
+INNER = st.text(alphabet="ab \n\t.'1\u00e9\u732b", max_size=6)
+WORDS = st.builds("{}{}{}".format, st.sampled_from("a.1\u732b"), INNER, st.sampled_from("b'2"))
+
+
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(text=st.lists(st.tuples(WORDS, st.sampled_from(" \n")), max_size=60))
+def test_pieces_have_the_tokens_of_the_whole_text(tmp_path_factory, monkeypatch, text):
+    monkeypatch.setattr(corpus, "BLOCK", 60)
+    text = "".join(word + separator for word, separator in text)
+    folder = tmp_path_factory.mktemp("pieces")
+    (folder / "text").write_bytes(text.encode())
+    cut = list(pieces(Part(str(folder / "text"), 0, len(text.encode()), "train", True)))
+    assert "".join(cut) == text
+    assert len(cut) >= len(text.encode()) // 120
+    train_bpe([text], 300, folder / "bpe.json")
+    tokenizer = load_tokenizer(str(folder / "bpe.json"))
+    ids = tokenizer.encode_batch(cut)
+    assert np.array_equal(np.concatenate([[], *ids]), tokenizer.encode(text))
+
+
+def test_a_set_is_made_once(texts, tmp_path, monkeypatch, capsys):
+    first = prepare(config(), tmp_path / "data")
+    module = importlib.import_module("gpt_pjit.data.prepare")
+    monkeypatch.setattr(module, "_write", None)
+    monkeypatch.setattr(corpus, "_read_text", None)
+    assert prepare(config(), tmp_path / "data") == first
+    assert "checking" in capsys.readouterr().err
+
+
+def test_touched_and_renamed_files_are_the_same_text(texts, tmp_path):
+    prepare(config(), tmp_path / "data")
+    os.utime(texts / "a.txt", (1, 1))
+    (texts / "a.txt").rename(texts / "a0.txt")
+    prepare(config(), tmp_path / "data")
+
+
+def test_other_text_is_never_silently_reused(texts, tmp_path):
+    prepare(config(), tmp_path / "data")
+    (texts / "a.txt").write_text("changed")
+    (texts / "b.txt").rename(texts / "z.txt")
+    (texts / "e.txt").write_text("more")
+    changed = r"1 file changed \(a\.txt\); 2 files new \(e\.txt, \.\.\.\); 1 file gone \(b\.txt\)"
+    with pytest.raises(ConfigError, match=rf"{tmp_path}/data.*\n.*{changed}; delete the folder"):
+        prepare(config(), tmp_path / "data")
+
+
+def test_another_order_of_the_same_files_is_other_text(texts, tmp_path):
+    prepare(config(), tmp_path / "data")
+    (texts / "a.txt").rename(texts / "x.txt")
+    with pytest.raises(ConfigError, match=r"1 file new \(x\.txt\); 1 file gone \(a\.txt\)"):
+        prepare(config(), tmp_path / "data")
+
+
+def test_other_settings_are_never_silently_reused(texts, tmp_path):
+    prepare(config(), tmp_path / "data")
+    message = (
+        r"data\.tokenizer was 'bytes', is 'bpe:300'; data\.validation_fraction was 0\.2, is 0\.3"
+    )
+    with pytest.raises(ConfigError, match=message):
+        prepare(config(tokenizer="bpe:300", fraction=0.3), tmp_path / "data")
+
+
+def test_of_two_processes_the_first_wins(texts, tmp_path, monkeypatch):
+    module = importlib.import_module("gpt_pjit.data.prepare")
+    write = module._write
+
+    def slow_write(*args):
+        monkeypatch.setattr(module, "_write", write)
+        prepare(config(), tmp_path / "data")
+        write(*args)
+
+    monkeypatch.setattr(module, "_write", slow_write)
+    assert TokenDataset.open(prepare(config(), tmp_path / "data")).splits["train"].documents == 2
+    assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
+
+
+def test_a_folder_of_something_else_is_left_alone(texts, tmp_path):
+    with pytest.raises(ConfigError, match=rf"folder {texts} .*\n.*no source\.json.*data\.path"):
+        prepare(config(), texts)
+    assert (texts / "a.txt").exists()
+
+
+def test_a_set_at_a_path_is_opened_and_checked(texts, tmp_path):
+    path = prepare(config(), tmp_path / "data")
+    at_path = DataConfig(path=str(path))
+    assert open_data(at_path, tmp_path / "unused", 257).splits["train"].documents == 2
+    message = (
+        r"model\.vocab_size=256: is smaller than the 257 ids of tokenizer bytes; .*at least 257"
+    )
+    with pytest.raises(ConfigError, match=message):
+        open_data(at_path, tmp_path / "unused", 256)
+
+
+def test_the_vocabulary_is_checked_before_the_work(texts, tmp_path):
+    with pytest.raises(ConfigError, match=r"model\.vocab_size=100.*257 ids of tokenizer bytes"):
+        open_data(config(), tmp_path / "data", 100)
+    assert not (tmp_path / "data").exists()
+
+
+def test_invalid_utf8_names_every_file_and_byte(texts, tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "BLOCK", 7)
+    (texts / "b.txt").write_bytes("\u00e9".encode() * 10 + b"\xff and so on")
+    (texts / "c.txt").write_bytes(b"cut short \xe7\x8c")
+    message = (
+        r"2 problems:\n.*b\.txt: byte 20 is not UTF-8.*iconv.*\n.*c\.txt: byte 10 is not UTF-8"
+    )
+    with pytest.raises(ConfigError, match=message):
+        prepare(config(), tmp_path / "data")
+
+
+def test_an_unreadable_file_is_named(texts, tmp_path, monkeypatch):
+    def forbidden(path, mode):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(corpus, "open", forbidden, raising=False)
+    with pytest.raises(ConfigError, match=r"b\.txt: cannot be read: Permission denied"):
+        prepare(config(), tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"text": "*.txt nowhere/*.txt"}, r"data\.text='nowhere/\*\.txt': matches no file"),
+        ({"text": "deep"}, r"data\.text='deep': matches no file.*FOLDER/\*\*/\*\.txt"),
+        ({"text_exclude": "("}, r"data\.text_exclude='\(': not a regular expression"),
+        ({"text_exclude": ".*"}, r"data\.text_exclude='\.\*': leaves out all 3 files"),
+        ({"split": "documents", "fraction": 1e-9}, r"leaves split 'validation' empty.*3 documents"),
+        ({"split": "documents", "fraction": 1 - 1e-9}, r"leaves split 'train' empty.*tail"),
+        ({"tokenizer": "nowhere.json"}, r"tokenizer nowhere\.json cannot be read"),
+    ],
+)
+def test_every_problem_is_named(texts, tmp_path, fields, message):
+    with pytest.raises(ConfigError, match=message):
+        prepare(config(**fields), tmp_path / "data")
+    assert not list(tmp_path.glob("data*"))
+
+
+def test_a_set_without_validation_is_named(texts, tmp_path):
+    path = prepare(config(), tmp_path / "data")
+    dataset = TokenDataset.open(path)
+    info = dataset.info
+    del info.splits["validation"]
+    (path / "dataset.json").write_bytes(info.to_json())
+    with pytest.raises(ConfigError, match=r"expected splits train, validation, got train;"):
+        open_data(DataConfig(path=str(path)), tmp_path / "unused", ROOMY)

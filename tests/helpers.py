@@ -1,0 +1,74 @@
+"""Small configs and programs that several tests share."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from gpt_pjit.config import Config, from_config_dict
+from gpt_pjit.partition import make_mesh
+from gpt_pjit.training import Program, build
+
+ROOT = Path(__file__).parent.parent
+
+
+def with_fields(config: Config, fields: dict) -> Config:
+    """`config` with `{"model.n_layers": 3, ...}` replaced."""
+    for name, value in fields.items():
+        section, _, field = name.partition(".")
+        if field:
+            value = dataclasses.replace(getattr(config, section), **{field: value})
+        config = dataclasses.replace(config, **{section: value})
+    return config
+
+
+def tiny(**sections: dict) -> Config:
+    """Two layers, 64 wide, 32 tokens, batch 64; `tiny(model={"bias": True})` changes fields."""
+    fields = {
+        "model.n_layers": 2,
+        "model.n_heads": 4,
+        "model.d_model": 64,
+        "model.d_ff": 128,
+        "model.vocab_size": 512,
+        "model.dtype": "float32",
+        "data.text": "unused",
+        "data.sequence_length": 32,
+        "data.batch_size": 64,
+    }
+    for section, values in sections.items():
+        fields |= {f"{section}.{name}": value for name, value in values.items()}
+    return with_fields(Config(), fields)
+
+
+def load_config(name: str) -> Config:
+    """The config of `configs/NAME.py`; 580m.py is no importable name, so it is loaded by path."""
+    path = ROOT / "configs" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location("config_file", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return from_config_dict(module.get_config(), str(path))
+
+
+def program_on(config: Config, shape: tuple[int, int, int]) -> Program:
+    return build(config, make_mesh(shape, jax.devices()[: int(np.prod(shape))]))
+
+
+def random_tokens(config: Config, seed: int) -> np.ndarray:
+    shape = (config.data.batch_size, config.data.sequence_length + 1)
+    return np.random.default_rng(seed).integers(0, config.model.vocab_size, shape, np.int32)
+
+
+def run_steps(config: Config, program: Program, steps: int):
+    """The state and the metrics of `steps` training steps on random tokens."""
+    history = []
+    with jax.set_mesh(program.mesh):
+        state = program.init(jax.random.key(config.seed))
+        for step in range(steps):
+            tokens = jax.device_put(random_tokens(config, step), program.tokens.sharding)
+            state, metrics = program.train_step(state, tokens)
+            history.append({name: float(value) for name, value in metrics.items()})
+    return state, history

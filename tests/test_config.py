@@ -1,0 +1,182 @@
+"""Planted config mistakes, each with one message that names field, value and remedy."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+
+from gpt_pjit.config import (
+    Config,
+    default_config,
+    differences,
+    flatten,
+    from_config_dict,
+    to_json,
+)
+from gpt_pjit.errors import EXIT_CONFIG, ConfigError
+from gpt_pjit.validation import validate
+from tests.helpers import ROOT, load_config, tiny, with_fields
+
+MISTAKES = [
+    # fields that are wrong, then words of the message
+    ({"model.d_model": 1500, "model.n_heads": 16}, "model.d_model=1500", "try 1488 or 1504"),
+    ({"data.batch_size": 250, "optim.microbatches": 4}, "data.batch_size=250", "try 248 or 252"),
+    ({"model.n_layers": 0}, "model.n_layers=0", "at least 1"),
+    ({"model.vocab_size": -5, "data.tokenizer": "x.json"}, "model.vocab_size=-5", "at least 2"),
+    ({"model.vocab_size": 100}, "model.vocab_size=100", "try 257, padded: 264"),
+    ({"model.positions": "rotary"}, "model.positions='rotary'", "alibi, learned, none"),
+    ({"model.activation": "relu"}, "model.activation='relu'", "gelu, gelu_tanh"),
+    ({"model.dtype": "float16"}, "model.dtype='float16'", "bfloat16, float32"),
+    ({"model.remat": "some"}, "model.remat='some'", "none, dots, full"),
+    ({"model.dropout_attention": 10.0}, "model.dropout_attention=10.0", "not a percentage"),
+    ({"data.validation_fraction": 1.0}, "data.validation_fraction=1.0", "[0, 1)"),
+    ({"data.validation_split": "random"}, "data.validation_split='random'", "documents, tail"),
+    ({"data.text": ""}, "data={'data.text': '', 'data.path': ''}", "exactly one of text and path"),
+    ({"data.path": "set"}, "'data.path': 'set'", "exactly one of text and path"),
+    (
+        {"data.text": "", "data.path": "x", "data.text_exclude": "y"},
+        "data.text_exclude",
+        "remove it",
+    ),
+    ({"data.tokenizer": "gpt2"}, "data.tokenizer='gpt2'", "bytes, bpe:SIZE"),
+    ({"data.tokenizer": "bpe:100"}, "data.tokenizer='bpe:100'", "for example bpe:2048"),
+    ({"data.tokenizer": "bpe:4096"}, "data.tokenizer='bpe:4096'", "vocab_size to at least 4096"),
+    ({"data.sequence_length": 1}, "data.sequence_length=1", "at least 2"),
+    ({"optim.warmup_steps": 5000}, "optim.warmup_steps=5000", "below optim.steps=1000"),
+    ({"optim.peak_lr": 0.0}, "optim.peak_lr=0.0", "above 0"),
+    ({"optim.weight_decay": -0.1}, "optim.weight_decay=-0.1", "0 turns it off"),
+    ({"optim.final_lr_fraction": 1.5}, "optim.final_lr_fraction=1.5", "[0, 1]"),
+    ({"optim.b2": 1.0}, "optim.b2=1.0", "[0, 1)"),
+    ({"mesh.data": 0}, "mesh.data=0", "-1 takes the rest"),
+    ({"mesh.tensor": -1}, "mesh=(1, -1, -1)", "fix all but one"),
+    ({"partition.layout": "zero3"}, "partition.layout='zero3'", "ddp, zero1, zero, fsdp"),
+    ({"eval.every": 0}, "eval.every=0", "at least 1"),
+    ({"checkpoint.keep": 0}, "checkpoint.keep=0", "at least 1"),
+    ({"seed": -1}, "seed=-1", "at least 0"),
+]
+
+
+@pytest.mark.parametrize(("fields", "field", "remedy"), MISTAKES, ids=lambda value: str(value)[:40])
+def test_one_mistake_has_one_message(fields, field, remedy):
+    with pytest.raises(ConfigError) as error:
+        validate(with_fields(tiny(), fields), "configs/mine.py")
+    assert len(error.value.problems) == 1
+    message = str(error.value)
+    assert message.startswith("configs/mine.py has 1 problem:\n")
+    assert field in message
+    assert remedy in message
+
+
+def test_all_mistakes_are_reported_at_once():
+    fields = {"model.n_layers": 0, "model.remat": "some", "optim.peak_lr": -1.0, "mesh.data": 0}
+    with pytest.raises(ConfigError) as error:
+        validate(with_fields(tiny(), fields))
+    assert len(error.value.problems) == 4
+
+
+def test_misspelt_mistyped_and_missing_fields():
+    values = dataclasses.asdict(Config())
+    values["model"]["n_layer"] = values["model"].pop("n_layers")
+    values["optim"]["steps"] = "many"
+    with pytest.raises(ConfigError) as error:
+        from_config_dict(values)
+    message = str(error.value)
+    assert "model.n_layer=4: no such field; did you mean model.n_layers?" in message
+    assert "model.n_layers=None: missing" in message
+    assert "optim.steps='many': must be int, got str" in message
+
+
+def test_a_locked_config_refuses_new_keys():
+    with pytest.raises(AttributeError, match='Did you mean "n_layers" instead of "n_layer"'):
+        default_config().model.n_layer = 3
+
+
+@pytest.mark.parametrize("name", ["quickstart", "124m", "580m", "1b1"])
+def test_the_configs_of_this_checkout_are_valid(name):
+    config = load_config(name)
+    validate(config, name)
+    assert from_config_dict(json.loads(to_json(config))) == config
+
+
+def test_580m_is_the_published_run():
+    config = flatten(load_config("580m"))
+    expected = {
+        "model.n_layers": 18,
+        "model.d_model": 1536,
+        "model.d_ff": 6144,
+        "model.n_heads": 12,
+        "model.vocab_size": 50304,
+        "model.positions": "alibi",
+        "model.bias": False,
+        "model.dropout_residual": 0.1,
+        "model.dropout_attention": 0.1,
+        "model.dropout_embedding": 0.0,
+        "model.dtype": "bfloat16",
+        "data.sequence_length": 1024,
+        "data.batch_size": 512,
+        "optim.steps": 97_000,
+        "optim.peak_lr": 2.5e-4,
+        "optim.warmup_steps": 2_000,
+        "optim.final_lr_fraction": 0.1,
+        "optim.b2": 0.95,
+        "optim.weight_decay": 0.1,
+        "optim.clip_norm": 1.0,
+    }
+    assert {name: config[name] for name in expected} == expected
+
+
+def test_differences():
+    new = with_fields(Config(), {"optim.steps": 7, "seed": 3})
+    assert differences(Config(), new) == {"optim.steps": (1000, 7), "seed": (0, 3)}
+
+
+def main(*flags):
+    command = [sys.executable, "-m", "gpt_pjit.main", *flags]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--config=configs/580.py"], "no such file as configs/580.py; here are: configs/124m.py"),
+        ([], "give one with --config=FILE"),
+        (["--config=configs/580m.py", "--config.model.n_layer=3"], 'mean "n_layers"'),
+        (["--config=configs/580m.py", "--config.model.n_layers=abc"], "n_layers"),
+        (["--config=configs/580m.py", "--confg.seed=1"], "confg"),
+        (["--config=configs/580m.py", "config.seed=1"], "overrides read --config.optim.steps=100"),
+        (
+            ["--config=configs/580m.py", "--config.model.n_heads=11", "--config.mesh.tensor=0"],
+            "configs/580m.py has 2 problems:\n  mesh.tensor=0",
+        ),
+    ],
+    ids=str,
+)
+def test_the_command_line_ends_with_one_message_and_exit_78(flags, words):
+    result = main(*flags)
+    assert result.returncode == EXIT_CONFIG, result.stderr
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("c.optim.peak_learning_rate = 1.0", "peak_l"),
+        ("c.optim.steps = 'many'", "steps"),
+        ("c.optim.steps = 2.5", "steps"),
+        ("c.optim.warmup_steps = c.optim.steps", "optim.warmup_steps=1000"),
+    ],
+)
+def test_mistakes_in_a_config_file(tmp_path, line, words):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from gpt_pjit.config import default_config\n"
+        "def get_config():\n    c = default_config()\n    c.data.text = 'x'\n"
+        f"    {line}\n    return c\n"
+    )
+    result = main(f"--config={path}")
+    assert result.returncode == EXIT_CONFIG, result.stderr
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr

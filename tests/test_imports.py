@@ -1,0 +1,62 @@
+"""Imports run strictly downward through the floors of BUILD.md."""
+
+import ast
+
+from tests.helpers import ROOT
+
+FLOORS = (
+    ("errors",),
+    ("config", "partition"),
+    ("validation",),
+    ("model", "data", "checkpoint", "runtime"),
+    ("training",),
+    ("generate",),
+    ("train", "cli"),
+    ("main",),
+)
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def imported_rooms(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            raise AssertionError(f"{path}: relative import; write gpt_pjit.ROOM")
+        names = [node.module] if isinstance(node, ast.ImportFrom) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        for name in names:
+            if name and name.startswith("gpt_pjit."):
+                yield name.split(".")[1], name
+
+
+def test_imports_run_downward():
+    package = ROOT / "gpt_pjit"
+    wrong = []
+    for path in package.rglob("*.py"):
+        room = path.relative_to(package).parts[0].removesuffix(".py")
+        if room == "__init__":
+            continue
+        for target, name in imported_rooms(path):
+            if target != room and FLOOR[target] >= FLOOR[room]:
+                wrong.append(f"{path.relative_to(ROOT)} imports {name}, which is not below it")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_rooms_are_entered_by_their_door():
+    """Another room is imported through its `__init__`, not through a file inside it."""
+    package = ROOT / "gpt_pjit"
+    wrong = []
+    for path in package.rglob("*.py"):
+        room = path.relative_to(package).parts[0].removesuffix(".py")
+        for target, name in imported_rooms(path):
+            if target != room and name.count(".") > 1:
+                wrong.append(f"{path.relative_to(ROOT)} imports {name}; import gpt_pjit.{target}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_room_has_a_floor():
+    package = ROOT / "gpt_pjit"
+    rooms = {
+        p.name.removesuffix(".py") for p in package.iterdir() if p.suffix == ".py" or p.is_dir()
+    }
+    rooms -= {"__init__", "__pycache__"}
+    assert rooms == set(FLOOR)
