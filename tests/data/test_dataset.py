@@ -153,6 +153,32 @@ def test_a_corrupt_chunk_names_split_and_tokens(make_set):
         train.read(np.array([0, 120]), 20)
 
 
+def test_shards_in_the_wrong_place_are_found_by_the_content_hash(make_set):
+    dataset, _ = make_set(1000, 70)
+    shards = _path(dataset) / "train/tokens/c"
+    shutil.copy(shards / "0", shards / "1")
+    train = TokenDataset.open(dataset.path).splits["train"]
+    with pytest.raises(ConfigError, match=f"'train' should have content hash {train.info.sha256}"):
+        train.verify()
+
+
+def test_an_array_of_another_length_is_named(make_set):
+    dataset, _ = make_set(1000, 70)
+    metadata = _path(dataset) / "train/tokens/zarr.json"
+    metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"shape": [999]}))
+    with pytest.raises(ConfigError, match=r"'train' should hold 1000 tokens, has shape \(999,\)"):
+        TokenDataset.open(dataset.path)
+
+
+def test_another_tokenizer_file_is_named(bpe_set):
+    (bpe_set / "tokenizer.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"tokenizer\.json of tokenizer 'cats\.json' should have"):
+        TokenDataset.open(bpe_set).tokenizer()
+    (bpe_set / "tokenizer.json").unlink()
+    with pytest.raises(ConfigError, match="got no such file"):
+        TokenDataset.open(bpe_set).tokenizer()
+
+
 def test_an_unreachable_store_is_not_taken_for_damage(make_set):
     train = make_set(100, 10)[0].splits["train"]
     error = train._unreadable("tokens 0 to 9", ValueError("UNAVAILABLE: no network"))
@@ -183,8 +209,19 @@ def test_a_killed_write_is_no_set(tmp_path, make_set):
 
 def test_a_set_is_never_overwritten(make_set):
     dataset, _ = make_set(100, 10)
-    with pytest.raises(FileExistsError), DatasetWriter(_path(dataset), BytesTokenizer()):
+    with pytest.raises(FileExistsError):
+        DatasetWriter(_path(dataset), BytesTokenizer()).__enter__()
+
+
+def test_of_two_writers_the_first_wins(tmp_path):
+    with (
+        pytest.raises(FileExistsError),
+        DatasetWriter(tmp_path / "set", BytesTokenizer()),
+        DatasetWriter(tmp_path / "set", BytesTokenizer()),
+    ):
         pass
+    assert TokenDataset.open(tmp_path / "set").splits["train"].tokens == 0
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_an_id_above_the_vocabulary_is_refused(tmp_path):
