@@ -169,7 +169,7 @@ def test_four_processes_train_to_the_losses_of_one_and_resume_its_workdir(corpus
     assert metrics(four) == pytest.approx(expected, abs=1e-5)
     # Cut the run of one process back to step 8, and let four processes take it from there.
     for step in (16, 24):
-        subprocess.run(["rm", "-r", one / "checkpoints" / str(step)], check=True)  # noqa: S607
+        subprocess.run(["rm", "-r", one / "checkpoints" / str(step)], check=True)
     result = run([*launcher, *flags(corpus, one, **fields)])
     assert result.returncode == EXIT_DONE, result.stderr
     assert "steps: 8 of 24 done" in result.stdout

@@ -58,9 +58,8 @@ def find_files(config: DataConfig) -> list[str]:
     kept = sorted(path for path in paths if not (exclude and exclude.fullmatch(path)))
     if not kept:
         constraint = f"leaves out all {len(paths)} files of data.text"
-        raise ConfigError(
-            [Problem("data.text_exclude", config.text_exclude, constraint, "narrow it")]
-        )
+        problem = Problem("data.text_exclude", config.text_exclude, constraint, "narrow it")
+        raise ConfigError([problem])
     return kept
 
 
@@ -93,9 +92,9 @@ def split_tail(files: list[TextFile], fraction: float) -> list[Part]:
     cut = int(sum(file.size for file in files) * (1 - fraction))
     parts = []
     for file in files:
-        at = (
-            _character_start(file.path, cut) if 0 < cut < file.size else min(max(cut, 0), file.size)
-        )
+        at = min(max(cut, 0), file.size)
+        if 0 < at < file.size:
+            at = _character_start(file.path, at)
         if at == file.size and cut > 0:
             parts.append(Part(file.path, 0, file.size, "train", True))
         elif at == 0:

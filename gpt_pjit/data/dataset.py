@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from pathlib import Path
 
@@ -85,9 +86,8 @@ class TokenSplit:
 
     def document_offsets(self, start: int, stop: int) -> np.ndarray:
         """uint64 offsets `start` to `stop`: document i is the tokens from offset i to i + 1."""
-        array = self._open("documents", "uint64", self.documents + 1)
         try:
-            return array[start:stop].read().result()
+            return self._documents[start:stop].read().result()
         except ValueError as error:
             raise self._unreadable(f"document offsets {start} to {stop}", error) from None
 
@@ -107,6 +107,10 @@ class TokenSplit:
                 f"{digest.hexdigest()}; copy or write the set again"
             )
             raise ConfigError([problem], f"token dataset {self.path}")
+
+    @functools.cached_property
+    def _documents(self) -> tensorstore.TensorStore:
+        return self._open("documents", "uint64", self.documents + 1)
 
     def _open(self, array: str, dtype: str, length: int) -> tensorstore.TensorStore:
         location = schema.kvstore(self.path, self.name, array)

@@ -176,9 +176,9 @@ def _file_differences(old: dict[str, TextFile], new: dict[str, TextFile]) -> lis
         "gone": [path for path in old if path not in new],
     }
     return [
-        f"{len(paths)} file{'s' if len(paths) > 1 else ''} {kind} ({paths[0]}, ...)"
-        if len(paths) > 1
-        else f"1 file {kind} ({paths[0]})"
+        f"1 file {kind} ({paths[0]})"
+        if len(paths) == 1
+        else f"{len(paths)} files {kind} ({paths[0]}, ...)"
         for kind, paths in kinds.items()
         if paths
     ]
