@@ -22,11 +22,11 @@ def get_config():
     c.data.text = f"{sysconfig.get_path('stdlib')}/**/*.py"
     c.data.text_exclude = r".*/(site-packages|test|tests|idle_test|lib2to3)/.*"
     c.data.tokenizer = "bpe:2048"
-    c.data.sequence_length = 128
-    c.data.batch_size = 32
-    c.optim.steps = 1200
-    c.optim.peak_lr = 2e-3
-    c.optim.warmup_steps = 100
+    c.data.sequence_length = 64
+    c.data.batch_size = 32  # divides over the 32 devices of launch/local.sh too
+    c.optim.steps = 800
+    c.optim.peak_lr = 4e-3
+    c.optim.warmup_steps = 60
     c.eval.every = 400
     c.checkpoint.every = 400
     c.sample.tokens = 200

@@ -3,8 +3,8 @@
     python -m tests.benchmarks.step_time [--nanogpt=DIR --python=PYTHON_WITH_TORCH]
 
 4 layers, 4 heads, 128 wide, context 64, batch 12, vocabulary 65, no dropout, one device per core.
-With `--nanogpt`, a folder that holds nanoGPT's model.py, its step is timed in turn with ours and the
-ratio printed: forward, backward, clip, AdamW, on the same number of threads.
+With `--nanogpt`, a folder that holds nanoGPT's model.py, its step is timed in turn with ours and
+the ratio printed: forward, backward, clip, AdamW, on the same number of threads.
 """
 
 from __future__ import annotations
@@ -103,9 +103,8 @@ def main() -> None:
         if arguments.nanogpt:
             ratios.append(report("nanoGPT", timed([arguments.python, "-c", theirs])) / ours)
     if ratios:
-        print(
-            f"speed over nanoGPT: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-        )
+        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+        print(f"speed over nanoGPT: {statistics.median(ratios):.2f} ({spread})")
 
 
 if __name__ == "__main__":
