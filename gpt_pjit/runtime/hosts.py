@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 import jax
@@ -44,17 +45,16 @@ def cpu_devices(config: Config, cores: int) -> int:
 
     One device per core is a tiny pod, and faster than one device with all cores.
     """
-    sizes = (config.mesh.replica, config.mesh.data, config.mesh.tensor)
-    fixed = int(np.prod([size for size in sizes if size != -1]))
-    if -1 not in sizes:
+    mesh = config.mesh
+    fixed = math.prod(size for size in (mesh.replica, mesh.data, mesh.tensor) if size != -1)
+    if -1 not in (mesh.replica, mesh.data, mesh.tensor):
         return fixed
     rows = config.data.batch_size // config.optim.microbatches
-    split_rows = 1 if config.mesh.data == -1 or config.mesh.replica == -1 else rows
-    if split_rows == rows:  # the rest goes to the tensor axis, which does not split rows
-        return max(cores // fixed, 1) * fixed
-    batch_parts = fixed // config.mesh.tensor
-    rest = [n for n in range(1, max(cores // fixed, 1) + 1) if rows % (n * batch_parts) == 0]
-    return max(rest, default=1) * fixed
+
+    def fits(rest: int) -> bool:
+        return rows % math.prod(rest if n == -1 else n for n in (mesh.replica, mesh.data)) == 0
+
+    return fixed * max(filter(fits, range(1, cores // fixed + 1)), default=1)
 
 
 def local_rows(sharding: NamedSharding, shape: tuple[int, ...]) -> slice:

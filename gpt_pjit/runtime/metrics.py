@@ -76,9 +76,9 @@ class Throughput:
         self.step, self.time = step, time.perf_counter()
 
     def measure(self, step: int) -> dict[str, float]:
-        seconds = time.perf_counter() - self.time
-        rate = (step - self.step) * self.tokens_per_step / seconds
+        steps, seconds = step - self.step, -self.time
         self.restart(step)
+        rate = steps * self.tokens_per_step / (seconds + self.time)
         metrics = {"throughput/tokens_per_second": rate}
         if self.peak:
             metrics["throughput/mfu"] = rate * self.flops_per_token / self.peak
