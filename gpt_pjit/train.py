@@ -84,6 +84,9 @@ def _loop(
             state, metrics = program.train_step(state, batch)
             log.push(step, metrics)
             stop = interrupt.requested
+            if step % config.checkpoint.every == 0 or step == total or stop:
+                with log.pause(step):
+                    checkpointer.save(step, state)
             if step % config.eval.every == 0 or step == total:
                 with log.pause(step):
                     held_out_batches = validation_batches(
@@ -97,9 +100,6 @@ def _loop(
                     log.write(
                         step, validation_metrics(program, state.params, held_out_batches, per_byte)
                     )
-            if step % config.checkpoint.every == 0 or step == total or stop:
-                with log.pause(step):
-                    checkpointer.save(step, state)
             if stop:
                 break
     log.close()

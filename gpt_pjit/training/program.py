@@ -49,7 +49,7 @@ class Program:
     train_step: Callable[[TrainState, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
     weights: Callable[[Any], Any]
     forward: Callable[[Any, jax.Array], jax.Array]
-    eval_step: Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+    eval_step: Callable[[jax.Array, Any, jax.Array, jax.Array], jax.Array]
 
 
 def build(config: Config, mesh: Mesh) -> Program:

@@ -144,10 +144,14 @@ def make_forward(config: Config, placement: Placement) -> Callable[[Any, jax.Arr
 
 
 def make_eval_step(logits_of: Callable[[Any, jax.Array], jax.Array]):
-    """`eval_step(weights, tokens, mask)`: summed nats and number of the predictions in the mask."""
+    """`eval_step(totals, weights, tokens, mask)`: totals plus those of the predictions in the mask.
 
-    def eval_step(weights: Any, tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    Totals are float32 [2], summed nats and their number. Taking them as an argument also puts the
+    steps in order: XLA on CPU deadlocks when the collectives of independent steps interleave.
+    """
+
+    def eval_step(totals: jax.Array, weights: Any, tokens: jax.Array, mask: jax.Array) -> jax.Array:
         nll_BT = token_nll(logits_of(weights, tokens[:, :-1]), tokens[:, 1:])
-        return jnp.sum(nll_BT * mask), jnp.sum(mask)
+        return totals + jnp.stack([jnp.sum(nll_BT * mask), jnp.sum(mask)])
 
     return eval_step

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
 
 from gpt_pjit.runtime import global_array
 from gpt_pjit.training.program import Program
@@ -26,11 +27,11 @@ def validation_metrics(
     """
     weights = program.weights(params)
     rows = program.tokens.shape[0]
-    sums = []
+    totals = jax.device_put(np.zeros(2, np.float32), NamedSharding(program.mesh, P()))
     for tokens, mask in batches:
         arrays = (global_array(program.tokens.sharding, part, rows) for part in (tokens, mask))
-        sums.append(program.eval_step(weights, *arrays))
-    nats, count = np.asarray(jax.device_get(sums), np.float64).sum(axis=0)
+        totals = program.eval_step(totals, weights, *arrays)
+    nats, count = jax.device_get(totals)
     loss = float(nats / count)
     return {
         "validation/loss": loss,

@@ -35,14 +35,21 @@ def compiled():
         return program, program.train_step.lower(program.state, program.tokens).compile()
 
 
+def instructions(compiled):
+    """(computation, line) of each instruction; the entry computation is "ENTRY"."""
+    computation = None
+    for line in compiled[1].as_text().splitlines():
+        if header := re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", line):
+            computation = "ENTRY" if header.group(1) else header.group(2)
+        elif line.startswith(" "):
+            yield computation, line
+
+
 @pytest.fixture(scope="module")
 def collectives(compiled):
-    """(computation, kind, dtype, shape) of every collective; the entry computation is "ENTRY"."""
-    found, computation = [], None
-    for line in compiled[1].as_text().splitlines():
-        header = re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", line)
-        if header:
-            computation = "ENTRY" if header.group(1) else header.group(2)
+    """(computation, kind, dtype, shape) of every collective."""
+    found = []
+    for computation, line in instructions(compiled):
         if match := COLLECTIVE.search(line):
             dtype, shape, kind = match.groups()
             shape = tuple(int(size) for size in shape.split(",") if size)
@@ -80,3 +87,13 @@ def test_weights_are_gathered_once_in_bfloat16(compiled, collectives):
     assert {dtype for _, _, dtype, _ in gathers} == {"bf16"}
     assert sorted(shape for *_, shape in gathers) == matrix_shapes(compiled[0])
     assert len(collectives) == len(gathers) + len(matrix_shapes(compiled[0])) + 1  # vectors: one
+
+
+def test_one_float32_copy_of_the_logits(compiled):
+    """Their gradient is made inside the products that use it, never stored in float32."""
+    tokens = 512 * 1024 // 32 // 4  # of a microbatch on a core
+    shape = re.compile(rf" = [^=]*f32\[(?:{tokens}|4,1024),50304\][^=]* \w[\w\-]*\(")
+    stored = [
+        line for name, line in instructions(compiled) if "fused" not in name and shape.search(line)
+    ]
+    assert len(stored) == 1, stored
