@@ -35,6 +35,7 @@ FLAGS = {
     "data.sequence_length": 32,
     "data.batch_size": 32,
     "optim.steps": STEPS,
+    "optim.peak_lr": 2e-3,
     "optim.warmup_steps": 4,
     "eval.every": 12,
     "checkpoint.every": 8,
