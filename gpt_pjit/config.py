@@ -63,7 +63,9 @@ class OptimConfig:
     final_lr_fraction: float = 0.1
     b1: float = 0.9
     b2: float = 0.95
-    weight_decay: float = 0.1  # on matrices only
+    weight_decay: float = 0.1
+    decay_rules: tuple = ()  # (regex, factor of weight_decay); empty: 1 for matrices, else 0
+    lr_rules: tuple = ()  # (regex, factor), or one factor a layer; 0 freezes; empty: 1 for all
     clip_norm: float = 1.0
     microbatches: int = 1
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from gpt_pjit.errors import ConfigError, Problem
 
@@ -37,3 +38,8 @@ def make_mesh(shape: tuple[int, int, int], devices: Sequence[jax.Device] | None 
     """An explicit-mode mesh: the sharding of every array is part of its type."""
     kinds = (AxisType.Explicit,) * len(AXES)
     return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)
+
+
+def abstract_mesh(shape: tuple[int, int, int]) -> Any:
+    """The same mesh of no devices: a program that is looked at, and not run, takes it as a Mesh."""
+    return AbstractMesh(shape, AXES, axis_types=(AxisType.Explicit,) * len(AXES))

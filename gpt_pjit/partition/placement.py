@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-import optax
 from jax.sharding import PartitionSpec as P
 
-from gpt_pjit.errors import ConfigError, Problem
+from gpt_pjit.errors import ConfigError
 from gpt_pjit.partition.layouts import LAYOUTS, MODEL, axes_of, keep
 from gpt_pjit.partition.mesh import BATCH_AXES
-from gpt_pjit.partition.rules import Match, Rules, match_rules, path_string
+from gpt_pjit.partition.rules import (
+    SHARDING,
+    Finding,
+    Match,
+    Rules,
+    path_string,
+    paths_and_leaves,
+    try_rules,
+)
+
+SCANNED = "blocks/"  # parameters with a leading dimension of layers, run by a scan
+TILE = 128  # lanes of a TPU tile: what a vocabulary is padded to a multiple of
 
 
 @dataclass(frozen=True)
 class Placement:
     """Trees of PartitionSpecs, each shaped like the parameters, and the rule behind each leaf."""
 
+    layout: str
+    axis_sizes: Mapping[str, int]
     stored: Any
     compute: Any
     gradients: Any
@@ -33,66 +46,145 @@ def place(
     params: Any,
     layout: str,
     axis_sizes: Mapping[str, int],
-    scanned: str = "blocks/",
+    scanned: str = SCANNED,
 ) -> Placement:
     """Places a tree of arrays or ShapeDtypeStructs; raises ConfigError with all problems at once.
 
     Parameters whose path starts with `scanned` can be gathered layer by layer; the weights of the
     others are whole over the batch axes in every layout.
     """
-    matches = match_rules(rules, params)
-    problems: list[Problem] = []
-
-    def check(key_path: tuple[Any, ...], leaf: Any, match: Match) -> None:
-        problems.extend(_problems(path_string(key_path), leaf.shape, match, axis_sizes))
-
-    jax.tree_util.tree_map_with_path(check, params, matches)
-    if problems:
-        raise ConfigError(problems, "partition.rules")
+    chosen, findings = choose(rules, params, axis_sizes)
+    if findings:
+        raise ConfigError(findings, SHARDING)
+    matches = jax.tree_util.tree_map_with_path(lambda path, _: chosen[path_string(path)], params)
 
     def specs(axes: frozenset[str], outside_scan: frozenset[str] | None = None) -> Any:
-        def spec(key_path: tuple[Any, ...], _: Any, match: Match) -> P:
+        def spec(key_path: tuple[Any, ...], match: Match) -> P:
             in_scan = path_string(key_path).startswith(scanned)
             return keep(P(*match.value), axes if in_scan or outside_scan is None else outside_scan)
 
-        return jax.tree_util.tree_map_with_path(spec, params, matches)
+        return jax.tree_util.tree_map_with_path(spec, matches)
 
-    chosen = LAYOUTS[layout]
+    keeps = LAYOUTS[layout]
     return Placement(
-        stored=specs(chosen.stored),
-        compute=specs(chosen.compute, outside_scan=MODEL),
-        gradients=specs(chosen.gradients),
-        optimizer=specs(chosen.optimizer),
+        layout=layout,
+        axis_sizes=dict(axis_sizes),
+        stored=specs(keeps.stored),
+        compute=specs(keeps.compute, outside_scan=MODEL),
+        gradients=specs(keeps.gradients),
+        optimizer=specs(keeps.optimizer),
         matches=matches,
     )
 
 
-def _problems(path: str, shape: tuple[int, ...], match: Match, sizes: Mapping[str, int]):
-    """What is wrong with one leaf's spec."""
-    where = f"{path} (rule {match.number} {match.regex!r})"
-    spec = match.value
-    if not isinstance(spec, tuple | P):
-        yield Problem(where, spec, "is no spec", "write a tuple with one entry for each dimension")
+def choose(
+    rules: Rules, params: Any, axis_sizes: Mapping[str, int]
+) -> tuple[dict[str, Match], list[Finding]]:
+    """For each path the match with the first of its specs that divides, and all that is wrong."""
+    leaves = paths_and_leaves(params)
+    matches, findings = try_rules(rules, [path for path, _ in leaves])
+    chosen = {}
+    for path, leaf in leaves:
+        if path not in matches:
+            continue
+        match = matches[path]
+        wrong = [
+            finding
+            for spec in match.values
+            for finding in malformed(path, match, spec, leaf.shape, axis_sizes)
+        ]
+        if not wrong:
+            tried = misfits(path, match, leaf.shape, axis_sizes)
+            fits = [number for number, why_not in enumerate(tried) if not why_not]
+            if fits:
+                chosen[path] = replace(match, chosen=fits[0])
+            else:
+                wrong = tried[0] if len(tried) == 1 else [_none_fits(path, match, tried)]
+        findings += wrong
+    return chosen, findings
+
+
+def misfits(
+    path: str, match: Match, shape: tuple[int, ...], axis_sizes: Mapping[str, int]
+) -> list[list[Finding]]:
+    """For each spec of a match, the dimensions that it would split unevenly."""
+    return [list(_indivisible(path, match, spec, shape, axis_sizes)) for spec in match.values]
+
+
+def malformed(
+    path: str,
+    match: Match,
+    spec: Any,
+    shape: tuple[int, ...],
+    axis_sizes: Mapping[str, int] | None = None,
+) -> Iterator[Finding]:
+    """What is wrong with a spec on any mesh; without `axis_sizes`, axes may have any name."""
+
+    def finding(kind: str, constraint: str, remedy: str) -> Finding:
+        return _of_parameter(path, match, spec, kind, constraint, remedy)
+
+    if not isinstance(spec, tuple | P) or not all(map(_is_entry, spec)):
+        remedy = "write a tuple with None, an axis, or a tuple of axes for each dimension"
+        yield finding("no spec", "is no spec", remedy)
         return
     if len(spec) != len(shape):
         constraint = f"has {len(spec)} entries for {len(shape)} dimensions, shape {shape}"
-        yield Problem(where, spec, constraint, f"write {len(shape)} entries, None for unsplit")
+        yield finding("rank", constraint, f"write {len(shape)} entries, None for unsplit")
         return
     named = axes_of(P(*spec))
     for axis in dict.fromkeys(named):
-        if axis not in sizes:
-            yield Problem(where, spec, f"unknown mesh axis {axis!r}", f"known: {', '.join(sizes)}")
+        if axis_sizes is not None and axis not in axis_sizes:
+            close = difflib.get_close_matches(axis, axis_sizes, n=1)
+            remedy = f"did you mean {close[0]!r}? " if close else ""
+            remedy += f"known: {', '.join(axis_sizes)}"
+            yield finding("unknown axis", f"unknown mesh axis {axis!r}", remedy)
         elif named.count(axis) > 1:
-            yield Problem(where, spec, f"names {axis!r} twice", "split one dimension over it")
+            remedy = "split one dimension over it"
+            yield finding("repeated axis", f"names {axis!r} twice", remedy)
+
+
+def _is_entry(entry: Any) -> bool:
+    axes = entry if isinstance(entry, tuple) else (entry,)
+    return entry is None or all(isinstance(axis, str) for axis in axes)
+
+
+def _indivisible(
+    path: str, match: Match, spec: Any, shape: tuple[int, ...], axis_sizes: Mapping[str, int]
+) -> Iterator[Finding]:
+    """Dimensions that the mesh does not divide, with sizes and factors that work."""
+    devices = math.prod(axis_sizes.values())
     for dim, (size, entry) in enumerate(zip(shape, spec, strict=True)):
-        parts = math.prod(sizes.get(axis, 1) for axis in axes_of(P(entry)))
-        if size % parts:
-            above = (size // parts + 1) * parts
-            remedy = f"try {above - parts} or {above}" if above > parts else f"try {above}"
-            fits = [n for n in range(1, size + 1) if size % n == 0][-6:]
-            constraint = f"dimension {dim} of shape {shape} is {size}, not divisible by {parts}"
-            remedy += f", or mesh sizes that divide it: {', '.join(map(str, fits))}"
-            yield Problem(where, spec, constraint, remedy)
+        axes = axes_of(P(entry))
+        parts = math.prod(axis_sizes[axis] for axis in axes)
+        if size % parts == 0:
+            continue
+        above = (size // parts + 1) * parts
+        remedy = f"try {above - parts} or {above}" if above > parts else f"try {above}"
+        if size > TILE:
+            multiple = math.lcm(TILE, parts)
+            padded = (size // multiple + 1) * multiple
+            remedy += f", or pad it to {padded}, the next multiple of {multiple}"
+        factors = [n for n in range(1, devices + 1) if size % n == 0 and devices % n == 0]
+        remedy += f"; mesh sizes that divide it and {devices}: {', '.join(map(str, factors))}"
+        written = " * ".join(f"{axis} {axis_sizes[axis]}" for axis in axes)
+        constraint = (
+            f"dimension {dim} of shape {shape} is {size}, not divisible by {parts} ({written})"
+        )
+        yield _of_parameter(path, match, spec, "indivisible", constraint, remedy)
+
+
+def _none_fits(path: str, match: Match, tried: list[list[Finding]]) -> Finding:
+    reasons = "; ".join(f"{why_not[0].value}: {why_not[0].constraint}" for why_not in tried)
+    constraint = f"none of its {len(tried)} specs fits: {reasons}"
+    remedy = f"add one that does, or for the first {tried[0][0].remedy}"
+    return _of_parameter(path, match, match.values, "indivisible", constraint, remedy)
+
+
+def _of_parameter(
+    path: str, match: Match, value: Any, kind: str, constraint: str, remedy: str
+) -> Finding:
+    where = f"{path} ({match})"
+    return Finding(where, value, constraint, remedy, kind, parameter=path, rule=match.number)
 
 
 def over_batch_axes(spec: P, *, kind: str) -> P:
@@ -110,15 +202,13 @@ def without_batch_axes(spec: P) -> P:
     return keep(spec, frozenset(axes_of(spec)) - frozenset(BATCH_AXES))
 
 
-def optimizer_specs(tx: optax.GradientTransformation, params: Any, specs: Any) -> Any:
-    """Specs of `tx`'s state: leaves of a parameter have its spec, the rest is replicated."""
-    state = jax.eval_shape(tx.init, params)
-    return optax.tree.map_params(
-        tx, lambda _, spec: spec, state, specs, transform_non_params=lambda _: P()
-    )
+def shard_shape(shape: tuple[int, ...], spec: P, axis_sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape of one device's part."""
+    entries = (*spec, *(None,) * (len(shape) - len(spec)))
+    parts = (math.prod(axis_sizes[axis] for axis in axes_of(P(entry))) for entry in entries)
+    return tuple(size // n for size, n in zip(shape, parts, strict=True))
 
 
 def shard_bytes(leaf: Any, spec: P, axis_sizes: Mapping[str, int]) -> int:
     """Bytes of one device's part of `leaf`."""
-    parts = math.prod(axis_sizes[axis] for axis in axes_of(spec))
-    return math.prod(leaf.shape) * leaf.dtype.itemsize // parts
+    return math.prod(shard_shape(leaf.shape, spec, axis_sizes)) * leaf.dtype.itemsize

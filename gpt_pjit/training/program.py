@@ -17,6 +17,7 @@ from gpt_pjit.partition import (
     AXES,
     BATCH_AXES,
     Placement,
+    Rules,
     gpt_rules,
     optimizer_specs,
     place,
@@ -57,10 +58,7 @@ def build(config: Config, mesh: Mesh) -> Program:
     _check_batch(config, mesh)
     length = config.data.sequence_length
     params = param_shapes(config.model, length)
-    rules = config.partition.rules or gpt_rules(
-        bias=config.model.bias, positions=config.model.positions
-    )
-    placement = place(rules, params, config.partition.layout, mesh.shape)
+    placement = place(sharding_rules(config), params, config.partition.layout, mesh.shape)
     tx = make_optimizer(config, params)
     state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(tx.init, params))
     specs = TrainState(P(), placement.stored, optimizer_specs(tx, params, placement.optimizer))
@@ -94,6 +92,12 @@ def build(config: Config, mesh: Mesh) -> Program:
         forward=logits_of,
         eval_step=jax.jit(make_eval_step(logits_of)),
     )
+
+
+def sharding_rules(config: Config) -> Rules:
+    """The table of the config, or that of the GPT."""
+    c = config.model
+    return config.partition.rules or gpt_rules(bias=c.bias, positions=c.positions)
 
 
 def _check_batch(config: Config, mesh: Mesh) -> None:

@@ -23,7 +23,7 @@ def test_first_full_match_wins():
 
 
 def test_a_part_of_the_path_is_no_match():
-    with pytest.raises(ConfigError, match=r"blocks/up/kernel=None: matched by none of the 1 rules"):
+    with pytest.raises(ConfigError, match="parameter='blocks/up/kernel': no rule matches it"):
         match_rules(((".*embedding", 1),), TREE)
 
 
@@ -34,14 +34,34 @@ def test_all_unmatched_dead_and_shadowed_are_named_at_once():
     message = str(error.value)
     assert "3 problems" in message
     assert "blocks/up/kernel" in message
-    assert "rule 2='typo/.*': matches no parameter" in message
+    assert "rule 2='typo/.*': matches no parameter; remove it, or correct it" in message
     assert (
         "rule 1='embed/embedding': everything it matches (embed/embedding) is taken by rule 0"
         in message
     )
 
 
-@pytest.mark.parametrize("row", [("blocks/(", 1), ("blocks",), 7])
+@pytest.mark.parametrize("row", [("blocks/(", 1), ("blocks",), (), "ab", 7, (7, 1)], ids=repr)
 def test_rows_that_are_no_rules(row):
     with pytest.raises(ConfigError, match="rule 0"):
         match_rules((row,), TREE)
+
+
+def test_a_regex_that_matches_a_part_is_offered_widened():
+    with pytest.raises(ConfigError) as error:
+        match_rules((("up|down", 1), ("embed/", 2)), TREE)
+    message = str(error.value)
+    assert "rule 0 'up|down' matches a part of it: write '.*(?:up|down).*'" in message
+    assert "it matches a part of embed/embedding, but must match the whole: write 'embed/.*'" in (
+        message
+    )
+
+
+def test_two_leaves_with_one_path_are_refused():
+    with pytest.raises(ConfigError, match="parameter='a/b': is the path of 2 leaves; rename one"):
+        match_rules(((".*", 1),), {"a/b": np.zeros(1), "a": {"b": np.zeros(2)}})
+
+
+def test_a_row_may_have_alternatives():
+    match = match_rules((("blocks/.*", 1), ("embed/.*", 2, 3)), TREE)["embed"]["embedding"]
+    assert (match.values, match.value, str(match)) == ((2, 3), 2, "rule 1 'embed/.*'")
