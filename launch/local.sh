@@ -42,7 +42,7 @@ done
 # The first process to fail decides the exit code, and ends the others.
 for ((left = processes; left > 0; left--)); do
     code=0
-    wait -n "${pids[@]}" || code=$?
+    wait -n || code=$?
     if ((code != 0)); then
         exit "$code"
     fi

@@ -94,10 +94,14 @@ class StepLog:
         self.writer = MetricsWriter(workdir, start)
         self.progress = Progress(self.total, start)
         self.throughput = Throughput(config, n_params)
+        self.latest: dict[str, jax.Array] = {}
         self.pending: tuple[int, dict[str, jax.Array]] | None = None
 
     def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Call right after `step` was dispatched: writes what an earlier step left pending."""
+        """Call right after `step` was dispatched: waits for the one before, writes its metrics."""
+        # Two steps under way keep a device busy; more would let Ctrl-C and errors wait for them.
+        jax.block_until_ready(self.latest)
+        self.latest = metrics
         self.flush()
         if step == self.first:
             jax.block_until_ready(metrics)

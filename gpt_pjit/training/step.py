@@ -146,8 +146,7 @@ def make_forward(config: Config, placement: Placement) -> Callable[[Any, jax.Arr
 def make_eval_step(logits_of: Callable[[Any, jax.Array], jax.Array]):
     """`eval_step(totals, weights, tokens, mask)`: totals plus those of the predictions in the mask.
 
-    Totals are float32 [2], summed nats and their number. Taking them as an argument also puts the
-    steps in order: XLA on CPU deadlocks when the collectives of independent steps interleave.
+    Totals are float32 [2]: summed nats, and their number.
     """
 
     def eval_step(totals: jax.Array, weights: Any, tokens: jax.Array, mask: jax.Array) -> jax.Array:

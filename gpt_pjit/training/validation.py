@@ -31,7 +31,8 @@ def validation_metrics(
     totals = jax.device_put(np.zeros(2, np.float32), NamedSharding(program.mesh, P()))
     for tokens, mask in batches:
         arrays = (global_array(program.tokens.sharding, part, rows) for part in (tokens, mask))
-        totals = program.eval_step(totals, weights, *arrays)
+        # One at a time: XLA on CPU deadlocks when the collectives of several steps are under way.
+        totals = jax.block_until_ready(program.eval_step(totals, weights, *arrays))
     nats, count = jax.device_get(totals)
     loss = float(nats / count)
     return {
