@@ -159,7 +159,12 @@ def test_ctrl_c_saves_and_the_same_command_resumes_bit_for_bit(corpus, finished,
 def test_four_processes_train_to_the_losses_of_one_and_resume_its_workdir(corpus, tmp_path):
     """4 processes x 8 devices, the shape of a v3-32, with the batch of one process."""
     launcher = ["launch/local.sh", "--processes=4", "--devices=8"]
-    fields = {"data.batch_size": 64, "optim.microbatches": 2, "model.n_heads": 4}
+    fields = {
+        "data.batch_size": 64,
+        "optim.microbatches": 2,
+        "data.sequence_length": 16,
+        "data.validation_fraction": 0.5,  # 60 evaluation steps in a row, which once hung
+    }
     one, four = tmp_path / "one", tmp_path / "four"
     result = run(command(*flags(corpus, one, **fields)))
     assert result.returncode == EXIT_DONE, result.stderr
