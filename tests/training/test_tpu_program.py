@@ -14,6 +14,7 @@ from tests.helpers import load_config
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.tpu_compiler,
+    pytest.mark.xdist_group("tpu"),  # one compile for all of them
     pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs the extra `plan`"),
 ]
 GIB = 2**30
