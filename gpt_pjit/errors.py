@@ -31,3 +31,9 @@ class ConfigError(ValueError):
         self.problems = tuple(problems)
         count = f"{len(self.problems)} problem" + ("s" if len(self.problems) != 1 else "")
         super().__init__(f"{source} has {count}:\n" + "\n".join(f"  {p}" for p in self.problems))
+
+
+def nearest_multiples(value: int, factor: int) -> str:
+    """The multiples of `factor` around `value`, for a remedy: "96 or 128"."""
+    below = value // factor * factor
+    return f"{below} or {below + factor}" if below else f"{factor}"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gpt_pjit.config import Config, flatten
-from gpt_pjit.errors import ConfigError, Problem
+from gpt_pjit.errors import ConfigError, Problem, nearest_multiples
 
 CHOICES = {
     "model.positions": ("alibi", "learned", "none"),
@@ -51,12 +51,6 @@ def validate(config: Config, source: str = "config") -> None:
     problems = [*_single_fields(flatten(config)), *_mesh(config), *_relations(config)]
     if problems:
         raise ConfigError(problems, source)
-
-
-def nearest_multiples(value: int, factor: int) -> str:
-    """The multiples of `factor` around `value`, for a remedy: "96 or 128"."""
-    below = value // factor * factor
-    return f"{below} or {below + factor}" if below else f"{factor}"
 
 
 def _single_fields(flat: dict[str, Any]) -> Iterator[Problem]:

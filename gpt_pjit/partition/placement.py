@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec as P
 
-from gpt_pjit.errors import ConfigError
+from gpt_pjit.errors import ConfigError, nearest_multiples
 from gpt_pjit.partition.layouts import LAYOUTS, MODEL, axes_of, keep
 from gpt_pjit.partition.mesh import BATCH_AXES
 from gpt_pjit.partition.rules import (
@@ -158,8 +158,7 @@ def _indivisible(
         parts = math.prod(axis_sizes[axis] for axis in axes)
         if size % parts == 0:
             continue
-        above = (size // parts + 1) * parts
-        remedy = f"try {above - parts} or {above}" if above > parts else f"try {above}"
+        remedy = f"try {nearest_multiples(size, parts)}"
         if size > TILE:
             multiple = math.lcm(TILE, parts)
             padded = (size // multiple + 1) * multiple

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from gpt_pjit.config import Config
-from gpt_pjit.errors import ConfigError, Problem
+from gpt_pjit.errors import ConfigError, Problem, nearest_multiples
 from gpt_pjit.model import init_params, param_shapes
 from gpt_pjit.partition import (
     AXES,
@@ -103,7 +103,6 @@ def sharding_rules(config: Config) -> Rules:
 def _check_batch(config: Config, mesh: Mesh) -> None:
     parts = mesh.shape[BATCH_AXES[0]] * mesh.shape[BATCH_AXES[1]] * config.optim.microbatches
     if config.data.batch_size % parts:
-        below = config.data.batch_size // parts * parts
         constraint = f"must be divisible by mesh replica * data * optim.microbatches = {parts}"
-        remedy = f"try {below} or {below + parts}" if below else f"try {parts}"
+        remedy = f"try {nearest_multiples(config.data.batch_size, parts)}"
         raise ConfigError([Problem("data.batch_size", config.data.batch_size, constraint, remedy)])
