@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gpt_pjit.model import attention, gpt
+from gpt_pjit.model.layers import dropout
 from gpt_pjit.partition import LAYOUTS, axes_of, paths_and_leaves
 from tests.helpers import load_config, program_on, random_tokens, run_steps, tiny, with_fields
 
@@ -44,6 +46,33 @@ def test_optional_parameters_train_on_a_mesh_of_three_axes(layout):
     _, many = run_steps(config, program_on(config, (2, 2, 2)), 2)
     assert many[1]["train/loss"] == pytest.approx(one[1]["train/loss"], abs=1e-5)
     assert many[1]["train/grad_norm"] == pytest.approx(one[1]["train/grad_norm"], abs=1e-5)
+
+
+def test_every_dropout_draw_has_its_own_key_and_the_same_one_again(monkeypatch):
+    """Keys differ by seed, step, microbatch, layer and place, and by nothing else."""
+    drawn = []
+
+    def recording(x, rate, key):
+        jax.debug.callback(
+            lambda data: drawn.append(tuple(data.tolist())), jax.random.key_data(key)
+        )
+        return dropout(x, rate, key)
+
+    for module in (attention, gpt):
+        monkeypatch.setattr(module, "dropout", recording)
+
+    def keys_of(seed):
+        drawn.clear()
+        config = with_fields(with_dropout(), {"seed": seed})
+        run_steps(config, program_on(config, (1, 1, 1)), 2)
+        jax.effects_barrier()
+        return list(drawn)
+
+    first, second, again = keys_of(0), keys_of(1), keys_of(0)
+    steps, microbatches, layers, places = 2, 2, 2, 3
+    assert len(first) == steps * microbatches * (1 + layers * places)  # 1: the embedding
+    assert len(set(first + second)) == 2 * len(first)
+    assert sorted(again) == sorted(first)
 
 
 def test_accumulation_over_microbatches_equals_one_batch():
