@@ -46,10 +46,10 @@ class Program:
     state: TrainState
     tokens: jax.ShapeDtypeStruct
     init: Callable[[jax.Array], TrainState]
-    train_step: Callable[[TrainState, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
+    train_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
     weights: Callable[[Any], Any]
-    forward: Callable[[Any, jax.Array], jax.Array]
-    eval_step: Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+    forward: Callable[..., jax.Array]
+    eval_step: Callable[..., tuple[jax.Array, jax.Array]]
 
 
 def build(config: Config, mesh: Mesh) -> Program:

@@ -9,17 +9,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from gpt_pjit.runtime import global_array
+from gpt_pjit.runtime import global_batch
 from gpt_pjit.training.program import Program
 
 
 def validation_metrics(
     program: Program,
     params: Any,
-    batches: Iterable[tuple[np.ndarray, np.ndarray]],
+    batches: Iterable[tuple[np.ndarray | None, ...]],
     tokens_per_byte: float,
 ) -> dict[str, float]:
     """Loss in nats a token, perplexity, and bits per byte, over this host's rows of each batch.
+
+    A batch is what `eval_step` takes: tokens, mask, and segments or None.
 
     Bits per byte is loss / ln 2 * tokens_per_byte, with the split's tokens (end-of-text included)
     and its bytes of source text.
@@ -27,9 +29,8 @@ def validation_metrics(
     weights = program.weights(params)
     rows = program.tokens.shape[0]
     sums = []
-    for tokens, mask in batches:
-        arrays = (global_array(program.tokens.sharding, part, rows) for part in (tokens, mask))
-        sums.append(program.eval_step(weights, *arrays))
+    for batch in batches:
+        sums.append(program.eval_step(weights, *global_batch(program.tokens.sharding, batch, rows)))
     nats, count = np.asarray(jax.device_get(sums), np.float64).sum(axis=0)
     loss = float(nats / count)
     return {
