@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from gpt_pjit.data import train_batches, validation_batches
+from gpt_pjit.data import TrainingData, train_batches, validation_batches
 from gpt_pjit.data.index import windows
 from gpt_pjit.errors import ConfigError
 
@@ -24,12 +24,12 @@ def dataset(make_set):
 
 def train(dataset, rows=slice(0, 8), start=0, stop=12, sequence_length=16):
     shape = {"batch_size": 8, "sequence_length": sequence_length, "rows": rows}
-    split = dataset[0].splits["train"]
-    return list(train_batches(split, seed=5, start=start, stop=stop, **shape))
+    batches = train_batches(TrainingData([dataset[0]]), seed=5, start=start, stop=stop, **shape)
+    return [batch.tokens for batch in batches]
 
 
 def reader_threads():
-    return [t for t in threading.enumerate() if t.name.startswith("grain")]
+    return [t for t in threading.enumerate() if t.name.startswith("ahead")]
 
 
 def test_an_epoch_predicts_each_token_of_its_windows_once(dataset):
@@ -68,9 +68,9 @@ def test_a_run_ends_with_its_last_step(dataset):
 
 
 def test_closing_ends_the_reader_threads(dataset):
-    split = dataset[0].splits["train"]
+    data = TrainingData([dataset[0]])
     shape = {"batch_size": 8, "sequence_length": 16, "rows": slice(0, 8)}
-    batches = train_batches(split, seed=0, start=0, stop=10**9, **shape)
+    batches = train_batches(data, seed=0, start=0, stop=10**9, **shape)
     next(batches)
     assert reader_threads()
     batches.close()
@@ -85,7 +85,7 @@ def test_an_error_of_the_reader_arrives(dataset):
     with open(f"{path}/train/tokens/c/0", "r+b") as file:
         file.write(b"\xff\xff")
     dataset = (type(dataset[0]).open(path), None)
-    with pytest.raises(ConfigError, match=r"of split 'train' cannot be read: DATA_LOSS"):
+    with pytest.raises(ConfigError, match=r"of split 'train' cannot be read: .* is wrong"):
         train(dataset, stop=50)
 
 
@@ -106,7 +106,8 @@ def test_validation_counts_each_token_once(make_set, tokens, batch_size, sequenc
     ]
     targets = []
     for parts in zip(*streams, strict=True):
-        for rows, weights in parts:
+        for rows, weights, segments in parts:
+            assert segments is None
             assert (rows.shape, rows.dtype) == ((batch_size, sequence_length + 1), np.int32)
             assert (weights.shape, weights.dtype) == ((batch_size, sequence_length), np.float32)
             assert not np.any(rows[:, 1:][weights == 0])
