@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -74,6 +75,7 @@ def prepare(config: DataConfig, folder: Path, effort: Effort = Effort()) -> Coun
             stored = _stored_source(folder)
             assert stored, f"{folder} came and went"
     _check_same(stored, source, folder)
+    shutil.rmtree(partial_folder(folder), ignore_errors=True)  # left by a kill just after the end
     return None
 
 

@@ -73,8 +73,11 @@ def _with_checksum(content: bytes) -> bytes:
 
 
 def write_file(path: Path, content: bytes | memoryview) -> None:
+    """Writes a file onto the disk, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "wb") as file:
+    new = path.with_name(f"{path.name}.new")
+    with open(new, "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+    new.replace(path)

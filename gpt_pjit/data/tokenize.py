@@ -30,6 +30,7 @@ from gpt_pjit.errors import ConfigError
 
 TASK = 2**19  # bytes of text for a worker at a time
 WORTH_A_WORKER = {False: 2**20, True: 2**25}  # bytes that take as long as its start; True: fast
+FIRST_SAVE = 0.25  # seconds after the start
 SAVING_SHARE = 0.02  # of the time
 
 
@@ -173,7 +174,7 @@ class _Saver:
 
     def __init__(self, writer: DatasetWriter):
         self._writer = writer
-        self._due = time.monotonic() + 1
+        self._due = time.monotonic() + FIRST_SAVE
 
     def step(self, progress: Any) -> None:
         begun = time.monotonic()

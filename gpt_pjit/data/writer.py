@@ -68,9 +68,7 @@ class DatasetWriter:
             state |= split.state()
         content = io.BytesIO()
         np.savez(content, **state)  # type: ignore[arg-type]  # numpy's stubs have only its own
-        new = self._partial / f"new-{STATE}"
-        write_file(new, content.getbuffer())
-        new.replace(self._partial / STATE)
+        write_file(self._partial / STATE, content.getbuffer())
 
     def add_file(self, name: str, content: bytes) -> None:
         """Puts a file into the set's folder, and onto the disk."""

@@ -121,20 +121,23 @@ def test_no_damage_is_silent(bpe_set):
     whole = read_all(TokenDataset.open(bpe_set))
     random = np.random.default_rng(0)
     files = [path for path in sorted(bpe_set.rglob("*")) if path.is_file()]
-    raised = 0
+    raised, verified, tries = 0, 0, 16 * len(files)
     for path in files:
         content = path.read_bytes()
-        for kind in ["deleted", *["truncated"] * 4, *["flipped"] * 12]:
+        for kind in ["deleted", *["truncated"] * 4, *["flipped"] * 11]:
             if kind == "deleted":
                 path.unlink()
             else:
                 path.write_bytes(damaged(content, kind, random))
             try:
                 assert read_all(TokenDataset.open(bpe_set)) == whole, f"{path} {kind} is silent"
-            except ConfigError:
+            except ConfigError as error:
                 raised += 1
+                verified += path.name in str(error) or "content hash" in str(error)
             path.write_bytes(content)
-    assert raised > 10 * len(files)
+    assert tries >= 200
+    assert raised > 0.9 * tries  # the rest are spellings that mean the same
+    assert verified > 0.9 * raised
 
 
 def test_a_missing_shard_of_zeros_is_no_zeros(tmp_path, small_shards):
