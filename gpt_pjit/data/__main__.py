@@ -24,7 +24,7 @@ from gpt_pjit.data.prepare import prepare
 from gpt_pjit.data.report import describe, show_tokens, summarize
 from gpt_pjit.data.sources import open_data
 from gpt_pjit.data.tokenize import Effort
-from gpt_pjit.data.tokenizers import train_bpe, train_unigram
+from gpt_pjit.data.tokenizers import load_tokenizer, train_bpe, train_unigram
 from gpt_pjit.errors import EXIT_CONFIG, EXIT_INTERRUPTED, ConfigError
 
 INPUTS = "files of text, .jsonl, .json(l).gz, .json(l).zst, .parquet; globs; or hf:NAME[:CONFIG]"
@@ -174,6 +174,9 @@ def _train_tokenizer(flags: argparse.Namespace, _: list[str]) -> None:
     train = {".json": train_bpe, ".model": train_unigram}.get(flags.out.suffix)
     if train is None:
         raise ConfigError([f"--out={flags.out}: expected FILE.json or FILE.model"])
+    if flags.vocab_size < 300:
+        problem = f"--vocab_size={flags.vocab_size}: 256 bytes and some words need at least 300"
+        raise ConfigError([problem], "train_tokenizer")
     config = _corpus(flags)
     files, problems = check_files(find_files(config), {})
     if problems and flags.on_error == "stop":
@@ -181,8 +184,15 @@ def _train_tokenizer(flags: argparse.Namespace, _: list[str]) -> None:
     parts = split_documents(files, config.validation_fraction)
     texts = training_texts(parts, config.text_column, config.validation_fraction)
     flags.out.parent.mkdir(parents=True, exist_ok=True)
-    train(texts, flags.vocab_size, flags.out)
-    print(f"{flags.out}: {flags.vocab_size:,} ids, from the documents of the training split")
+    try:
+        train(texts, flags.vocab_size, flags.out)
+    except RuntimeError as error:  # sentencepiece's, for a vocabulary too large for the text
+        reason = str(error).rpartition("] ")[2]
+        raise ConfigError(
+            [f"--vocab_size={flags.vocab_size}: {reason}"], "train_tokenizer"
+        ) from None
+    size = load_tokenizer(str(flags.out)).vocab_size
+    print(f"{flags.out}: {size:,} ids, from the documents of the training split")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ token, so the end-of-text id appears in a dataset only where a document ends.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -190,26 +191,27 @@ def train_bpe(texts: Iterable[str], vocab_size: int, path: Path, progress: bool 
 def train_unigram(texts: Iterable[str], vocab_size: int, path: Path) -> None:
     """Trains a sentencepiece unigram model, with end-of-text as id 0, and writes it to `path`.
 
-    Any text survives: nothing is normalised, and unknown characters become bytes. Of a text of
-    more than a million lines, a million at random are used.
+    Any text without U+2581, its own sign for a space, survives: nothing is normalised, and unknown
+    characters become bytes. Of more than a million lines, a million at random are used.
     """
     lines = (line[:1000] for text in texts for line in text.splitlines(keepends=True))
-    with open(path, "wb") as file:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=lines,
-            model_writer=file,
-            model_type="unigram",
-            vocab_size=vocab_size,
-            eos_id=0,
-            unk_id=1,
-            bos_id=-1,
-            byte_fallback=True,
-            normalization_rule_name="identity",
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            input_sentence_size=1_000_000,
-            minloglevel=2,
-        )
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=lines,
+        model_writer=model,
+        model_type="unigram",
+        vocab_size=vocab_size,
+        eos_id=0,
+        unk_id=1,
+        bos_id=-1,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        input_sentence_size=1_000_000,
+        minloglevel=2,
+    )
+    path.write_bytes(model.getvalue())
 
 
 def _splits_into_words(fields: dict[str, Any]) -> bool:

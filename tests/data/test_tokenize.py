@@ -60,7 +60,7 @@ def test_workers_and_engine_do_not_matter(corpus, expected, tmp_path, count, fas
 
 
 def test_the_tokens_are_those_of_a_direct_encode(tmp_path):
-    texts = random_documents(30, 3000)
+    texts = random_documents(8, 20_000)
     write_as("jsonl", tmp_path / "c", texts)
     tokenizer = load_tokenizer(small_bpe(tmp_path))
     some = DataConfig(
@@ -70,7 +70,7 @@ def test_the_tokens_are_those_of_a_direct_encode(tmp_path):
     train = TokenDataset.open(tmp_path / "set").splits["train"]
     direct = [np.append(ids, tokenizer.eot_id) for ids in tokenizer.encode_batch(texts)]
     assert train.read(np.array([0]), train.tokens)[0].tolist() == np.concatenate(direct).tolist()
-    assert max(map(len, texts)) > 2**15
+    assert max(map(len, texts)) > 2**17  # several pieces
 
 
 @pytest.mark.parametrize("moment", ["task", "state", "shard", "finish"])
@@ -246,6 +246,36 @@ def test_the_command_makes_checks_and_shows_a_set(corpus, expected, tmp_path):
         (["info", out, "--verbose"], EXIT_CONFIG, "--verbose"),
     ):
         done = subprocess.run([sys.executable, "-m", "gpt_pjit.data", *map(str, arguments)], **run)
+        assert done.returncode == code, done.stderr
+        assert words in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_the_command_trains_tokenizers_and_shows_an_example(corpus, expected, tmp_path):
+    (tmp_path / "set").mkdir()
+    for name, content in expected.items():
+        path = tmp_path / "set" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    data = ["data.text=", "data.text_exclude=", f"data.path={tmp_path}/set", "model.vocab_size=600"]
+    data += ["data.tokenizer=bytes"]
+    example = ["show", "--config=configs/quickstart.py", *(f"--config.{field}" for field in data)]
+    train = ["train_tokenizer", f"{corpus}/1.jsonl.gz"]
+    for arguments, code, words in (
+        ([*train, "--vocab_size=300", f"--out={tmp_path}/t.json"], EXIT_DONE, "t.json: 300 ids"),
+        ([*train, "--vocab_size=350", f"--out={tmp_path}/t.model"], EXIT_DONE, "t.model: 350 ids"),
+        ([*train, "--vocab_size=9999999", f"--out={tmp_path}/u.model"], EXIT_CONFIG, "too high"),
+        ([*train, "--vocab_size=20", f"--out={tmp_path}/u.json"], EXIT_CONFIG, "at least 300"),
+        ([*train, "--vocab_size=300", f"--out={tmp_path}/u.txt"], EXIT_CONFIG, "FILE.json or"),
+        ([*example, "--step=2", "--row=3"], EXIT_DONE, "example 67, row 3 of step 2\ntokens "),
+        ([*example, "--step=2", "--row=32"], EXIT_CONFIG, "below the batch size, 32"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "gpt_pjit.data", *arguments],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == code, done.stderr
         assert words in done.stdout + done.stderr
         assert "Traceback" not in done.stderr
