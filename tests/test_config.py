@@ -38,6 +38,11 @@ MISTAKES = [
         "data={'data.text': '', 'data.path': '', ",
         "exactly one of text, path and sources",
     ),
+    (
+        {"data.text": "", "data.sources": (("a", 0),)},
+        "data.sources=(('a', 0),)",
+        "a weight above 0",
+    ),
     ({"data.path": "set"}, "'data.path': 'set'", "exactly one of text, path and sources"),
     (
         {"data.text": "", "data.path": "x", "data.text_exclude": "y"},

@@ -97,6 +97,8 @@ def _corpus(flags: argparse.Namespace) -> DataConfig:
 
 
 def _tokenize(flags: argparse.Namespace, _: list[str]) -> None:
+    if flags.workers < 0:
+        raise ConfigError([f"--workers={flags.workers}: give a number, or 0 for all cores"])
     config = replace(_corpus(flags), tokenizer=flags.tokenizer)
     effort = Effort(flags.workers, flags.on_error == "skip", flags.engine == "fastest")
     counts = prepare(config, flags.out, effort)

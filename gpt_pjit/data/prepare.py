@@ -22,7 +22,7 @@ from gpt_pjit.data.corpus import (
     split_tail,
 )
 from gpt_pjit.data.documents import training_texts
-from gpt_pjit.data.tokenize import Counts, Effort, tokenize
+from gpt_pjit.data.tokenize import ALL_CORES, Counts, Effort, tokenize
 from gpt_pjit.data.tokenizers import Tokenizer, load_tokenizer, train_bpe
 from gpt_pjit.data.writer import DRAFT, partial_folder
 from gpt_pjit.errors import ConfigError, Problem
@@ -48,7 +48,7 @@ class Source:
         return cls(fields["settings"], {file.path: file for file in files})
 
 
-def prepare(config: DataConfig, folder: Path, effort: Effort = Effort()) -> Counts | None:  # noqa: B008
+def prepare(config: DataConfig, folder: Path, effort: Effort = ALL_CORES) -> Counts | None:
     """Tokenises `config.text` into a set in `folder`; None if it is there already.
 
     Raises ConfigError, and leaves the set as it is, if it was made of other text or settings. A set

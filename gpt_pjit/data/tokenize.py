@@ -43,6 +43,9 @@ class Effort:
     fast: bool = True
 
 
+ALL_CORES = Effort()
+
+
 @dataclass
 class Counts:
     """What the summary tells that the set does not."""
