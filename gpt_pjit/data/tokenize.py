@@ -28,8 +28,9 @@ from gpt_pjit.data.workers import Workers
 from gpt_pjit.data.writer import DatasetWriter, partial_folder
 from gpt_pjit.errors import ConfigError
 
-TASK = 2**19  # bytes of text for a worker at a time
+TASK = 2**21  # bytes of text for a worker at a time
 WORTH_A_WORKER = {False: 2**20, True: 2**25}  # bytes that take as long as its start; True: fast
+FEW_CORES = 4  # that the engines' own threads keep busy in one process
 FIRST_SAVE = 0.25  # seconds after the start
 SAVING_SHARE = 0.02  # of the time
 
@@ -114,8 +115,7 @@ def _tokenize(
     source: tuple[str, bytes],
 ) -> Counts:
     total = sum(part.stop - part.start for part in parts)
-    worth = total // WORTH_A_WORKER[settings.fast] + 1 if total else usable_cores()
-    count = effort.workers or min(usable_cores(), worth)
+    count = effort.workers or _workers(total, settings.fast)
     with (
         DatasetWriter(path, tokenizer) as writer,
         progress("tokenising", total) as advance,
@@ -131,7 +131,7 @@ def _tokenize(
             return task, workers.encode(task.items)
 
         saver = _Saver(writer)
-        for task, encoded in ahead(encode, tasks, threads=count, depth=2 * count):
+        for task, encoded in ahead(encode, tasks, threads=max(count, 2), depth=2 * count + 1):
             _report_problems(encoded.problems, counts, effort)
             for name, values in encoded.splits.items():
                 writer.splits[name].append(*values)
@@ -170,6 +170,13 @@ def _size(item: Item) -> int:
     if isinstance(item, Lines):
         return len(item.data)
     return sum(len(str(text)) for text in item.texts) if isinstance(item, Rows) else 0
+
+
+def _workers(total: int, fast: bool) -> int:
+    """1, in this process, where its interpreter lock is no limit or the text too short."""
+    cores = usable_cores()
+    worth = total // WORTH_A_WORKER[fast] + 1 if total else cores
+    return 1 if cores <= FEW_CORES else min(cores, worth)
 
 
 class _Saver:

@@ -13,7 +13,6 @@ import argparse
 import glob
 import gzip
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -24,8 +23,12 @@ from pathlib import Path
 import tokenizers
 
 from gpt_pjit.data import TokenDataset
-from gpt_pjit.data.tokenize import usable_cores
 
+LAUNCHER = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
 SHARED = Path("../shared/data").resolve()
 
 
@@ -49,7 +52,7 @@ def main() -> None:
                 out = Path(folder) / f"{engine}-{turn}"
                 taken, peak = run_command(flags.inputs, flags.tokenizer, engine, out)
                 seconds[engine].append(taken)
-                print(f"{engine}: {taken:.1f} s, at most {peak:.0f} MB in all processes")
+                print(f"{engine}: {taken:.1f} s, largest process {peak:.0f} MB")
                 splits = TokenDataset.open(out).splits.values()
                 assert sum(split.tokens - split.documents for split in splits) == tokens
             assert content(Path(folder) / f"tokenizers-{turn}") == content(out)
@@ -74,16 +77,15 @@ def encode_raw(path: str, documents: list[str]) -> tuple[float, int]:
 
 
 def run_command(inputs: str, tokenizer: str, engine: str, out: Path) -> tuple[float, float]:
-    """Seconds of the command, and a bound on its memory in MB: that of its largest process for
-    itself and for a worker on each core.
-    """
+    """Seconds of the command, and the peak memory in MB of its largest process."""
     command = [sys.executable, "-m", "gpt_pjit.data", "tokenize", inputs]
     command += [f"--tokenizer={tokenizer}", f"--engine={engine}", f"--out={out}"]
+    # A small process starts it: a process's peak counts that of the one that it was forked from.
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    assert status == 0
-    return time.perf_counter() - start, usage.ru_maxrss / 1e3 * (1 + usable_cores())
+    done = subprocess.run(
+        [sys.executable, "-c", LAUNCHER, *command], capture_output=True, check=True, text=True
+    )
+    return time.perf_counter() - start, float(done.stdout) / 1e3
 
 
 def content(folder: Path) -> dict[str, bytes]:
