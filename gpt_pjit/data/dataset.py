@@ -55,8 +55,8 @@ class TokenDataset:
         except ConfigError as error:
             problems += map(str, error.problems)
         if problems:
-            remedy = "copy or write the set again"
-            raise ConfigError([*problems, remedy], f"token dataset {self.path}")
+            problems[-1] += "; copy or write the set again"
+            raise ConfigError(problems, f"token dataset {self.path}")
 
 
 class TokenSplit:

@@ -196,8 +196,9 @@ class _Saver:
 
 def _report_problems(problems: list[str], counts: Counts, effort: Effort) -> None:
     if problems and not effort.skip_errors:
-        remedy = "mend the input, or leave such documents out with --on_error=skip"
-        raise ConfigError([*problems[:SHOWN_PROBLEMS], remedy], "data.text")
+        shown = problems[:SHOWN_PROBLEMS]
+        shown[-1] += "; mend the input, or leave such documents out with --on_error=skip"
+        raise ConfigError(shown, "data.text")
     for problem in problems[: max(SHOWN_PROBLEMS - counts.skipped, 0)]:
         print(f"skipped: {problem}", file=sys.stderr)
 

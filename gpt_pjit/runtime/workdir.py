@@ -68,8 +68,8 @@ def check_data(workdir: Path, identity: list[dict[str, Any]]) -> None:
     if len(was) != len(now):
         problems.append(f"it is {len(now)} sets, the run had {len(was)}")
     if problems:
-        remedy = "use the run's data, or another --workdir"
-        raise ConfigError([*problems, remedy], f"data of the run in {workdir}")
+        problems[-1] += "; use the run's data, or another --workdir"
+        raise ConfigError(problems, f"data of the run in {workdir}")
 
 
 def _check_same_run(old: Config, new: Config, workdir: Path) -> None:

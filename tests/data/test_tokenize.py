@@ -1,5 +1,6 @@
 """The set depends on the input alone: not on workers, engines, interruptions or kills."""
 
+import json
 import os
 import signal
 import subprocess
@@ -296,3 +297,17 @@ def test_ctrl_c_says_that_the_command_goes_on(corpus, tmp_path):
     assert process.returncode == EXIT_INTERRUPTED, errors
     assert "the same command goes on from where it saved" in errors
     assert "Traceback" not in errors
+
+
+NEOX = ROOT.parent / "shared/data/neox_tokenizer/20B_tokenizer.json"
+PEPS = ROOT.parent / "shared/data/text_peps/peps.jsonl"
+
+
+@pytest.mark.shared_data
+@pytest.mark.skipif(not NEOX.exists(), reason="wants ../shared/data")
+def test_the_fast_engine_agrees_with_the_neox_tokenizer():
+    lines = PEPS.read_text().splitlines()[::10]
+    texts = [*HARD, *(json.loads(line)["text"] for line in lines), *random_documents(50, 500)]
+    tokenizer = load_tokenizer(str(NEOX))
+    fast, slow = FastEngine(tokenizer).encode(texts), Engine(tokenizer).encode(texts)
+    assert all(map(np.array_equal, fast, slow))

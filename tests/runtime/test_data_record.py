@@ -39,7 +39,7 @@ def test_the_same_data_may_move(workdir):
     ],
 )
 def test_other_data_are_refused_with_both_named(workdir, changed, message):
-    with pytest.raises(ConfigError, match=rf"run in {workdir} .*\n  {message}\n  use the run's"):
+    with pytest.raises(ConfigError, match=rf"run in {workdir} .*\n  {message}; use the run's"):
         check_data(workdir, [SET | {"path": "sets/b"} | changed])
 
 
