@@ -41,14 +41,19 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Tokens come from `text`, tokenised once into the workdir, or from `path`, a token dataset."""
+    """Tokens come from `text`, tokenised once into the workdir, from `path`, a token dataset, or
+    from `sources`, several of them.
+    """
 
-    text: str = ""  # glob patterns of UTF-8 text files, separated by spaces
+    text: str = ""  # glob patterns of files of text, JSON lines or Parquet, or hf:NAME, by spaces
+    text_column: str = "text"  # that holds the text, in files with columns
     text_exclude: str = ""  # regex; files whose whole path matches are left out
     tokenizer: str = "bytes"  # bytes | FILE.json | FILE.model | bpe:SIZE (trained on `text`)
     validation_split: str = "documents"  # documents (by hash of each file) | tail (of the stream)
     validation_fraction: float = 0.05
     path: str = ""
+    sources: tuple = ()  # (path, weight) of each set of a mixture
+    mask_documents: bool = False  # keep attention, positions and loss inside a document
     sequence_length: int = 128
     batch_size: int = 32  # sequences a step, over all hosts
 
@@ -130,7 +135,15 @@ class Config:
 
 
 # A run may be resumed with other values here: they change where and when, not what is computed.
-FREE_ON_RESUME = ("mesh.", "partition.layout", "eval.", "checkpoint.", "log.", "sample.")
+FREE_ON_RESUME = (
+    "data.path",
+    "mesh.",
+    "partition.layout",
+    "eval.",
+    "checkpoint.",
+    "log.",
+    "sample.",
+)
 
 
 def default_config() -> ConfigDict:

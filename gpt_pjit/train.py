@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 
 from gpt_pjit.checkpoint import Checkpointer
 from gpt_pjit.config import Config
-from gpt_pjit.data import TokenDataset, open_data, train_batches, validation_batches
+from gpt_pjit.data import Batch, TrainingData, open_data, train_batches, validation_batches
 from gpt_pjit.errors import EXIT_DONE, EXIT_INTERRUPTED
 from gpt_pjit.generate import continue_prompt
 from gpt_pjit.model import count_params
@@ -16,7 +17,8 @@ from gpt_pjit.partition import make_mesh, mesh_shape
 from gpt_pjit.runtime import (
     Interrupt,
     StepLog,
-    global_array,
+    check_data,
+    global_batch,
     local_rows,
     open_workdir,
     say,
@@ -31,11 +33,12 @@ def train(config: Config, workdir: Path) -> int:
     shape = mesh_shape(mesh.replica, mesh.data, mesh.tensor, jax.device_count())
     program = build(config, make_mesh(shape))
     open_workdir(workdir, config)
-    dataset = _open_data(config, workdir)
+    data = _open_data(config, workdir)
+    check_data(workdir, data.identity())
     checkpointer = Checkpointer(workdir / "checkpoints", config.checkpoint.keep)
     with jax.set_mesh(program.mesh):
         start = checkpointer.latest_step() or 0
-        _describe(config, program, dataset, start)
+        _describe(config, program, data, start)
         if start >= config.optim.steps:
             say(f"this run is finished: {workdir} holds all {start} steps")
             return EXIT_DONE
@@ -43,13 +46,16 @@ def train(config: Config, workdir: Path) -> int:
             state = checkpointer.restore(start, program.state)
         else:
             state = program.init(jax.random.key(config.seed))
-        state, step = _loop(config, workdir, program, dataset, checkpointer, state, start)
+        state, step = _loop(config, workdir, program, data, checkpointer, state, start)
         checkpointer.close()
+        if len(data.splits) > 1:
+            examples = step * config.data.batch_size
+            say("drawn:\n" + data.proportions(examples, config.data.sequence_length))
         if step < config.optim.steps:
             say(f"stopped and saved at step {step}; the same command resumes there")
             return EXIT_INTERRUPTED
         if config.sample.tokens:
-            say(_sample(config, program, state, dataset))
+            say(_sample(config, program, state, data))
     say(f"finished: metrics, checkpoints and run.json are in {workdir}")
     return EXIT_DONE
 
@@ -58,7 +64,7 @@ def _loop(
     config: Config,
     workdir: Path,
     program: Program,
-    dataset: TokenDataset,
+    data: TrainingData,
     checkpointer: Checkpointer,
     state: TrainState,
     start: int,
@@ -66,22 +72,24 @@ def _loop(
     """Steps from `start` to the last, or to Ctrl-C; the state and the number of steps done."""
     size, length, total = config.data.batch_size, config.data.sequence_length, config.optim.steps
     rows = local_rows(program.tokens.sharding, program.tokens.shape)
-    held_out = dataset.splits["validation"]
     batches = train_batches(
-        dataset.splits["train"],
+        data,
         seed=config.seed,
         batch_size=size,
         sequence_length=length,
         rows=rows,
         start=start,
         stop=total,
+        mask_documents=config.data.mask_documents,
     )
+    held_out_bytes = sum(split.source_bytes for split in data.held_out)
+    per_byte = sum(split.tokens for split in data.held_out) / held_out_bytes
     log = StepLog(config, workdir, count_params(state.params), start)
     step = start
     with Interrupt() as interrupt, jax.transfer_guard("disallow"):
-        for step, tokens in enumerate(batches, start + 1):
-            batch = global_array(program.tokens.sharding, tokens, size)
-            state, metrics = program.train_step(state, batch)
+        for step, batch in enumerate(log.waiting(batches), start + 1):
+            arrays = global_batch(program.tokens.sharding, (batch.tokens, batch.segments), size)
+            state, metrics = program.train_step(state, *arrays)
             log.push(step, metrics)
             stop = interrupt.requested
             if step % config.checkpoint.every == 0 or step == total or stop:
@@ -89,24 +97,27 @@ def _loop(
                     checkpointer.save(step, state)
             if step % config.eval.every == 0 or step == total:
                 with log.pause(step):
-                    held_out_batches = validation_batches(
-                        held_out,
-                        batch_size=size,
-                        sequence_length=length,
-                        rows=rows,
-                        batches=config.eval.batches,
-                    )
-                    per_byte = held_out.tokens / held_out.source_bytes
-                    log.write(
-                        step, validation_metrics(program, state.params, held_out_batches, per_byte)
-                    )
+                    held_out = _held_out(config, data, rows)
+                    log.write(step, validation_metrics(program, state.params, held_out, per_byte))
             if stop:
                 break
     log.close()
     return state, step
 
 
-def _open_data(config: Config, workdir: Path) -> TokenDataset:
+def _held_out(config: Config, data: TrainingData, rows: slice) -> Iterator[Batch]:
+    for split in data.held_out:
+        yield from validation_batches(
+            split,
+            batch_size=config.data.batch_size,
+            sequence_length=config.data.sequence_length,
+            rows=rows,
+            batches=config.eval.batches,
+            mask_documents=config.data.mask_documents,
+        )
+
+
+def _open_data(config: Config, workdir: Path) -> TrainingData:
     """Process 0 tokenises the text if need be, while the others wait."""
     cache = workdir / "data"
     if jax.process_index() == 0:
@@ -115,21 +126,22 @@ def _open_data(config: Config, workdir: Path) -> TokenDataset:
     return open_data(config.data, cache, config.model.vocab_size)
 
 
-def _describe(config: Config, program: Program, dataset: TokenDataset, start: int) -> None:
+def _describe(config: Config, program: Program, data: TrainingData, start: int) -> None:
+    train_tokens = sum(split.tokens for split in data.splits)
+    held_out_tokens = sum(split.tokens for split in data.held_out)
     axes = " x ".join(f"{axis} {size}" for axis, size in program.mesh.shape.items() if size > 1)
     say(
         f"model: {count_params(program.state.params) / 1e6:,.1f} M parameters\n"
         f"devices: {jax.device_count()} {jax.devices()[0].device_kind}, "
         f"mesh {axes or 'of one'}, layout {config.partition.layout}\n"
-        f"data: {dataset.splits['train'].tokens:,} training and "
-        f"{dataset.splits['validation'].tokens:,} validation tokens\n"
+        f"data: {train_tokens:,} training and {held_out_tokens:,} validation tokens\n"
         f"steps: {start:,} of {config.optim.steps:,} done, each of "
         f"{config.data.batch_size * config.data.sequence_length:,} tokens"
     )
 
 
-def _sample(config: Config, program: Program, state: TrainState, dataset: TokenDataset) -> str:
-    tokenizer = dataset.tokenizer()
+def _sample(config: Config, program: Program, state: TrainState, data: TrainingData) -> str:
+    tokenizer = data.tokenizer()
     prompt = config.sample.prompt
     ids = continue_prompt(
         program.forward,

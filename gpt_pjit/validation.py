@@ -105,10 +105,14 @@ def _relations(config: Config) -> Iterator[Problem]:
     if optim.warmup_steps >= optim.steps >= 1:
         constraint = f"must be below optim.steps={optim.steps}"
         yield Problem("optim.warmup_steps", optim.warmup_steps, constraint, "about 2 % is usual")
-    if bool(data.text) == bool(data.path):
-        value = {"data.text": data.text, "data.path": data.path}
-        remedy = "set data.text to a glob of text files, or data.path to a token dataset"
-        yield Problem("data", value, "needs exactly one of text and path", remedy)
+    value = {"data.text": data.text, "data.path": data.path, "data.sources": data.sources}
+    if sum(map(bool, value.values())) != 1:
+        remedy = "set text to a glob of files, path to a token dataset, or sources to several"
+        yield Problem("data", value, "needs exactly one of text, path and sources", remedy)
+    if not all(map(_is_source, data.sources)):
+        constraint = "must be pairs of a path and a weight above 0"
+        remedy = "for example (('data/web', 0.7), ('data/books', 0.3))"
+        yield Problem("data.sources", data.sources, constraint, remedy)
     if data.text_exclude and not data.text:
         remedy = "set data.text, or remove it"
         yield Problem("data.text_exclude", data.text_exclude, "is only for data.text", remedy)
@@ -128,3 +132,9 @@ def _relations(config: Config) -> Iterator[Problem]:
     if data.tokenizer == "bytes" and data.text and model.vocab_size < 257:
         constraint = "bytes and end-of-text need 257 ids"
         yield Problem("model.vocab_size", model.vocab_size, constraint, "try 257, padded: 264")
+
+
+def _is_source(source: Any) -> bool:
+    if not isinstance(source, tuple) or len(source) != 2 or not isinstance(source[0], str):
+        return False
+    return type(source[1]) in (int, float) and 0 < source[1] < float("inf")

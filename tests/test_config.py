@@ -33,8 +33,17 @@ MISTAKES = [
     ({"model.dropout_attention": 10.0}, "model.dropout_attention=10.0", "not a percentage"),
     ({"data.validation_fraction": 1.0}, "data.validation_fraction=1.0", "[0, 1)"),
     ({"data.validation_split": "random"}, "data.validation_split='random'", "documents, tail"),
-    ({"data.text": ""}, "data={'data.text': '', 'data.path': ''}", "exactly one of text and path"),
-    ({"data.path": "set"}, "'data.path': 'set'", "exactly one of text and path"),
+    (
+        {"data.text": ""},
+        "data={'data.text': '', 'data.path': '', ",
+        "exactly one of text, path and sources",
+    ),
+    (
+        {"data.text": "", "data.sources": (("a", 0),)},
+        "data.sources=(('a', 0),)",
+        "a weight above 0",
+    ),
+    ({"data.path": "set"}, "'data.path': 'set'", "exactly one of text, path and sources"),
     (
         {"data.text": "", "data.path": "x", "data.text_exclude": "y"},
         "data.text_exclude",

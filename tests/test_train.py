@@ -17,6 +17,7 @@ NAMES = {
     "train/grad_norm",
     "train/learning_rate",
     "throughput/tokens_per_second",
+    "throughput/data_wait",
     "validation/loss",
     "validation/perplexity",
     "validation/bits_per_byte",

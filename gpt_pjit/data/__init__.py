@@ -1,22 +1,32 @@
 """Text to tokens to batches.
 
-Tokenizers (`tokenizers.py`); the token-dataset format (`schema.py`), its `writer.py` and its reader
-(`dataset.py`); text files to such a set (`corpus.py`, `prepare.py`, `progress.py`); which tokens
-an example holds, as a pure function of seed, step and row (`index.py`); and batches read ahead
-(`stream.py`). Nothing here knows of JAX or of other hosts. docs/token_datasets.md has the format.
+The token-dataset format (`schema.py`), written by `writer.py` and `shards.py`, read by `dataset.py`
+and `arrays.py`; docs/token_datasets.md describes it. A corpus to such a set: its files
+(`corpus.py`), read in pieces (`readers.py`, `documents.py`), encoded by worker processes
+(`tokenizers.py`, `engines.py`, `encode.py`, `workers.py`), in order, and going on after a kill
+(`tokenize.py`, `prepare.py`). What a run trains on (`sources.py`, `training_data.py`); which tokens
+an example holds, as a pure function of seed, step and row (`index.py`, `mixture.py`); batches read
+ahead (`stream.py`). Nothing here knows of JAX or of other hosts. `python -m gpt_pjit.data` is its
+command line.
 """
 
 from gpt_pjit.data.dataset import TokenDataset, TokenSplit
-from gpt_pjit.data.prepare import open_data, prepare
-from gpt_pjit.data.stream import train_batches, validation_batches
+from gpt_pjit.data.prepare import prepare
+from gpt_pjit.data.sources import open_data
+from gpt_pjit.data.stream import Batch, train_batches, validation_batches
+from gpt_pjit.data.tokenize import Effort
 from gpt_pjit.data.tokenizers import Tokenizer, load_tokenizer, train_bpe
+from gpt_pjit.data.training_data import TrainingData
 from gpt_pjit.data.writer import DatasetWriter
 
 __all__ = [
+    "Batch",
     "DatasetWriter",
+    "Effort",
     "TokenDataset",
     "TokenSplit",
     "Tokenizer",
+    "TrainingData",
     "load_tokenizer",
     "open_data",
     "prepare",

@@ -1,4 +1,4 @@
-"""Text files as documents: finding, checking and splitting them, and reading them in pieces."""
+"""The files of a corpus: finding and checking them, and dividing them into splits."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from gpt_pjit.config import DataConfig
 from gpt_pjit.data.progress import progress
 from gpt_pjit.errors import ConfigError, Problem
 
-BLOCK = 2**16  # bytes read at a time; a document's pieces are about as long
+HUB = "hf:"  # begins the name of a dataset of the Hugging Face hub, in place of a file's path
+LINES = (".jsonl", ".jsonl.gz", ".json.gz", ".zst")  # .json alone is the text of one document
+BLOCK = 2**16  # bytes of text read at a time; a document's pieces are about as long
 SHOWN_PROBLEMS = 20
 
 
 @dataclass(frozen=True)
-class TextFile:
-    """A document, and what tells whether it is still the same."""
+class CorpusFile:
+    """A file, and what tells whether it is still the same."""
 
     path: str
     size: int  # bytes
@@ -30,13 +32,25 @@ class TextFile:
 
 @dataclass(frozen=True)
 class Part:
-    """Bytes `start` to `stop` of a file, for one split; `ends` if the document ends there."""
+    """Bytes `start` to `stop` of a file, for one split, or "" where its documents are divided.
+
+    `ends` says whether the document of a text file ends there.
+    """
 
     path: str
     start: int
     stop: int
-    split: str  # train | validation
+    split: str  # train | validation | ""
     ends: bool
+
+
+def kind_of(path: str) -> str:
+    """Hub | lines (of JSON) | parquet | text"""
+    if path.startswith(HUB):
+        return "hub"
+    if path.endswith(LINES):
+        return "lines"
+    return "parquet" if path.endswith(".parquet") else "text"
 
 
 def find_files(config: DataConfig) -> list[str]:
@@ -51,6 +65,8 @@ def find_files(config: DataConfig) -> list[str]:
     for pattern in config.text.split():
         found = glob.glob(os.path.expanduser(pattern), recursive=True)
         files = [path for path in found if os.path.isfile(path)]
+        if pattern.startswith(HUB):
+            files = [pattern]
         if not files:
             remedy = "check the path; FOLDER/**/*.txt searches a folder and those below it"
             raise ConfigError([Problem("data.text", pattern, "matches no file", remedy)])
@@ -63,32 +79,58 @@ def find_files(config: DataConfig) -> list[str]:
     return kept
 
 
-def check_files(paths: list[str], known: Mapping[str, TextFile]) -> list[TextFile]:
-    """Hashes each file and checks that it is UTF-8; all bad files are one ConfigError.
+def check_files(
+    paths: list[str], known: Mapping[str, CorpusFile]
+) -> tuple[list[CorpusFile], list[str]]:
+    """Hashes each file, and checks that text files are UTF-8: the good files, and all problems.
 
     A file of the same path, size and time as in `known` is not read again.
     """
-    same = {
-        path: known[path]
-        for path in paths
-        if path in known and (known[path].size, known[path].mtime_ns) == _size_and_time(path)
-    }
-    unread = [path for path in paths if path not in same]
-    files = {**same, **_read_files(unread)} if unread else same
-    return [files[path] for path in paths]
+    files: dict[str, CorpusFile] = {}
+    for path in paths:
+        if kind_of(path) == "hub":
+            files[path] = CorpusFile(path, 0, 0, hashlib.sha256(path.encode()).hexdigest())
+        elif path in known and (known[path].size, known[path].mtime_ns) == _size_and_time(path):
+            files[path] = known[path]
+    unread = [path for path in paths if path not in files]
+    problems: list[str] = []
+    if unread:
+        total = sum(_size_and_time(path)[0] for path in unread)
+        with progress("checking text", total) as advance:
+            for path in unread:
+                size, mtime_ns = _size_and_time(path)
+                try:
+                    files[path] = CorpusFile(path, size, mtime_ns, _hash(path, size))
+                except ConfigError as error:
+                    problems.extend(map(str, error.problems))
+                except OSError as error:
+                    remedy = "check its permissions"
+                    problems.append(f"{path}: cannot be read: {error.strerror}; {remedy}")
+                advance(size, size, 0)
+    return [files[path] for path in paths if path in files], problems
 
 
-def split_documents(files: Iterable[TextFile], fraction: float) -> list[Part]:
-    """A file goes to validation by its content's hash, so it stays there as files are added."""
+def split_documents(files: Iterable[CorpusFile], fraction: float) -> list[Part]:
+    """Each document goes to a split by its hash, so it stays there as others are added."""
     parts = []
     for file in files:
-        chosen = int(file.sha256[:16], 16) < fraction * 2**64
-        parts.append(Part(file.path, 0, file.size, "validation" if chosen else "train", True))
+        split = split_by_hash(file.sha256, fraction) if kind_of(file.path) == "text" else ""
+        parts.append(Part(file.path, 0, file.size, split, True))
     return parts
 
 
-def split_tail(files: list[TextFile], fraction: float) -> list[Part]:
+def split_by_hash(sha256: str, fraction: float) -> str:
+    """The split of a document whose UTF-8 text has this SHA-256."""
+    return "validation" if int(sha256[:16], 16) < fraction * 2**64 else "train"
+
+
+def split_tail(files: list[CorpusFile], fraction: float) -> list[Part]:
     """The last `fraction` of all bytes, less what it takes to cut no character, is validation."""
+    for file in files:
+        if kind_of(file.path) != "text":
+            constraint = f"cannot cut {file.path}, which is no plain text"
+            problem = Problem("data.validation_split", "tail", constraint, "use documents")
+            raise ConfigError([problem])
     cut = int(sum(file.size for file in files) * (1 - fraction))
     parts = []
     for file in files:
@@ -106,49 +148,24 @@ def split_tail(files: list[TextFile], fraction: float) -> list[Part]:
     return parts
 
 
-def pieces(part: Part) -> Iterator[str]:
-    """The text of a part in pieces of bounded length, whose tokens are those of the whole text.
-
-    That holds for byte-level BPE: a piece ends after a line feed, or else before a space, between
-    two words, where it splits text in any case. Only 64 KiB with neither are cut in a word.
-    """
-    rest = ""
-    for text in _read_text(part.path, part.start, part.stop):
-        rest += text
-        cut = _between_words(rest, "\n") or _between_words(rest, " ") or len(rest)
-        yield rest[:cut]
-        rest = rest[cut:]
-    if rest:
-        yield rest
+def text_blocks(path: str, start: int, stop: int) -> Iterator[str]:
+    """The text of bytes `start` to `stop` of a file; ConfigError, with the line, if not UTF-8."""
+    return _decode(path, start, stop, None)
 
 
-def _read_files(paths: list[str]) -> dict[str, TextFile]:
-    files: dict[str, TextFile] = {}
-    problems: list[Problem | str] = []
-    with progress("checking text", sum(_size_and_time(path)[0] for path in paths)) as advance:
-        for path in paths:
-            size, mtime_ns = _size_and_time(path)
-            digest = hashlib.sha256()
-            try:
-                for _ in _read_text(path, 0, size, digest):
-                    pass
-            except ConfigError as error:
-                problems.extend(error.problems)
-            except OSError as error:
-                problems.append(f"{path}: cannot be read: {error.strerror}; check its permissions")
-            files[path] = TextFile(path, size, mtime_ns, digest.hexdigest())
-            advance(size, 0)
-    if problems:
-        more = len(problems) - SHOWN_PROBLEMS
-        rest = [f"and {more} more files"] if more > 0 else []
-        raise ConfigError([*problems[:SHOWN_PROBLEMS], *rest], "data.text")
-    return files
+def _hash(path: str, size: int) -> str:
+    if kind_of(path) != "text":
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for _ in _decode(path, 0, size, digest):
+        pass
+    return digest.hexdigest()
 
 
-def _read_text(
-    path: str, start: int, stop: int, digest: hashlib._Hash | None = None
-) -> Iterator[str]:
+def _decode(path: str, start: int, stop: int, digest: hashlib._Hash | None) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")()
+    line = 1
     with open(path, "rb") as file:
         file.seek(start)
         while start < stop:
@@ -160,20 +177,15 @@ def _read_text(
             pending = len(decoder.getstate()[0])
             start += len(block)
             try:
-                yield decoder.decode(block, final=start == stop)
+                text = decoder.decode(block, final=start == stop)
             except UnicodeDecodeError as error:
                 at = start - len(block) - pending + error.start
+                line += error.object.count(b"\n", 0, error.start)
                 remedy = "convert it (iconv -t UTF-8), or leave it out with data.text_exclude"
-                problem = f"{path}: byte {at} is not UTF-8 ({error.reason}); {remedy}"
+                problem = f"{path}:{line}: byte {at} is not UTF-8 ({error.reason}); {remedy}"
                 raise ConfigError([problem], "data.text") from None
-
-
-def _between_words(text: str, separator: str) -> int:
-    """Where to cut at the last `separator` with no white space beside it; 0 if there is none."""
-    at = text.rfind(separator, 1, -1)
-    while at > 0 and (text[at - 1].isspace() or text[at + 1].isspace()):
-        at = text.rfind(separator, 1, at)
-    return at + (separator == "\n") if at > 0 else 0
+            line += text.count("\n")
+            yield text
 
 
 def _character_start(path: str, at: int) -> int:

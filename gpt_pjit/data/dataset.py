@@ -7,17 +7,12 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
-import tensorstore
 
 from gpt_pjit.data import schema
+from gpt_pjit.data.arrays import Array, DamageError, open_array, read_file
 from gpt_pjit.data.schema import DatasetInfo, SplitInfo
 from gpt_pjit.data.tokenizers import BytesTokenizer, Tokenizer, tokenizer_from_bytes
 from gpt_pjit.errors import ConfigError
-
-# Holds the shard indexes of a set of 9B tokens, which halves the requests to an object store.
-CACHE_BYTES = 2**27
-# A network that fails is an error to retry; every other status says that the data are damaged.
-TRANSIENT = ("ABORTED", "CANCELLED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "UNAVAILABLE")
 
 
 class TokenDataset:
@@ -36,11 +31,7 @@ class TokenDataset:
         if data is None:
             raise _no_manifest(path)
         info = DatasetInfo.from_json(data, path)
-        context = tensorstore.Context({"cache_pool": {"total_bytes_limit": CACHE_BYTES}})
-        splits = {
-            name: TokenSplit(path, name, split, info.dtype, context)
-            for name, split in info.splits.items()
-        }
+        splits = {name: TokenSplit(path, name, split, info) for name, split in info.splits.items()}
         return cls(path, info, splits)
 
     def tokenizer(self) -> Tokenizer:
@@ -56,96 +47,105 @@ class TokenDataset:
             raise ConfigError([problem], f"token dataset {self.path}")
         return tokenizer_from_bytes(info.name, content) if info.file else BytesTokenizer()
 
+    def verify(self) -> None:
+        """Reads everything; raises ConfigError with all that is damaged."""
+        problems = [problem for split in self.splits.values() for problem in split.verify()]
+        try:
+            self.tokenizer()
+        except ConfigError as error:
+            problems += map(str, error.problems)
+        if problems:
+            problems[-1] += "; copy or write the set again"
+            raise ConfigError(problems, f"token dataset {self.path}")
+
 
 class TokenSplit:
     """One split: `tokens`, `documents` and `source_bytes` are its sizes, `read` its tokens."""
 
-    def __init__(
-        self, path: str, name: str, info: SplitInfo, dtype: str, context: tensorstore.Context
-    ):
+    def __init__(self, path: str, name: str, info: SplitInfo, dataset: DatasetInfo):
         self.path, self.name, self.info = path, name, info
         self.tokens, self.documents = info.tokens, info.documents
-        self.source_bytes = info.source_bytes
-        self._context = context
-        self._tokens = self._open("tokens", dtype, info.tokens)
+        self.source_bytes, self.eot_id = info.source_bytes, dataset.eot_id
+        self._tokens = self._open("tokens", dataset.dtype, info.tokens)
+        self.read_threads = self._tokens.threads
 
     def __repr__(self) -> str:
         return f"TokenSplit({self.path}/{self.name}, {self.tokens:,} tokens)"
 
     def read(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """int32 [len(starts), length] tokens from each start on, all read at once."""
+        """int32 [len(starts), length] tokens from each start on."""
         result = np.empty((len(starts), length), np.int32)
-        futures = [self._tokens[start : start + length].read() for start in starts.tolist()]
-        for row, future in enumerate(futures):
-            try:
-                result[row] = future.result()
-            except ValueError as error:
-                at = int(starts[row])
-                raise self._unreadable(f"tokens {at} to {at + length}", error) from None
+        self._read(self._tokens, "tokens", starts.tolist(), result)
         return result
 
     def document_offsets(self, start: int, stop: int) -> np.ndarray:
         """uint64 offsets `start` to `stop`: document i is the tokens from offset i to i + 1."""
-        try:
-            return self._documents[start:stop].read().result()
-        except ValueError as error:
-            raise self._unreadable(f"document offsets {start} to {stop}", error) from None
+        result = np.empty((1, stop - start), np.uint64)
+        self._read(self._documents, "document offsets", [start], result)
+        return result[0]
 
-    def verify(self) -> None:
-        """Reads the whole split and compares its content hash; raises ConfigError if it differs."""
+    def document_at(self, token: int) -> int:
+        """The document that holds a token: a binary search in the stored offsets."""
+        low, high = 0, self.documents
+        while high - low > 1:
+            middle = (low + high) // 2
+            offset = int(self.document_offsets(middle, middle + 1)[0])
+            low, high = (middle, high) if offset <= token else (low, middle)
+        return low
+
+    def verify(self) -> list[str]:
+        """Reads the whole split: what is damaged, each with its place; [] if nothing is."""
+        problems: list[str] = []
         digest = hashlib.sha256()
-        stored = self._tokens.dtype.numpy_dtype.newbyteorder("<")
-        for start in range(0, self.tokens, schema.SHARD):
-            length = min(schema.SHARD, self.tokens - start)
-            digest.update(self.read(np.array([start]), length)[0].astype(stored).data)
-        for start in range(0, self.documents + 1, schema.SHARD):
-            stop = min(start + schema.SHARD, self.documents + 1)
-            digest.update(self.document_offsets(start, stop).astype("<u8").data)
-        if digest.hexdigest() != self.info.sha256:
-            problem = (
-                f"split {self.name!r} should have content hash {self.info.sha256}, has "
-                f"{digest.hexdigest()}; copy or write the set again"
+        for array, what in ((self._tokens, "tokens"), (self._documents, "documents")):
+            for start in range(0, array.length, array.step):
+                values = np.empty((1, min(array.step, array.length - start)), array.dtype)
+                try:
+                    array.read([start], values)
+                except DamageError as damage:
+                    problems.append(f"{what} {start} to {start + values.size}: {damage}")
+                digest.update(values.data)
+        if not problems and digest.hexdigest() != self.info.sha256:
+            problems.append(
+                f"the content hash should be {self.info.sha256}, is {digest.hexdigest()}"
             )
-            raise ConfigError([problem], f"token dataset {self.path}")
+        return [f"split {self.name!r}: {problem}" for problem in problems]
 
     @functools.cached_property
-    def _documents(self) -> tensorstore.TensorStore:
+    def _documents(self) -> Array:
         return self._open("documents", "uint64", self.documents + 1)
 
-    def _open(self, array: str, dtype: str, length: int) -> tensorstore.TensorStore:
-        location = schema.kvstore(self.path, self.name, array)
-        spec = {"driver": "zarr3", "kvstore": location, "fill_missing_data_reads": False}
+    def _open(self, array: str, dtype: str, length: int) -> Array:
         try:
-            opened = tensorstore.open(
-                spec, context=self._context, read=True, dtype=dtype, recheck_cached_data=False
-            ).result()
-        except ValueError as error:
-            raise self._unreadable(f"array {array!r}", error) from None
-        if opened.shape != (length,):
+            opened = open_array(self.path, self.name, array, dtype)
+        except DamageError as damage:
+            raise self._unreadable(f"array {array!r}", damage) from None
+        if opened.length != length:
             problem = (
-                f"split {self.name!r} should hold {length} {array}, has shape {opened.shape}; "
+                f"split {self.name!r} should hold {length} {array}, has {opened.length}; "
                 "copy or write the set again"
             )
             raise ConfigError([problem], f"token dataset {self.path}")
         return opened
 
-    def _unreadable(self, what: str, error: ValueError) -> Exception:
-        reason = str(error).partition(" [")[0]
-        if reason.startswith(TRANSIENT):
-            return OSError(f"{what} of split {self.name!r} of {self.path}: {reason}")
-        problem = f"{what} of split {self.name!r} cannot be read: {reason}; copy the set again"
+    def _read(self, array: Array, what: str, starts: list[int], out: np.ndarray) -> None:
+        try:
+            array.read(starts, out)
+        except DamageError as damage:
+            raise self._unreadable(what, damage) from None
+
+    def _unreadable(self, what: str, damage: DamageError) -> ConfigError:
+        problem = f"{what} of split {self.name!r} cannot be read: {damage}; copy the set again"
         return ConfigError([problem], f"token dataset {self.path}")
 
 
 def _read_file(path: str, name: str) -> bytes | None:
     """The content of a file of the set, None if it does not exist."""
     try:
-        result = tensorstore.KvStore.open(schema.kvstore(path)).result().read(name).result()
-    except ValueError as error:
-        reason = str(error).partition(" [")[0]
-        problem = f"{name} cannot be read: {reason}; check the path and the access to it"
+        return read_file(path, name)
+    except OSError as error:
+        problem = f"{name} cannot be read: {error}; check the path and the access to it"
         raise ConfigError([problem], f"token dataset {path}") from None
-    return result.value if result.state == "value" else None
 
 
 def _no_manifest(path: str) -> ConfigError:

@@ -20,16 +20,15 @@ def windows(tokens: int, sequence_length: int) -> int:
 
 
 def window_starts(
-    step: int, rows: slice, *, seed: int, batch_size: int, sequence_length: int, tokens: int
+    example: np.ndarray, *, seed: int | np.ndarray, sequence_length: int, tokens: int
 ) -> np.ndarray:
-    """int64 first tokens of the windows in `rows` of the batch of `step`.
+    """int64 first tokens of the windows that int64 examples hold.
 
-    A window is T + 1 tokens long, inputs and shifted targets, so neighbours share one token and
-    each token is predicted once an epoch. A batch may straddle the end of an epoch.
+    Example i is row i % B of the batch of step i // B. A window is T + 1 tokens long, inputs and
+    shifted targets, so neighbours share one token and each token is predicted once an epoch.
     """
     n = windows(tokens, sequence_length)
     assert n >= 1, f"{tokens} tokens are no window of {sequence_length}"
-    example = step * batch_size + np.arange(rows.start, rows.stop, dtype=np.int64)
     epoch, position = np.divmod(example, n)
     position = permute(position, n, hash64(seed, epoch, 0))
     offset = hash64(seed, epoch, 1) % np.uint64(sequence_length)

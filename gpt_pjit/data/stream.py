@@ -7,24 +7,31 @@ is a pure function of its number, so a run resumes with `start`, on any number o
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from typing import Generic, TypeVar
+from typing import NamedTuple
 
 import grain
 import numpy as np
 
 from gpt_pjit.data.dataset import TokenSplit
-from gpt_pjit.data.index import window_starts, windows
+from gpt_pjit.data.index import windows
+from gpt_pjit.data.training_data import TrainingData
 from gpt_pjit.errors import ConfigError
 
-T = TypeVar("T")
+READ_AHEAD = 8  # batches
 
-# Measured, batches of 32 x 1,024 a second on 2 cores: a local set gave 1,000 with no thread, 830
-# with 1, 790 with 2, 560 with 16; a server that answers after 30 ms gave 12 with 1, 14 with 2.
-READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
+
+class Batch(NamedTuple):
+    """Rows of a batch: tokens int32 [B, T + 1]; for validation, weights float32 [B, T] of the
+    targets; where documents are masked, int32 [B, T + 1] numbers of the documents in each row.
+    """
+
+    tokens: np.ndarray
+    weights: np.ndarray | None = None
+    segments: np.ndarray | None = None
 
 
 def train_batches(
-    split: TokenSplit,
+    data: TrainingData,
     *,
     seed: int,
     batch_size: int,
@@ -32,43 +39,62 @@ def train_batches(
     rows: slice,
     start: int,
     stop: int,
-) -> Generator[np.ndarray, None, None]:
-    """int32 [rows, T + 1] tokens: this host's `rows` of each batch from `start` up to `stop`."""
-    if windows(split.tokens, sequence_length) < 1:
-        raise _too_small(split, 2 * sequence_length, f"data.sequence_length={sequence_length}")
+    mask_documents: bool = False,
+) -> Generator[Batch, None, None]:
+    """This host's `rows` of each batch from `start` up to `stop`."""
+    for split in data.splits:
+        if windows(split.tokens, sequence_length) < 1:
+            raise _too_small(split, 2 * sequence_length, f"data.sequence_length={sequence_length}")
 
-    def batch(step: int) -> np.ndarray:
-        starts = window_starts(
-            step,
-            rows,
-            seed=seed,
-            batch_size=batch_size,
-            sequence_length=sequence_length,
-            tokens=split.tokens,
-        )
-        return split.read(starts, sequence_length + 1)
+    def batch(step: int) -> Batch:
+        example = step * batch_size + np.arange(rows.start, rows.stop, dtype=np.int64)
+        tokens = np.empty((len(example), sequence_length + 1), np.int32)
+        for split, mine, starts in data.windows(example, seed, sequence_length):
+            tokens[mine] = split.read(starts, sequence_length + 1)
+        return Batch(tokens, segments=segments(tokens, data.eot_id) if mask_documents else None)
 
-    return _read_ahead(batch, range(start, stop))
+    return _read_ahead(batch, range(start, stop), data.read_threads)
 
 
 def validation_batches(
-    split: TokenSplit, *, batch_size: int, sequence_length: int, rows: slice, batches: int = 0
-) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
-    """(int32 [rows, T + 1] tokens, float32 [rows, T] weights of the targets) over the split.
+    split: TokenSplit,
+    *,
+    batch_size: int,
+    sequence_length: int,
+    rows: slice,
+    batches: int = 0,
+    mask_documents: bool = False,
+) -> Generator[Batch, None, None]:
+    """Batches over the split, equally many on all hosts; with `batches` above 0, that many.
 
-    Every token but the split's first is a target of weight 1 once; padding has weight 0. With
-    `batches` above 0, that many batches spread evenly over the split. Equally many on all hosts.
+    Every token but the split's first is a target of weight 1 once; padding has weight 0, as have
+    the first tokens of documents where documents are masked. Some batches are spread evenly over
+    the split.
     """
     if split.tokens < 2:
         raise _too_small(split, 2, "validation")
     total = -(-(split.tokens - 1) // (batch_size * sequence_length))
     count = min(batches, total) or total
 
-    def batch(i: int) -> tuple[np.ndarray, np.ndarray]:
+    def batch(i: int) -> Batch:
         window = i * total // count * batch_size + np.arange(rows.start, rows.stop)
-        return _padded_windows(split, window * sequence_length, sequence_length)
+        tokens, weights = _padded_windows(split, window * sequence_length, sequence_length)
+        if not mask_documents:
+            return Batch(tokens, weights)
+        document = segments(tokens, split.eot_id)
+        return Batch(tokens, weights * (document[:, 1:] == document[:, :-1]), document)
 
-    return _read_ahead(batch, range(count))
+    return _read_ahead(batch, range(count), split.read_threads)
+
+
+def segments(tokens: np.ndarray, eot_id: int) -> np.ndarray:
+    """int32 [B, T + 1]: which document of its row each token is of, counted from 0.
+
+    End-of-text is after each document and nowhere else, so the tokens tell what the boundary array
+    does, and no array of offsets is searched or kept in memory.
+    """
+    ends = np.cumsum(tokens == eot_id, axis=1, dtype=np.int32)
+    return np.concatenate([np.zeros_like(ends[:, :1]), ends[:, :-1]], axis=1)
 
 
 def _padded_windows(
@@ -84,22 +110,24 @@ def _padded_windows(
     return tokens, weights.astype(np.float32)
 
 
-class _Batches(Generic[T]):
-    """The random-access source that Grain reads: element `number` is `batch(number)`."""
+class _Batches:
+    """The random-access source that Grain reads: element i is `batch(i)`."""
 
-    def __init__(self, batch: Callable[[int], T], length: int):
+    def __init__(self, batch: Callable[[int], Batch], length: int):
         self._batch, self._length = batch, length
 
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, number: int) -> T:
+    def __getitem__(self, number: int) -> Batch:
         return self._batch(int(number))
 
 
-def _read_ahead(batch: Callable[[int], T], numbers: range) -> Generator[T, None, None]:
-    source = grain.MapDataset.source(_Batches(batch, numbers.stop))
-    iterator = iter(source[numbers.start :].to_iter_dataset(READ_AHEAD))
+def _read_ahead(
+    batch: Callable[[int], Batch], numbers: range, threads: int
+) -> Generator[Batch, None, None]:
+    source = grain.MapDataset.source(_Batches(batch, numbers.stop))[numbers.start :]
+    iterator = iter(source.to_iter_dataset(grain.ReadOptions(threads, READ_AHEAD)))
     try:
         yield from iterator
     finally:

@@ -35,11 +35,12 @@ def forward(
     tokens_BT: jax.Array,
     key: jax.Array | None = None,
     at_use: Callable[[Any], Any] = lambda block: block,
+    segments_BT: jax.Array | None = None,
 ) -> jax.Array:
     """Logits, float32 [B, T, V]. See `GPT.__call__`."""
     learned = params.get("positions")
     sequence_length = learned["embedding"].shape[0] if learned else tokens_BT.shape[1]
-    return nnx.merge(_graph(c, sequence_length), params)(tokens_BT, key, at_use)
+    return nnx.merge(_graph(c, sequence_length), params)(tokens_BT, key, at_use, segments_BT)
 
 
 def count_params(params: Any) -> int:

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from gpt_pjit.config import ModelConfig
 from gpt_pjit.model.attention import Attention
 from gpt_pjit.model.layers import INIT_STD, LayerNorm, Projection, dropout, gelu, project
+from gpt_pjit.model.positions import token_positions
 
 REMAT_POLICIES = {
     "full": checkpoint_policies.nothing_saveable,
@@ -41,9 +42,11 @@ class Block(nnx.Module):
         self.norm_mlp = LayerNorm(c.d_model, c.bias)
         self.mlp = MLP(c, rngs=rngs)
 
-    def __call__(self, x_BTD: jax.Array, key: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, x_BTD: jax.Array, key: jax.Array | None, segments_BT: jax.Array | None
+    ) -> jax.Array:
         keys = (None,) * 3 if key is None else jax.random.split(key, 3)
-        attended = self.attention(self.norm_attention(x_BTD), keys[0])
+        attended = self.attention(self.norm_attention(x_BTD), keys[0], segments_BT)
         x_BTD = x_BTD + dropout(attended, self.dropout_residual, keys[1])
         return x_BTD + dropout(self.mlp(self.norm_mlp(x_BTD)), self.dropout_residual, keys[2])
 
@@ -74,8 +77,12 @@ class GPT(nnx.Module):
         tokens_BT: jax.Array,
         key: jax.Array | None = None,
         at_use: Callable[[Any], Any] = lambda block: block,
+        segments_BT: jax.Array | None = None,
     ) -> jax.Array:
         """Logits, float32 [B, T, V]; dropout is on where a `key` is given.
+
+        With `segments_BT`, the number of each token's document in its row, documents do not see
+        each other and each begins at position 0.
 
         `at_use` is applied to the parameters of one block just before it runs: the `fsdp` layout
         gathers them there.
@@ -83,22 +90,21 @@ class GPT(nnx.Module):
         embed_key, block_key = (None, None) if key is None else jax.random.split(key)
         x_BTD = self.embed(tokens_BT)
         if self.config.positions == "learned":
-            x_BTD += self.positions(
-                jnp.zeros_like(tokens_BT) + jnp.arange(tokens_BT.shape[1])[None]
-            )
+            x_BTD += self.positions(token_positions(tokens_BT, segments_BT))
         x_BTD = dropout(x_BTD, self.config.dropout_embedding, embed_key)
-        x_BTD = self.norm_final(self._run_blocks(x_BTD, block_key, at_use))
+        x_BTD = self.norm_final(self._run_blocks(x_BTD, block_key, at_use, segments_BT))
         logits_BTV = project("ND,VD->NV", x_BTD, self.embed.embedding[...], jnp.float32)
         return checkpoint_name(logits_BTV, "logits")
 
-    def _run_blocks(self, x_BTD, key, at_use):
+    def _run_blocks(self, x_BTD, key, at_use, segments_BT):
         graph, stacked = nnx.split(self.blocks)
         n_layers = self.config.n_layers
 
         def run(x_BTD, layer):
             params, number = layer
             block = nnx.merge(graph, at_use(params))
-            return block(x_BTD, None if key is None else jax.random.fold_in(key, number)), None
+            layer_key = None if key is None else jax.random.fold_in(key, number)
+            return block(x_BTD, layer_key, segments_BT), None
 
         if self.config.remat != "none":
             run = jax.checkpoint(run, policy=REMAT_POLICIES[self.config.remat])

@@ -1,10 +1,21 @@
-"""Attention with Linear Biases (Press et al., 2021)."""
+"""Positions of tokens, and Attention with Linear Biases (Press et al., 2021)."""
 
 from __future__ import annotations
 
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+
+def token_positions(tokens_BT: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
+    """int32 [B, T]: the place of each token in its row, or in its segment of the row."""
+    places = jnp.zeros_like(tokens_BT) + jnp.arange(tokens_BT.shape[1])[None]
+    if segments_BT is None:
+        return places
+    begins = jnp.pad(segments_BT[:, 1:] != segments_BT[:, :-1], ((0, 0), (1, 0)))
+    return places - jax.lax.cummax(jnp.where(begins, places, 0), axis=1)
 
 
 def alibi_slopes(n_heads: int) -> np.ndarray:
@@ -21,6 +32,7 @@ def alibi_bias(n_heads: int, n_keys: int) -> np.ndarray:
     """The bias of each key, float32 [H, 1, S]: slope times the key's position.
 
     The paper's slope * (key - query) differs by a constant for each query, which softmax does not
-    see; without it the bias is a vector, not a matrix, and costs the score matmul nothing.
+    see; without it the bias is a vector, not a matrix, and costs the score matmul nothing. For the
+    same reason positions need not restart where documents begin.
     """
     return alibi_slopes(n_heads)[:, None, None] * np.arange(n_keys, dtype=np.float32)

@@ -3,10 +3,11 @@
 from gpt_pjit.runtime.console import say as say
 from gpt_pjit.runtime.hosts import (
     global_array as global_array,
+    global_batch as global_batch,
     local_rows as local_rows,
     start as start,
     wait_for_all as wait_for_all,
 )
 from gpt_pjit.runtime.interrupt import Interrupt as Interrupt
 from gpt_pjit.runtime.metrics import StepLog as StepLog
-from gpt_pjit.runtime.workdir import open_workdir as open_workdir
+from gpt_pjit.runtime.workdir import check_data as check_data, open_workdir as open_workdir

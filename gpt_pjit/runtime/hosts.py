@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterable
 
 import jax
 import numpy as np
@@ -69,6 +70,13 @@ def global_array(sharding: NamedSharding, local: np.ndarray, rows: int) -> jax.A
     # Asked for, but on several processes JAX counts this transfer as an implicit one.
     with jax.transfer_guard_host_to_device("allow"):
         return jax.make_array_from_process_local_data(sharding, local, (rows, *local.shape[1:]))
+
+
+def global_batch(
+    sharding: NamedSharding, batch: Iterable[np.ndarray | None], rows: int
+) -> list[jax.Array | None]:
+    """`global_array` of each array of a batch."""
+    return [None if part is None else global_array(sharding, part, rows) for part in batch]
 
 
 def wait_for_all(name: str) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 from tensorboardX import SummaryWriter
@@ -14,6 +15,8 @@ from tensorboardX import SummaryWriter
 from gpt_pjit.config import Config
 from gpt_pjit.runtime.chips import PEAK_FLOPS
 from gpt_pjit.runtime.console import Progress, say
+
+T = TypeVar("T")
 
 
 class MetricsWriter:
@@ -56,7 +59,8 @@ def _step(line: str) -> float:
 
 
 class Throughput:
-    """Tokens a second, and MFU where the chip's peak is known, between two calls of `measure`.
+    """Tokens a second, the share of time spent waiting for data, and MFU where the chip's peak is
+    known, between two calls of `measure`.
 
     MFU counts 6 N + 12 L d T floating-point operations a token (N parameters, d model width, T
     sequence length; recomputation is not counted), over the peak of all devices.
@@ -74,12 +78,17 @@ class Throughput:
     def restart(self, step: int) -> None:
         """Leaves the time until now out: compiling, evaluating, saving."""
         self.step, self.time = step, time.perf_counter()
+        self.waited = 0.0
 
     def measure(self, step: int) -> dict[str, float]:
-        steps, seconds = step - self.step, -self.time
+        steps, seconds, waited = step - self.step, -self.time, self.waited
         self.restart(step)
-        rate = steps * self.tokens_per_step / (seconds + self.time)
-        metrics = {"throughput/tokens_per_second": rate}
+        seconds += self.time
+        rate = steps * self.tokens_per_step / seconds
+        metrics = {
+            "throughput/tokens_per_second": rate,
+            "throughput/data_wait": waited / seconds,
+        }
         if self.peak:
             metrics["throughput/mfu"] = rate * self.flops_per_token / self.peak
         return metrics
@@ -108,6 +117,18 @@ class StepLog:
             self.throughput.restart(step)  # compiling is not training
         elif step % self.every == 0 or step == self.total:
             self.pending = (step, metrics)
+
+    def waiting(self, batches: Iterable[T]) -> Iterator[T]:
+        """The batches; the time until each comes counts as waiting for data."""
+        iterator = iter(batches)
+        while True:
+            start = time.perf_counter()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            self.throughput.waited += time.perf_counter() - start
+            yield batch
 
     def flush(self) -> None:
         if self.pending:

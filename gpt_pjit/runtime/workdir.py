@@ -19,7 +19,7 @@ from gpt_pjit.config import FREE_ON_RESUME, Config, differences, from_config_dic
 from gpt_pjit.errors import ConfigError, Problem
 from gpt_pjit.runtime.hosts import wait_for_all
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "gpt_pjit")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "gpt_pjit")
 
 
 def open_workdir(workdir: Path, config: Config) -> None:
@@ -41,10 +41,35 @@ def open_workdir(workdir: Path, config: Config) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         record["config"] = dataclasses.asdict(config)
         record["starts"].append(_this_start())
-        draft = path.with_suffix(".tmp")
-        draft.write_text(json.dumps(record, indent=2) + "\n")
-        draft.replace(path)
+        _write_record(path, record)
     wait_for_all("workdir open")
+
+
+def check_data(workdir: Path, identity: list[dict[str, Any]]) -> None:
+    """Records what data the run has, or raises ConfigError if it had other data before.
+
+    `identity` has one entry for each set; the path in it may change.
+    """
+    path = workdir / "run.json"
+    record = json.loads(path.read_text())
+    wait_for_all("data checked")
+    if "data" not in record:
+        if jax.process_index() == 0:
+            _write_record(path, record | {"data": identity})
+        return
+    was, now = record["data"], identity
+    names = ("tokenizer", "vocab_size", "sha256")
+    problems = [
+        f"{name} of {new['path']} is {new[name]}, the run had {old[name]} of {old['path']}"
+        for old, new in zip(was, now, strict=False)
+        for name in names
+        if old[name] != new[name]
+    ]
+    if len(was) != len(now):
+        problems.append(f"it is {len(now)} sets, the run had {len(was)}")
+    if problems:
+        problems[-1] += "; use the run's data, or another --workdir"
+        raise ConfigError(problems, f"data of the run in {workdir}")
 
 
 def _check_same_run(old: Config, new: Config, workdir: Path) -> None:
@@ -60,6 +85,12 @@ def _check_same_run(old: Config, new: Config, workdir: Path) -> None:
             for name, (was, now) in changed.items()
         ]
         raise ConfigError(problems, "config")
+
+
+def _write_record(path: Path, record: dict[str, Any]) -> None:
+    draft = path.with_suffix(".tmp")
+    draft.write_text(json.dumps(record, indent=2) + "\n")
+    draft.replace(path)
 
 
 def _this_start() -> dict[str, Any]:

@@ -47,10 +47,10 @@ class Program:
     state: TrainState
     tokens: jax.ShapeDtypeStruct
     init: Callable[[jax.Array], TrainState]
-    train_step: Callable[[TrainState, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
+    train_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
     weights: Callable[[Any], Any]
-    forward: Callable[[Any, jax.Array], jax.Array]
-    eval_step: Callable[[jax.Array, Any, jax.Array, jax.Array], jax.Array]
+    forward: Callable[..., jax.Array]
+    eval_step: Callable[..., jax.Array]
 
 
 def build(config: Config, mesh: Mesh) -> Program:

@@ -73,8 +73,12 @@ def make_at_use(placement: Placement, kind: str | None) -> Callable[[Any], Any]:
 
 def make_train_step(
     config: Config, placement: Placement, tx: optax.GradientTransformation
-) -> Callable[[TrainState, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
-    """`train_step(state, tokens)`, int32 tokens [B, T + 1]; returns the new state and metrics."""
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """`train_step(state, tokens, segments=None)`; returns the new state and metrics.
+
+    Tokens are int32 [B, T + 1], and so are `segments`, the documents that are not to see each
+    other, if there are such.
+    """
     c, microbatches = config.model, config.optim.microbatches
     weights_of = make_weights(config, placement)
     at_use = make_at_use(placement, "reduced")
@@ -83,17 +87,25 @@ def make_train_step(
     has_dropout = max(c.dropout_residual, c.dropout_attention, c.dropout_embedding) > 0
     schedule = learning_rate(config.optim)
 
-    def gradients(weights: Any, tokens: jax.Array, key: jax.Array) -> tuple[jax.Array, Any]:
-        """Loss of each sequence [m, B / m], and float32 summands of the gradient of their mean."""
-        n_predictions = tokens.shape[0] * (tokens.shape[1] - 1)
+    def gradients(
+        weights: Any, tokens: jax.Array, segments: jax.Array | None, key: jax.Array
+    ) -> tuple[jax.Array, Any]:
+        """Mean loss, and float32 summands of its gradient."""
+        n_predictions: Any = tokens.shape[0] * (tokens.shape[1] - 1)
+        if segments is not None:
+            n_predictions = jnp.sum(within_documents(segments))
 
-        def microbatch(total: Any, numbered: tuple[jax.Array, jax.Array]):
-            tokens_BT, number = numbered
+        def microbatch(total: Any, numbered: tuple[jax.Array, jax.Array | None, jax.Array]):
+            tokens_BT, segments_BT, number = numbered
             dropout_key = jax.random.fold_in(key, number) if has_dropout else None
 
             def nll_of(weights: Any) -> jax.Array:
-                logits = forward(c, weights, tokens_BT[:, :-1], dropout_key, at_use)
-                return token_nll(logits, tokens_BT[:, 1:]).sum(axis=-1)
+                inputs = None if segments_BT is None else segments_BT[:, :-1]
+                logits = forward(c, weights, tokens_BT[:, :-1], dropout_key, at_use, inputs)
+                nll_BT = token_nll(logits, tokens_BT[:, 1:])
+                if segments_BT is not None:
+                    nll_BT *= within_documents(segments_BT)
+                return nll_BT.sum(axis=-1)
 
             # A vector of losses, not their sum: no collective for a scalar inside the loop.
             nll_B, vjp = jax.vjp(nll_of, weights)
@@ -103,15 +115,15 @@ def make_train_step(
         def zeros(w: jax.Array, spec: P) -> jax.Array:
             return jax.reshard(jnp.zeros(w.shape, jnp.float32), spec)
 
-        split = _split(tokens, microbatches)
+        split = jax.tree.map(lambda rows: _split(rows, microbatches), (tokens, segments))
         total = jax.tree.map(zeros, weights, summands)
-        total, nll_MB = jax.lax.scan(microbatch, total, (split, jnp.arange(microbatches)))
-        return nll_MB, total
+        total, nll_MB = jax.lax.scan(microbatch, total, (*split, jnp.arange(microbatches)))
+        return jnp.sum(nll_MB) / n_predictions, total
 
-    def train_step(state: TrainState, tokens: jax.Array):
+    def train_step(state: TrainState, tokens: jax.Array, segments: jax.Array | None = None):
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         weights = jax.tree.map(jax.reshard, weights_of(state.params), reduced)
-        nll_MB, gradient = gradients(weights, tokens, key)
+        loss, gradient = gradients(weights, tokens, segments, key)
         with jax.named_scope("reduce_gradients"):
             gradient = jax.tree.map(jax.reshard, gradient, placement.gradients)
         with jax.named_scope("optimizer"):
@@ -120,7 +132,7 @@ def make_train_step(
             master = optax.apply_updates(master, updates)
             params = jax.tree.map(jax.reshard, master, placement.stored)
         metrics = {
-            "train/loss": jnp.sum(nll_MB) / (tokens.shape[0] * (tokens.shape[1] - 1)),
+            "train/loss": loss,
             "train/grad_norm": optax.tree.norm(gradient),
             "train/learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
@@ -137,20 +149,35 @@ def _split(tokens: jax.Array, microbatches: int) -> jax.Array:
     return jax.reshard(rows.swapaxes(0, 1), P(None, BATCH_AXES, None))
 
 
-def make_forward(config: Config, placement: Placement) -> Callable[[Any, jax.Array], jax.Array]:
-    """`forward(weights, tokens)`: logits without dropout of int32 tokens [B, T]."""
+def within_documents(segments: jax.Array) -> jax.Array:
+    """float32 [B, T]: 1 where a target is in the document of its input; segments are [B, T + 1]."""
+    return (segments[:, 1:] == segments[:, :-1]).astype(jnp.float32)
+
+
+def make_forward(config: Config, placement: Placement) -> Callable[..., jax.Array]:
+    """`forward(weights, tokens, segments=None)`: logits without dropout, of [B, T] both."""
     at_use = make_at_use(placement, None)
-    return lambda weights, tokens_BT: forward(config.model, weights, tokens_BT, None, at_use)
+    return lambda weights, tokens_BT, segments_BT=None: forward(
+        config.model, weights, tokens_BT, None, at_use, segments_BT
+    )
 
 
-def make_eval_step(logits_of: Callable[[Any, jax.Array], jax.Array]):
-    """`eval_step(totals, weights, tokens, mask)`: totals plus those of the predictions in the mask.
+def make_eval_step(logits_of: Callable[..., jax.Array]):
+    """`eval_step(totals, weights, tokens, mask, segments=None)`: totals plus those of the
+    predictions in the mask.
 
     Totals are float32 [2]: summed nats, and their number.
     """
 
-    def eval_step(totals: jax.Array, weights: Any, tokens: jax.Array, mask: jax.Array) -> jax.Array:
-        nll_BT = token_nll(logits_of(weights, tokens[:, :-1]), tokens[:, 1:])
+    def eval_step(
+        totals: jax.Array,
+        weights: Any,
+        tokens: jax.Array,
+        mask: jax.Array,
+        segments: jax.Array | None = None,
+    ) -> jax.Array:
+        inputs = None if segments is None else segments[:, :-1]
+        nll_BT = token_nll(logits_of(weights, tokens[:, :-1], inputs), tokens[:, 1:])
         return totals + jnp.stack([jnp.sum(nll_BT * mask), jnp.sum(mask)])
 
     return eval_step

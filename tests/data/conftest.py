@@ -15,20 +15,22 @@ def small_shards(monkeypatch):
 
 @pytest.fixture
 def make_set(tmp_path, small_shards):
-    """`make_set(tokens, validation_tokens)` writes random tokens and returns (dataset, arrays)."""
+    """`make_set(tokens, validation_tokens)` writes three random documents to each split, and
+    returns (dataset, arrays).
+    """
 
     def make(*sizes: int, tokenizer=None):
         random = np.random.default_rng(sum(sizes))
         names = ("train", "validation")
         arrays = {
-            name: random.integers(0, 257, size) for name, size in zip(names, sizes, strict=True)
+            name: random.integers(0, 256, size) for name, size in zip(names, sizes, strict=True)
         }
         path = tmp_path / f"set-{'-'.join(map(str, sizes))}"
         with DatasetWriter(path, tokenizer or BytesTokenizer()) as writer:
             for name, tokens in arrays.items():
-                for document in np.array_split(tokens, 3):
-                    writer.splits[name].append(document, len(document))
-                    writer.splits[name].end_document()
+                ends = np.cumsum([len(part) for part in np.array_split(tokens, 3)])
+                tokens[ends[ends > 0] - 1] = 256
+                writer.splits[name].append(tokens, ends, len(tokens))
         return TokenDataset.open(path), arrays
 
     return make

@@ -1,5 +1,6 @@
 """The token-dataset format: what is written is read, and no damage is silent."""
 
+import contextlib
 import http.server
 import itertools
 import json
@@ -14,16 +15,21 @@ import zarr
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from gpt_pjit.data import DatasetWriter, TokenDataset, schema, train_bpe
+from gpt_pjit.data.arrays import DamageError, _failure
 from gpt_pjit.data.schema import DatasetInfo
 from gpt_pjit.data.tokenizers import BytesTokenizer, load_tokenizer
 from gpt_pjit.errors import ConfigError
 
 
+def files_of(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
 def read_all(dataset):
     """All that a reader can get: tokens and offsets of each split, and the tokenizer's file."""
     arrays = {}
+    dataset.verify()
     for name, split in dataset.splits.items():
-        split.verify()
         arrays[name] = split.read(np.array([0]), split.tokens)[0].tolist()
         arrays[name + " offsets"] = split.document_offsets(0, split.documents + 1).tolist()
     return arrays, dataset.tokenizer().content, dataset.info
@@ -37,14 +43,14 @@ def test_documents_written_in_any_pieces_are_read_at_any_offset(
     tmp_path_factory, small_shards, documents, size, data
 ):
     path = tmp_path_factory.mktemp("set") / "set"
-    tokens = np.random.default_rng(0).integers(0, 257, sum(documents))
+    tokens = np.random.default_rng(0).integers(0, 256, sum(documents))
     ends = np.cumsum([0, *documents])
     with DatasetWriter(path, BytesTokenizer()) as writer:
         split = writer.splits["train"]
         for start, end in itertools.pairwise(ends):
             for piece in range(start, end, size):
-                split.append(tokens[piece : min(piece + size, end)], 1)
-            split.end_document()
+                split.append(tokens[piece : min(piece + size, end)], [], 1)
+            split.append(tokens[:0], [0], 0)
     train = TokenDataset.open(path).splits["train"]
     assert (train.tokens, train.documents) == (len(tokens), len(documents))
     assert train.document_offsets(0, len(ends)).tolist() == ends.tolist()
@@ -53,7 +59,7 @@ def test_documents_written_in_any_pieces_are_read_at_any_offset(
     rows = train.read(np.array(starts, np.int64), length)
     assert rows.dtype == np.int32
     assert rows.tolist() == [tokens[s : s + length].tolist() for s in starts]
-    train.verify()
+    assert train.verify() == []
 
 
 def test_large_vocabularies_take_32_bits(tmp_path, small_shards):
@@ -62,7 +68,7 @@ def test_large_vocabularies_take_32_bits(tmp_path, small_shards):
 
     tokens = np.arange(0, 2**17, 1000)
     with DatasetWriter(tmp_path / "set", Large()) as writer:
-        writer.splits["train"].append(tokens, 0)
+        writer.splits["train"].append(tokens, [], 0)
     dataset = TokenDataset.open(tmp_path / "set")
     assert dataset.info.dtype == "uint32"
     assert dataset.splits["train"].read(np.array([0]), len(tokens)).tolist() == [tokens.tolist()]
@@ -86,7 +92,7 @@ def test_equal_content_has_an_equal_fingerprint(make_set):
 def test_a_set_carries_its_tokenizer(tmp_path, small_shards):
     train_bpe(["a cat sat on a mat " * 9], 300, tmp_path / "cats.json")
     with DatasetWriter(tmp_path / "set", load_tokenizer(str(tmp_path / "cats.json"))) as writer:
-        writer.splits["train"].append(np.arange(9), 9)
+        writer.splits["train"].append(np.arange(1, 9), [], 9)
     content = (tmp_path / "cats.json").read_bytes()
     (tmp_path / "cats.json").unlink()
     tokenizer = TokenDataset.open(tmp_path / "set").tokenizer()
@@ -99,7 +105,7 @@ def bpe_set(tmp_path, small_shards):
     tokenizer = load_tokenizer(str(tmp_path / "cats.json"))
     with DatasetWriter(tmp_path / "set", tokenizer) as writer:
         for split in writer.splits.values():
-            split.append(tokenizer.encode("cats and mats\n" * 30), 420)
+            split.append(tokenizer.encode("cats and mats\n" * 30), [], 420)
     return tmp_path / "set"
 
 
@@ -115,25 +121,28 @@ def test_no_damage_is_silent(bpe_set):
     whole = read_all(TokenDataset.open(bpe_set))
     random = np.random.default_rng(0)
     files = [path for path in sorted(bpe_set.rglob("*")) if path.is_file()]
-    raised = 0
+    raised, verified, tries = 0, 0, 16 * len(files)
     for path in files:
         content = path.read_bytes()
-        for kind in ["deleted", *["truncated"] * 4, *["flipped"] * 12]:
+        for kind in ["deleted", *["truncated"] * 4, *["flipped"] * 11]:
             if kind == "deleted":
                 path.unlink()
             else:
                 path.write_bytes(damaged(content, kind, random))
             try:
                 assert read_all(TokenDataset.open(bpe_set)) == whole, f"{path} {kind} is silent"
-            except ConfigError:
+            except ConfigError as error:
                 raised += 1
+                verified += path.name in str(error) or "content hash" in str(error)
             path.write_bytes(content)
-    assert raised > 10 * len(files)
+    assert tries >= 200
+    assert raised > 0.9 * tries  # the rest are spellings that mean the same
+    assert verified > 0.9 * raised
 
 
 def test_a_missing_shard_of_zeros_is_no_zeros(tmp_path, small_shards):
     with DatasetWriter(tmp_path / "set", BytesTokenizer()) as writer:
-        writer.splits["train"].append(np.zeros(200, np.int64), 200)
+        writer.splits["train"].append(np.zeros(200, np.int64), [], 200)
     train = TokenDataset.open(tmp_path / "set").splits["train"]
     assert train.read(np.array([0]), 200).sum() == 0
     (tmp_path / "set/train/tokens/c/1").unlink()
@@ -149,7 +158,9 @@ def test_a_corrupt_chunk_names_split_and_tokens(make_set):
     with open(shard, "r+b") as file:
         file.write(b"\xff")
     train = TokenDataset.open(dataset.path).splits["train"]
-    with pytest.raises(ConfigError, match=r"tokens 120 to 140 of split 'train'.*DATA_LOSS.*c/2"):
+    with pytest.raises(
+        ConfigError, match=r"tokens of split 'train'.*tokens/c/2: .*32 bytes at 0 is wrong"
+    ):
         train.read(np.array([0, 120]), 20)
 
 
@@ -158,15 +169,17 @@ def test_shards_in_the_wrong_place_are_found_by_the_content_hash(make_set):
     shards = _path(dataset) / "train/tokens/c"
     shutil.copy(shards / "0", shards / "1")
     train = TokenDataset.open(dataset.path).splits["train"]
-    with pytest.raises(ConfigError, match=f"'train' should have content hash {train.info.sha256}"):
-        train.verify()
+    (problem,) = train.verify()
+    assert f"the content hash should be {train.info.sha256}, is " in problem
+    with pytest.raises(ConfigError, match="the content hash should be"):
+        TokenDataset.open(dataset.path).verify()
 
 
 def test_an_array_of_another_length_is_named(make_set):
     dataset, _ = make_set(1000, 70)
     metadata = _path(dataset) / "train/tokens/zarr.json"
     metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"shape": [999]}))
-    with pytest.raises(ConfigError, match=r"'train' should hold 1000 tokens, has shape \(999,\)"):
+    with pytest.raises(ConfigError, match=r"'train' should hold 1000 tokens, has 999"):
         TokenDataset.open(dataset.path)
 
 
@@ -179,16 +192,15 @@ def test_another_tokenizer_file_is_named(bpe_set):
         TokenDataset.open(bpe_set).tokenizer()
 
 
-def test_an_unreachable_store_is_not_taken_for_damage(make_set):
-    train = make_set(100, 10)[0].splits["train"]
-    error = train._unreadable("tokens 0 to 9", ValueError("UNAVAILABLE: no network"))
-    assert isinstance(error, OSError)
+def test_an_unreachable_store_is_not_taken_for_damage():
+    assert type(_failure(ValueError("UNAVAILABLE: no network"))) is OSError
+    assert type(_failure(ValueError("DATA_LOSS: a checksum"))) is DamageError
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path):
     def interrupted():
         with DatasetWriter(tmp_path / "set", BytesTokenizer()) as writer:
-            writer.splits["train"].append(np.arange(9), 9)
+            writer.splits["train"].append(np.arange(9), [], 9)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -196,12 +208,12 @@ def test_an_interrupted_write_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_killed_write_is_no_set(tmp_path, make_set):
+def test_a_half_copied_set_is_no_set(tmp_path, make_set):
     dataset, _ = make_set(100, 10)
-    with DatasetWriter(tmp_path / "set", BytesTokenizer()):
-        (partial,) = tmp_path.glob("set.partial-*")
-        with pytest.raises(ConfigError, match=r"no dataset\.json: writing or copying.*interrupted"):
-            TokenDataset.open(partial)
+    (_path(dataset) / "dataset.json").rename(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match=r"no dataset\.json: writing or copying.*interrupted"):
+        TokenDataset.open(dataset.path)
+    (tmp_path / "elsewhere").rename(_path(dataset) / "dataset.json")
     shutil.rmtree(f"{dataset.path}/train")
     with pytest.raises(ConfigError, match="array 'tokens' of split 'train' cannot be read"):
         TokenDataset.open(dataset.path)
@@ -213,15 +225,38 @@ def test_a_set_is_never_overwritten(make_set):
         DatasetWriter(_path(dataset), BytesTokenizer()).__enter__()
 
 
-def test_of_two_writers_the_first_wins(tmp_path):
-    with (
-        pytest.raises(FileExistsError),
-        DatasetWriter(tmp_path / "set", BytesTokenizer()),
-        DatasetWriter(tmp_path / "set", BytesTokenizer()),
-    ):
-        pass
+def test_of_two_writers_the_second_is_refused(tmp_path):
+    with DatasetWriter(tmp_path / "set", BytesTokenizer()):
+        second = DatasetWriter(tmp_path / "set", BytesTokenizer())
+        with pytest.raises(ConfigError, match=r"set\.partial .*\n.*written by another process"):
+            second.__enter__()
     assert TokenDataset.open(tmp_path / "set").splits["train"].tokens == 0
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_writer_goes_on_from_what_was_saved(tmp_path, small_shards):
+    tokens = np.arange(300) % 256
+    for name, breaks in (("whole", []), ("broken", [40, 130, 250])):
+        for at in [*breaks, 300]:
+            writer = DatasetWriter(tmp_path / name, BytesTokenizer())
+            with contextlib.suppress(KeyboardInterrupt), writer:
+                start = writer.saved or 0
+                for i in range(start, at):
+                    writer.splits["train"].append(tokens[i : i + 1], [1] if i % 70 == 0 else [], 1)
+                if at < 300:
+                    writer.save(at)
+                    writer.splits["train"].append(tokens[:99], [9], 99)  # lost
+                    raise KeyboardInterrupt
+    assert files_of(tmp_path / "whole") == files_of(tmp_path / "broken")
+    assert TokenDataset.open(tmp_path / "broken").splits["train"].documents == 6
+
+
+def test_end_of_text_is_refused_inside_a_document(tmp_path):
+    with (
+        pytest.raises(ValueError, match="end-of-text, token 256, inside a document"),
+        DatasetWriter(tmp_path / "set", BytesTokenizer()) as writer,
+    ):
+        writer.splits["train"].append(np.array([1, 256, 2]), [3], 2)
 
 
 def test_an_id_above_the_vocabulary_is_refused(tmp_path):
@@ -229,7 +264,7 @@ def test_an_id_above_the_vocabulary_is_refused(tmp_path):
         pytest.raises(ValueError, match="token 300 is not below vocab_size 257"),
         DatasetWriter(tmp_path / "set", BytesTokenizer()) as writer,
     ):
-        writer.splits["train"].append(np.array([1, 300]), 2)
+        writer.splits["train"].append(np.array([1, 300]), [], 2)
 
 
 def test_a_folder_without_a_set_is_named(tmp_path):
@@ -277,11 +312,6 @@ def test_nine_billion_tokens_open_at_once(make_set):
     start = time.perf_counter()
     assert TokenDataset.open(path).splits["train"].tokens == tokens
     assert time.perf_counter() - start < 0.5
-
-
-def test_urls_reach_tensorstore_as_they_are():
-    assert schema.kvstore("gs://bucket/set/", "train", "tokens") == "gs://bucket/set/train/tokens/"
-    assert schema.kvstore("s3://bucket/set") == "s3://bucket/set/"
 
 
 class RangeHandler(http.server.SimpleHTTPRequestHandler):

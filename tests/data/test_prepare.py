@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from gpt_pjit.config import DataConfig
 from gpt_pjit.data import TokenDataset, corpus, load_tokenizer, open_data, prepare, train_bpe
-from gpt_pjit.data.corpus import Part, pieces
+from gpt_pjit.data.corpus import Part
+from gpt_pjit.data.readers import read_items
 from gpt_pjit.errors import ConfigError
 
 TEXTS = {
@@ -35,6 +36,15 @@ def texts(tmp_path, monkeypatch):
     return folder
 
 
+def opened(*arguments):
+    (dataset,) = open_data(*arguments).datasets
+    return dataset
+
+
+def pieces(part):
+    return (piece.text for piece in read_items(part, "text", can_cut=True))
+
+
 def config(text="**/*.txt", split="tail", fraction=0.2, **fields):
     return DataConfig(text=text, validation_split=split, validation_fraction=fraction, **fields)
 
@@ -49,7 +59,7 @@ def documents(dataset, name):
 
 
 def test_files_become_documents_in_the_order_of_their_paths(texts, tmp_path):
-    dataset = open_data(config(fraction=0.0), tmp_path / "data", ROOMY)
+    dataset = opened(config(fraction=0.0), tmp_path / "data", ROOMY)
     expected = [(TEXTS[name], True) for name in ("a.txt", "b.txt", "deep/er/c.txt")]
     assert documents(dataset, "train") == expected
     assert dataset.splits["train"].source_bytes == sum(len(t.encode()) for t, _ in expected)
@@ -58,7 +68,7 @@ def test_files_become_documents_in_the_order_of_their_paths(texts, tmp_path):
 
 def test_patterns_join_and_exclusion_matches_whole_paths(texts, tmp_path):
     some = config(text="deep/*.md *.txt deep/**/*.txt", text_exclude=r".*er/.*|a", fraction=0.0)
-    dataset = open_data(some, tmp_path / "data", ROOMY)
+    dataset = opened(some, tmp_path / "data", ROOMY)
     assert [d for d, _ in documents(dataset, "train")] == [
         TEXTS[name] for name in ("a.txt", "b.txt", "deep/d.md")
     ]
@@ -68,7 +78,7 @@ def test_the_tail_is_the_last_tenth_of_a_file(tmp_path):
     text = "".join(chr(97 + i % 26) for i in range(1_234))
     (tmp_path / "one.txt").write_text(text)
     one = config(text=str(tmp_path / "one.txt"), fraction=0.1)
-    dataset = open_data(one, tmp_path / "data", ROOMY)
+    dataset = opened(one, tmp_path / "data", ROOMY)
     cut = int(1_234 * 0.9)
     assert documents(dataset, "train") == [(text[:cut], False)]
     assert documents(dataset, "validation") == [(text[cut:], True)]
@@ -85,7 +95,7 @@ def test_the_tail_cuts_no_character_and_loses_none(tmp_path_factory, contents, f
     for i, text in enumerate(contents):
         path = folder / str(i)
         path.write_bytes(text.encode())
-        files.append(corpus.TextFile(str(path), len(text.encode()), 0, ""))
+        files.append(corpus.CorpusFile(str(path), len(text.encode()), 0, ""))
     parts = corpus.split_tail(files, fraction)
     assert [part.split for part in parts] == sorted(part.split for part in parts)
     assert "".join(text for part in parts for text in pieces(part)) == "".join(contents)
@@ -100,12 +110,12 @@ def test_documents_keep_their_split_when_others_are_added(tmp_path):
     for i in range(60):
         (folder / f"{i}.txt").write_text(f"document {i}")
     some = config(text=f"{folder}/*.txt", split="documents", fraction=0.2)
-    before = documents(open_data(some, tmp_path / "before", ROOMY), "validation")
+    before = documents(opened(some, tmp_path / "before", ROOMY), "validation")
     assert 4 < len(before) < 20
     for i in range(60):
         (folder / f"new {i}.txt").write_text(f"more {i}")
         shutil.copy(folder / f"{i}.txt", folder / f"copy of {i}.txt")
-    after = documents(open_data(some, tmp_path / "after", ROOMY), "validation")
+    after = documents(opened(some, tmp_path / "after", ROOMY), "validation")
     old = [document for document in after if document[0].startswith("document")]
     assert sorted(old) == sorted(before * 2)
     assert len(after) > len(old)
@@ -116,7 +126,7 @@ def test_bpe_is_trained_on_training_documents_only(tmp_path, split):
     for i in range(40):
         (tmp_path / f"{i:02}.txt").write_text(f"{chr(97 + i % 26) * 5}{i} " * 30)
     some = config(text=f"{tmp_path}/*.txt", split=split, fraction=0.5, tokenizer="bpe:400")
-    dataset = open_data(some, tmp_path / "data", 400)
+    dataset = opened(some, tmp_path / "data", 400)
     train = [text for text, _ in documents(dataset, "train")]
     train_bpe(train, 400, tmp_path / "expected.json")
     assert dataset.tokenizer().content == (tmp_path / "expected.json").read_bytes()
@@ -162,11 +172,11 @@ def test_pieces_have_the_tokens_of_the_whole_text(
 
 
 def test_a_set_is_made_once(texts, tmp_path, monkeypatch, capsys):
-    first = prepare(config(), tmp_path / "data")
+    assert prepare(config(), tmp_path / "data").documents == 4
     module = importlib.import_module("gpt_pjit.data.prepare")
     monkeypatch.setattr(module, "_write", None)
-    monkeypatch.setattr(corpus, "_read_text", None)
-    assert prepare(config(), tmp_path / "data") == first
+    monkeypatch.setattr(corpus, "_decode", None)
+    assert prepare(config(), tmp_path / "data") is None
     assert "checking" in capsys.readouterr().err
 
 
@@ -208,18 +218,18 @@ def test_other_settings_are_never_silently_reused(texts, tmp_path):
         prepare(config(tokenizer="bpe:300", fraction=0.3), tmp_path / "data")
 
 
-def test_of_two_processes_the_first_wins(texts, tmp_path, monkeypatch):
-    module = importlib.import_module("gpt_pjit.data.prepare")
-    write = module._write
+def test_of_two_processes_the_second_is_told(texts, tmp_path, monkeypatch):
+    module = importlib.import_module("gpt_pjit.data.tokenize")
+    tasks = module._tasks
 
-    def slow_write(*args):
-        monkeypatch.setattr(module, "_write", write)
-        prepare(config(), tmp_path / "data")
-        write(*args)
+    def slow_tasks(*arguments):
+        with pytest.raises(ConfigError, match=r"data\.partial .*\n.*written by another process"):
+            prepare(config(), tmp_path / "data")
+        return tasks(*arguments)
 
-    monkeypatch.setattr(module, "_write", slow_write)
-    assert TokenDataset.open(prepare(config(), tmp_path / "data")).splits["train"].documents == 2
-    assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
+    monkeypatch.setattr(module, "_tasks", slow_tasks)
+    prepare(config(), tmp_path / "data")
+    assert {path.name for path in tmp_path.iterdir()} == {"texts", "data"}
 
 
 def test_a_folder_of_something_else_is_left_alone(texts, tmp_path):
@@ -229,19 +239,20 @@ def test_a_folder_of_something_else_is_left_alone(texts, tmp_path):
 
 
 def test_a_set_at_a_path_is_opened_and_checked(texts, tmp_path):
-    path = prepare(config(), tmp_path / "data")
+    path = tmp_path / "data"
+    prepare(config(), path)
     at_path = DataConfig(path=str(path))
-    assert open_data(at_path, tmp_path / "unused", 257).splits["train"].documents == 2
+    assert opened(at_path, tmp_path / "unused", 257).splits["train"].documents == 2
     message = (
         r"model\.vocab_size=256: is smaller than the 257 ids of tokenizer bytes; .*at least 257"
     )
     with pytest.raises(ConfigError, match=message):
-        open_data(at_path, tmp_path / "unused", 256)
+        opened(at_path, tmp_path / "unused", 256)
 
 
 def test_the_vocabulary_is_checked_before_the_work(texts, tmp_path):
     with pytest.raises(ConfigError, match=r"model\.vocab_size=100.*257 ids of tokenizer bytes"):
-        open_data(config(), tmp_path / "data", 100)
+        opened(config(), tmp_path / "data", 100)
     assert not (tmp_path / "data").exists()
 
 
@@ -250,7 +261,7 @@ def test_invalid_utf8_names_every_file_and_byte(texts, tmp_path, monkeypatch):
     (texts / "b.txt").write_bytes("\u00e9".encode() * 10 + b"\xff and so on")
     (texts / "c.txt").write_bytes(b"cut short \xe7\x8c")
     message = (
-        r"2 problems:\n.*b\.txt: byte 20 is not UTF-8.*iconv.*\n.*c\.txt: byte 10 is not UTF-8"
+        r"2 problems:\n.*b\.txt:1: byte 20 is not UTF-8.*iconv.*\n.*c\.txt:1: byte 10 is not UTF-8"
     )
     with pytest.raises(ConfigError, match=message):
         prepare(config(), tmp_path / "data")
@@ -284,10 +295,11 @@ def test_every_problem_is_named(texts, tmp_path, fields, message):
 
 
 def test_a_set_without_validation_is_named(texts, tmp_path):
-    path = prepare(config(), tmp_path / "data")
+    path = tmp_path / "data"
+    prepare(config(), path)
     dataset = TokenDataset.open(path)
     info = dataset.info
     del info.splits["validation"]
     (path / "dataset.json").write_bytes(info.to_json())
     with pytest.raises(ConfigError, match=r"expected splits train, validation, got train;"):
-        open_data(DataConfig(path=str(path)), tmp_path / "unused", ROOMY)
+        opened(DataConfig(path=str(path)), tmp_path / "unused", ROOMY)

@@ -9,7 +9,7 @@ import tokenizers
 from hypothesis import given, settings, strategies as st
 
 from gpt_pjit.data import load_tokenizer, train_bpe
-from gpt_pjit.data.tokenizers import BytesTokenizer, tokenizer_from_bytes
+from gpt_pjit.data.tokenizers import BytesTokenizer, tokenizer_from_bytes, train_unigram
 from gpt_pjit.errors import ConfigError
 
 TEXTS = [
@@ -29,6 +29,13 @@ def bpe_path(tmp_path_factory):
 @pytest.fixture(scope="module")
 def bpe(bpe_path):
     return load_tokenizer(str(bpe_path))
+
+
+@pytest.fixture(scope="module")
+def unigram(tmp_path_factory):
+    path = tmp_path_factory.mktemp("unigram") / "small.model"
+    train_unigram(TEXTS, 290, path)
+    return load_tokenizer(str(path))
 
 
 def train_sentencepiece(folder, **options):
@@ -61,6 +68,14 @@ def test_training_twice_gives_the_same_file(bpe_path, tmp_path):
 def test_trained_tokenizer_merges_words_and_starts_with_end_of_text(bpe):
     assert (bpe.name, bpe.vocab_size, bpe.eot_id) == ("small.json", 320, 0)
     assert len(bpe.encode(" the cat sat")) == 3
+
+
+@settings(deadline=None)
+@given(text=st.text().filter(lambda text: "\u2581" not in text))
+def test_any_text_survives_a_trained_unigram_model(unigram, text):
+    assert unigram.decode(unigram.encode(text)) == text
+    assert not unigram.changes(text)
+    assert unigram.eot_id == 0
 
 
 def test_end_of_text_spelled_in_a_text_stays_text(bpe, tmp_path):

@@ -1,0 +1,201 @@
+"""Make, look at and check token datasets.
+
+python -m gpt_pjit.data tokenize 'texts/*.txt' --tokenizer=FILE --out=DIR
+python -m gpt_pjit.data --help
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt_pjit.cli import report_errors
+from gpt_pjit.config import DataConfig
+from gpt_pjit.data.corpus import check_files, find_files, split_documents
+from gpt_pjit.data.dataset import TokenDataset
+from gpt_pjit.data.documents import training_texts
+from gpt_pjit.data.prepare import prepare
+from gpt_pjit.data.report import describe, show_tokens, summarize
+from gpt_pjit.data.sources import open_data
+from gpt_pjit.data.tokenize import Effort
+from gpt_pjit.data.tokenizers import load_tokenizer, train_bpe, train_unigram
+from gpt_pjit.errors import EXIT_CONFIG, EXIT_INTERRUPTED, ConfigError
+
+INPUTS = "files of text, .jsonl, .json(l).gz, .json(l).zst, .parquet; globs; or hf:NAME[:CONFIG]"
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = _Parser(prog="python -m gpt_pjit.data", description="Make and check token datasets.")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    _add_tokenize(commands)
+    info = commands.add_parser("info", help="what a set holds")
+    info.set_defaults(run=lambda flags, _: print(describe(TokenDataset.open(flags.set))))
+    verify = commands.add_parser("verify", help="read a whole set and check every checksum")
+    verify.set_defaults(run=_verify)
+    for command in (info, verify):
+        command.add_argument("set", help="a folder, or a gs:// or s3:// URL")
+    _add_show(commands)
+    _add_train_tokenizer(commands)
+    flags, rest = parser.parse_known_args(argv)
+    if rest and not (flags.command == "show" and all(r.startswith("--config") for r in rest)):
+        parser.error(f"unknown: {' '.join(rest)}")
+    with report_errors():
+        try:
+            flags.run(flags, rest)
+        except KeyboardInterrupt:
+            print("\nstopped; the same command goes on from where it saved", file=sys.stderr)
+            sys.exit(EXIT_INTERRUPTED)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        self.exit(EXIT_CONFIG, f"{self.prog}: {message}; --help lists all flags\n")
+
+
+def _add_corpus(command: argparse.ArgumentParser) -> None:
+    default = DataConfig()
+    command.add_argument("inputs", nargs="+", help=INPUTS)
+    command.add_argument("--exclude", default="", help="regex of whole paths to leave out")
+    command.add_argument("--column", default=default.text_column, help="that holds the text")
+    command.add_argument(
+        "--validation_fraction",
+        type=float,
+        default=default.validation_fraction,
+        help="of documents, by their hash",
+    )
+    command.add_argument("--on_error", choices=("stop", "skip"), default="stop")
+
+
+def _add_tokenize(commands: Any) -> None:
+    command = commands.add_parser("tokenize", help="make a set; run again, it goes on")
+    _add_corpus(command)
+    command.add_argument("--tokenizer", required=True, help="bytes, FILE.json or FILE.model")
+    command.add_argument("--out", type=Path, required=True, help="folder of the set")
+    command.add_argument("--workers", type=int, default=0, help="processes; 0 for all cores")
+    command.add_argument(
+        "--engine", choices=("fastest", "tokenizers"), default="fastest", help="for FILE.json"
+    )
+    command.set_defaults(run=_tokenize)
+
+
+def _corpus(flags: argparse.Namespace) -> DataConfig:
+    config = DataConfig(
+        text=" ".join(flags.inputs),
+        text_exclude=flags.exclude,
+        text_column=flags.column,
+        validation_fraction=flags.validation_fraction,
+    )
+    if not 0 <= config.validation_fraction < 1:
+        raise ConfigError([f"--validation_fraction={config.validation_fraction}: not in [0, 1)"])
+    return config
+
+
+def _tokenize(flags: argparse.Namespace, _: list[str]) -> None:
+    if flags.workers < 0:
+        raise ConfigError([f"--workers={flags.workers}: give a number, or 0 for all cores"])
+    config = replace(_corpus(flags), tokenizer=flags.tokenizer)
+    effort = Effort(flags.workers, flags.on_error == "skip", flags.engine == "fastest")
+    counts = prepare(config, flags.out, effort)
+    print(summarize(counts) if counts else f"{flags.out} is there already, of the same input")
+    print(describe(TokenDataset.open(flags.out)))
+
+
+def _verify(flags: argparse.Namespace, _: list[str]) -> None:
+    dataset = TokenDataset.open(flags.set)
+    dataset.verify()
+    print(f"{flags.set}: every checksum and hash is right")
+
+
+def _add_show(commands: Any) -> None:
+    command = commands.add_parser(
+        "show", help="tokens as text: of a set, or of a run's example by --config, --step and --row"
+    )
+    command.add_argument("set", nargs="?", help="a folder, or a gs:// or s3:// URL")
+    command.add_argument("--split", default="train")
+    command.add_argument("--start", type=int, default=0, help="first token")
+    command.add_argument("--tokens", type=int, default=200, help="how many")
+    command.add_argument("--workdir", type=Path, help="of the run; default runs/<config name>")
+    command.add_argument("--step", type=int, help="counted from 0")
+    command.add_argument("--row", type=int, default=0, help="of the batch")
+    command.set_defaults(run=_show)
+
+
+def _show(flags: argparse.Namespace, config_flags: list[str]) -> None:
+    if config_flags:
+        print(_example(flags, config_flags))
+        return
+    if not flags.set:
+        raise ConfigError(["give a set, or --config=FILE --step=N --row=N"], "show")
+    dataset = TokenDataset.open(flags.set)
+    split = dataset.splits.get(flags.split)
+    if not split or not 0 <= flags.start < split.tokens:
+        sizes = ", ".join(f"{name} of {s.tokens:,} tokens" for name, s in dataset.splits.items())
+        raise ConfigError([f"--split={flags.split} --start={flags.start}: it holds {sizes}"])
+    print(show_tokens(dataset, split, flags.start, flags.tokens))
+
+
+def _example(flags: argparse.Namespace, config_flags: list[str]) -> str:
+    from ml_collections import config_flags as configs
+
+    from gpt_pjit.cli import config_source, parse_flags, read_config
+
+    holder = configs.DEFINE_config_file("config", None, "A file of configs/.")
+    parse_flags(["show", *config_flags])
+    config = read_config(holder)
+    rows = config.data.batch_size
+    if flags.step is None or flags.step < 0 or not 0 <= flags.row < rows:
+        raise ConfigError([f"give --step=N from 0 on, and --row=N below the batch size, {rows}"])
+    workdir = flags.workdir or Path(f"runs/{config_source(holder).stem}")
+    data = open_data(config.data, workdir / "data", config.model.vocab_size)
+    example, length = flags.step * rows + flags.row, config.data.sequence_length
+    for dataset, (split, mine, starts) in zip(
+        data.datasets, data.windows(np.array([example]), config.seed, length), strict=True
+    ):
+        if mine.size:
+            text = show_tokens(dataset, split, int(starts[0]), length + 1)
+    return f"example {example:,}, row {flags.row} of step {flags.step}\n{text}"
+
+
+def _add_train_tokenizer(commands: Any) -> None:
+    command = commands.add_parser(
+        "train_tokenizer", help="FILE.json: byte-level BPE; FILE.model: sentencepiece unigram"
+    )
+    _add_corpus(command)
+    command.add_argument("--vocab_size", type=int, required=True)
+    command.add_argument("--out", type=Path, required=True, help="FILE.json or FILE.model")
+    command.set_defaults(run=_train_tokenizer)
+
+
+def _train_tokenizer(flags: argparse.Namespace, _: list[str]) -> None:
+    train = {".json": train_bpe, ".model": train_unigram}.get(flags.out.suffix)
+    if train is None:
+        raise ConfigError([f"--out={flags.out}: expected FILE.json or FILE.model"])
+    if flags.vocab_size < 300:
+        problem = f"--vocab_size={flags.vocab_size}: 256 bytes and some words need at least 300"
+        raise ConfigError([problem], "train_tokenizer")
+    config = _corpus(flags)
+    files, problems = check_files(find_files(config), {})
+    if problems and flags.on_error == "stop":
+        raise ConfigError(problems, "inputs")
+    parts = split_documents(files, config.validation_fraction)
+    texts = training_texts(parts, config.text_column, config.validation_fraction)
+    flags.out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        train(texts, flags.vocab_size, flags.out)
+    except RuntimeError as error:  # sentencepiece's, for a vocabulary too large for the text
+        reason = str(error).rpartition("] ")[2]
+        raise ConfigError(
+            [f"--vocab_size={flags.vocab_size}: {reason}"], "train_tokenizer"
+        ) from None
+    size = load_tokenizer(str(flags.out)).vocab_size
+    print(f"{flags.out}: {size:,} ids, from the documents of the training split")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,96 @@
+"""Tokenising a corpus against the raw speed of `tokenizers`, in turn.
+
+    python -m tests.benchmarks.tokenizing [--turns=1] [--inputs=GLOB] [--tokenizer=FILE.json]
+
+The whole command, start, reading and writing included, with `tokenizers` alone and with the fast
+engine, over the time that `encode_batch_fast` takes for the same documents in memory. Checks that
+both sets have the same bytes and the tokens of the direct encode.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import gzip
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import tokenizers
+
+from gpt_pjit.data import TokenDataset
+
+LAUNCHER = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+SHARED = Path("../shared/data").resolve()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--inputs", default=f"{SHARED}/text_eltec_eng/*.jsonl.gz")
+    parser.add_argument("--tokenizer", default=f"{SHARED}/neox_tokenizer/20B_tokenizer.json")
+    parser.add_argument("--turns", type=int, default=1)
+    flags = parser.parse_args()
+    documents = []
+    for path in glob.glob(flags.inputs):
+        with gzip.open(path) as file:
+            documents += [json.loads(line)["text"] for line in file]
+    megabytes = sum(len(document.encode()) for document in documents) / 1e6
+    seconds: dict[str, list[float]] = {"raw": [], "tokenizers": [], "fastest": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for turn in range(flags.turns):
+            raw, tokens = encode_raw(flags.tokenizer, documents)
+            seconds["raw"].append(raw)
+            for engine in ("tokenizers", "fastest"):
+                out = Path(folder) / f"{engine}-{turn}"
+                taken, peak = run_command(flags.inputs, flags.tokenizer, engine, out)
+                seconds[engine].append(taken)
+                print(f"{engine}: {taken:.1f} s, largest process {peak:.0f} MB")
+                splits = TokenDataset.open(out).splits.values()
+                assert sum(split.tokens - split.documents for split in splits) == tokens
+            assert content(Path(folder) / f"tokenizers-{turn}") == content(out)
+    raw = statistics.median(seconds.pop("raw"))
+    print(
+        f"encode_batch_fast: {megabytes / raw:.1f} MB/s for {megabytes:.1f} MB, {tokens:,} tokens"
+    )
+    for engine, taken in seconds.items():
+        rate = megabytes / statistics.median(taken)
+        print(f"whole command, {engine}: {rate:.1f} MB/s, {rate * raw / megabytes:.2f} of raw")
+
+
+def encode_raw(path: str, documents: list[str]) -> tuple[float, int]:
+    """Seconds and tokens of a direct encode, in batches that fit into memory."""
+    tokenizer = tokenizers.Tokenizer.from_file(path)
+    tokenizer.encode_special_tokens = True
+    start, tokens = time.perf_counter(), 0
+    for i in range(0, len(documents), 200):
+        encodings = tokenizer.encode_batch_fast(documents[i : i + 200], add_special_tokens=False)
+        tokens += sum(len(encoding) for encoding in encodings)
+    return time.perf_counter() - start, tokens
+
+
+def run_command(inputs: str, tokenizer: str, engine: str, out: Path) -> tuple[float, float]:
+    """Seconds of the command, and the peak memory in MB of its largest process."""
+    command = [sys.executable, "-m", "gpt_pjit.data", "tokenize", inputs]
+    command += [f"--tokenizer={tokenizer}", f"--engine={engine}", f"--out={out}"]
+    # A small process starts it: a process's peak counts that of the one that it was forked from.
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", LAUNCHER, *command], capture_output=True, check=True, text=True
+    )
+    return time.perf_counter() - start, float(done.stdout) / 1e3
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+if __name__ == "__main__":
+    main()
