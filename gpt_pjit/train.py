@@ -34,7 +34,8 @@ def train(config: Config, workdir: Path) -> int:
     program = build(config, make_mesh(shape))
     open_workdir(workdir, config)
     data = _open_data(config, workdir)
-    check_data(workdir, data.identity())
+    tokenizer = data.tokenizer()
+    check_data(workdir, data.identity(), (tokenizer.file, tokenizer.content))
     checkpointer = Checkpointer(workdir / "checkpoints", config.checkpoint.keep)
     with jax.set_mesh(program.mesh):
         start = checkpointer.latest_step() or 0

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
+from gpt_pjit.checkpoint import Checkpointer
 from gpt_pjit.config import Config, from_config_dict
+from gpt_pjit.data import load_tokenizer
 from gpt_pjit.partition import make_mesh
+from gpt_pjit.runtime import check_data, open_workdir
 from gpt_pjit.training import Program, build
 
 ROOT = Path(__file__).parent.parent
@@ -60,6 +65,28 @@ def program_on(config: Config, shape: tuple[int, int, int]) -> Program:
 def random_tokens(config: Config, seed: int) -> np.ndarray:
     shape = (config.data.batch_size, config.data.sequence_length + 1)
     return np.random.default_rng(seed).integers(0, config.model.vocab_size, shape, np.int32)
+
+
+def make_workdir(folder: Path, config: Config, steps: Sequence[int] = (1,)) -> dict[int, Any]:
+    """A finished run without its training: random parameters, saved at each of `steps`.
+
+    Its tokenizer is that of bytes, so `model.vocab_size` must be 257 or more. Returns the
+    parameters of each step.
+    """
+    open_workdir(folder, config)
+    tokenizer = load_tokenizer("bytes")
+    identity = {"path": "none", "tokenizer": tokenizer.sha256, "vocab_size": 257, "sha256": ""}
+    check_data(folder, [identity], (tokenizer.file, tokenizer.content))
+    program = program_on(config, (1, 1, 1))
+    checkpointer = Checkpointer(folder / "checkpoints", keep=None)
+    params = {}
+    with jax.set_mesh(program.mesh):
+        for step in steps:
+            state = program.init(jax.random.key(step))
+            checkpointer.save(step, state._replace(step=jax.numpy.int32(step)))
+            params[step] = jax.device_get(state.params)
+    checkpointer.close()
+    return params
 
 
 def run_steps(config: Config, program: Program, steps: int):

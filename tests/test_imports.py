@@ -11,6 +11,7 @@ FLOORS = (
     ("validation",),
     ("model", "data", "checkpoint", "runtime"),
     ("training",),
+    ("trained",),
     ("generate",),
     ("train", "cli"),
     ("main",),

@@ -9,9 +9,9 @@ import orbax.checkpoint as ocp
 
 
 class Checkpointer:
-    """Checkpoints of one run under `directory`, the newest `keep` of them."""
+    """Checkpoints of one run under `directory`, the newest `keep` of them (None: all)."""
 
-    def __init__(self, directory: Path, keep: int):
+    def __init__(self, directory: Path, keep: int | None):
         # Our loop decides when to save; Orbax only writes, in the background, and prunes.
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
         self.manager = ocp.CheckpointManager(directory.resolve(), options=options)
@@ -31,3 +31,22 @@ class Checkpointer:
         """Waits for the last write; raises its error if it failed."""
         self.manager.wait_until_finished()
         self.manager.close()
+
+
+def saved_steps(directory: Path) -> list[int]:
+    """The steps under `directory` that were written to their end, in ascending order."""
+    if not directory.is_dir():
+        return []
+    return sorted(ocp.utils.checkpoint_steps(directory.resolve()))
+
+
+def restore_params(directory: Path, step: int, target: Any) -> Any:
+    """Only the parameters of `step`, as `target` says; its optimizer state is not read."""
+    args = ocp.args.PyTreeRestore(
+        item={"params": target},
+        restore_args={"params": ocp.checkpoint_utils.construct_restore_args(target)},
+        partial_restore=True,
+    )
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        path = directory.resolve() / str(step) / "default"  # the name that Orbax gives one item
+        return reader.restore(path, args=args)["params"]

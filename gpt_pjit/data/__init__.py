@@ -15,7 +15,7 @@ from gpt_pjit.data.prepare import prepare
 from gpt_pjit.data.sources import open_data
 from gpt_pjit.data.stream import Batch, train_batches, validation_batches
 from gpt_pjit.data.tokenize import Effort
-from gpt_pjit.data.tokenizers import Tokenizer, load_tokenizer, train_bpe
+from gpt_pjit.data.tokenizers import Tokenizer, load_tokenizer, saved_tokenizer, train_bpe
 from gpt_pjit.data.training_data import TrainingData
 from gpt_pjit.data.writer import DatasetWriter
 
@@ -30,6 +30,7 @@ __all__ = [
     "load_tokenizer",
     "open_data",
     "prepare",
+    "saved_tokenizer",
     "train_batches",
     "train_bpe",
     "validation_batches",

@@ -160,6 +160,14 @@ def load_tokenizer(spec: str) -> Tokenizer:
     return tokenizer_from_bytes(Path(spec).name, content)
 
 
+def saved_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer whose file lies in `folder` under its own name; bytes if there is none."""
+    for kind in (HuggingFaceTokenizer, SentencePieceTokenizer):
+        if (folder / kind.file).exists():
+            return load_tokenizer(str(folder / kind.file))
+    return BytesTokenizer()
+
+
 def tokenizer_from_bytes(name: str, content: bytes) -> Tokenizer:
     """The tokenizer whose file, called `name`, holds `content`."""
     kinds = {".json": HuggingFaceTokenizer, ".model": SentencePieceTokenizer}

@@ -45,16 +45,32 @@ def open_workdir(workdir: Path, config: Config) -> None:
     wait_for_all("workdir open")
 
 
-def check_data(workdir: Path, identity: list[dict[str, Any]]) -> None:
+def read_run(workdir: Path) -> tuple[Config, dict[str, Any]]:
+    """The config of the run in `workdir`, and its `run.json`; ConfigError if there is none."""
+    path = workdir / "run.json"
+    if not path.is_file():
+        remedy = "give the --workdir of a run, or one step of it, WORKDIR/checkpoints/STEP"
+        raise ConfigError([f"{workdir} holds no run.json, so it is no run; {remedy}"], "checkpoint")
+    record = json.loads(path.read_text())
+    return from_config_dict(record["config"], str(path)), record
+
+
+def check_data(
+    workdir: Path, identity: list[dict[str, Any]], tokenizer: tuple[str | None, bytes]
+) -> None:
     """Records what data the run has, or raises ConfigError if it had other data before.
 
-    `identity` has one entry for each set; the path in it may change.
+    `identity` has one entry for each set; the path in it may change. The tokenizer's file (its
+    name, if it has one, and content) is copied: whoever reads the checkpoints needs it.
     """
     path = workdir / "run.json"
     record = json.loads(path.read_text())
     wait_for_all("data checked")
     if "data" not in record:
         if jax.process_index() == 0:
+            name, content = tokenizer
+            if name:
+                (workdir / name).write_bytes(content)
             _write_record(path, record | {"data": identity})
         return
     was, now = record["data"], identity

@@ -1,0 +1,102 @@
+"""A trained model: what reads a checkpoint, and does not train, needs of it, on any mesh."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from gpt_pjit.checkpoint import restore_params, saved_steps
+from gpt_pjit.config import Config, MeshConfig
+from gpt_pjit.data import Tokenizer, saved_tokenizer
+from gpt_pjit.errors import ConfigError
+from gpt_pjit.partition import make_mesh, mesh_shape
+from gpt_pjit.runtime import read_run, start
+from gpt_pjit.training import build
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model and its tokenizer; call `forward` inside `jax.set_mesh(trained.mesh)`.
+
+    `forward(weights, tokens)` gives float32 logits [B, T, V] of int32 tokens [B, T] without
+    dropout, not compiled; B must be divisible by the mesh's `data` axis, and T may be any length
+    where positions are not learned. `config` is the run's, but for mesh, batch size and dtype.
+    """
+
+    config: Config
+    workdir: Path
+    step: int
+    mesh: Mesh
+    weights: Any
+    forward: Callable[..., jax.Array]
+    tokenizer: Tokenizer
+
+
+def start_devices(*, tensor: int = 1, distributed: bool = False) -> None:
+    """Call once, before anything touches a device."""
+    start(Config(mesh=MeshConfig(tensor=tensor)), distributed)
+
+
+def load_trained(checkpoint: str | Path, *, tensor: int = 1, dtype: str = "") -> Trained:
+    """The model of `checkpoint`: a workdir, whose newest step it is, or WORKDIR/checkpoints/STEP.
+
+    All devices that `tensor` does not take split the batch. `dtype` replaces `model.dtype`. Raises
+    ConfigError where there is no such checkpoint.
+    """
+    workdir, step = find_checkpoint(Path(checkpoint))
+    config, record = read_run(workdir)
+    model = dataclasses.replace(config.model, dtype=dtype or config.model.dtype)
+    optim = dataclasses.replace(config.optim, microbatches=1)
+    config = dataclasses.replace(config, model=model, optim=optim, mesh=MeshConfig(tensor=tensor))
+    shape = mesh_shape(1, -1, tensor, jax.device_count())
+    # `build` wants a batch that divides; how many sequences are read at once is the caller's.
+    data = dataclasses.replace(config.data, batch_size=shape[1])
+    config = dataclasses.replace(config, data=data)
+    program = build(config, make_mesh(shape))
+    with jax.set_mesh(program.mesh):
+        params = restore_params(workdir / "checkpoints", step, program.state.params)
+        weights = program.weights(params)
+    return Trained(
+        config=config,
+        workdir=workdir,
+        step=step,
+        mesh=program.mesh,
+        weights=weights,
+        forward=program.forward,
+        tokenizer=_tokenizer(workdir, record),
+    )
+
+
+def find_checkpoint(path: Path) -> tuple[Path, int]:
+    """The workdir and the step that `path` names."""
+    if path.parent.name == "checkpoints" and path.name.isdigit():
+        workdir, wanted = path.parent.parent, int(path.name)
+    else:
+        workdir, wanted = path, None
+    read_run(workdir)
+    steps = saved_steps(workdir / "checkpoints")
+    if not steps:
+        problem = f"{workdir} holds no checkpoint yet; the first is saved after checkpoint.every"
+        raise ConfigError([problem + " steps"], "checkpoint")
+    if wanted is not None and wanted not in steps:
+        problem = f"{workdir} holds no step {wanted}; it holds {', '.join(map(str, steps))}"
+        raise ConfigError([problem], "checkpoint")
+    return workdir, steps[-1] if wanted is None else wanted
+
+
+def _tokenizer(workdir: Path, record: dict[str, Any]) -> Tokenizer:
+    tokenizer = saved_tokenizer(workdir)
+    recorded = record["data"][0]["tokenizer"]
+    if tokenizer.sha256 != recorded:
+        problem = (
+            f"the run's tokenizer has SHA-256 {recorded}, that in {workdir} has "
+            f"{tokenizer.sha256}; copy tokenizer.json or tokenizer.model from the token dataset"
+        )
+        raise ConfigError([problem], "checkpoint")
+    return tokenizer

@@ -1,0 +1,63 @@
+"""A checkpoint is read as a model, by name, onto any mesh, without its optimizer state."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gpt_pjit.errors import ConfigError
+from gpt_pjit.model import forward
+from gpt_pjit.partition import make_mesh
+from gpt_pjit.trained import find_checkpoint, load_trained
+from tests.helpers import make_workdir, tiny
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    config = tiny(partition={"layout": "zero1"}, mesh={"data": 32}, optim={"microbatches": 2})
+    return folder, config, make_workdir(folder, config, steps=(2, 4))
+
+
+@pytest.mark.parametrize("tensor", [1, 4])
+def test_logits_are_those_of_the_newest_step_on_any_mesh(run, tensor):
+    folder, config, params = run
+    tokens = np.arange(32 * 16).reshape(32, 16) % 257
+    with jax.set_mesh(make_mesh((1, 1, 1), jax.devices()[:1])):
+        expected = forward(config.model, jax.tree.map(jnp.asarray, params[4]), jnp.asarray(tokens))
+    trained = load_trained(folder, tensor=tensor)
+    assert trained.step == 4
+    assert trained.mesh.shape == {"replica": 1, "data": 32 // tensor, "tensor": tensor}
+    with jax.set_mesh(trained.mesh):
+        logits = jax.jit(trained.forward)(trained.weights, jnp.asarray(tokens))
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+def test_one_step_and_another_dtype_can_be_asked_for(run):
+    folder, _, params = run
+    trained = load_trained(folder / "checkpoints" / "2", dtype="bfloat16")
+    up = trained.weights["blocks"]["mlp"]["up"]["kernel"]
+    assert up.dtype == jnp.bfloat16
+    expected = params[2]["blocks"]["mlp"]["up"]["kernel"].astype(jnp.bfloat16)
+    assert np.array_equal(np.asarray(up), expected)
+    assert trained.weights["norm_final"]["scale"].dtype == jnp.float32
+
+
+def test_a_wrong_path_says_what_there_is(run, tmp_path):
+    folder, config, _ = run
+    with pytest.raises(ConfigError, match=r"holds no step 3; it holds 2, 4"):
+        find_checkpoint(folder / "checkpoints" / "3")
+    with pytest.raises(ConfigError, match=r"holds no run.json.*give the --workdir of a run"):
+        find_checkpoint(tmp_path / "nothing")
+    make_workdir(tmp_path / "empty", config, steps=())
+    with pytest.raises(ConfigError, match=r"holds no checkpoint yet"):
+        find_checkpoint(tmp_path / "empty")
+
+
+def test_another_tokenizer_is_refused(tmp_path):
+    config = tiny()
+    make_workdir(tmp_path / "run", config)
+    record = tmp_path / "run" / "run.json"
+    record.write_text(record.read_text().replace('"tokenizer": "', '"tokenizer": "0'))
+    with pytest.raises(ConfigError, match=r"copy tokenizer.json or tokenizer.model"):
+        load_trained(tmp_path / "run")
