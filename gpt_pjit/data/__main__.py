@@ -35,7 +35,8 @@ def main(argv: Sequence[str]) -> None:
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
     _add_tokenize(commands)
     info = commands.add_parser("info", help="what a set holds")
-    info.set_defaults(run=lambda flags, _: print(describe(TokenDataset.open(flags.set))))
+    info.add_argument("--json", action="store_true", help="its dataset.json")
+    info.set_defaults(run=_info)
     verify = commands.add_parser("verify", help="read a whole set and check every checksum")
     verify.set_defaults(run=_verify)
     for command in (info, verify):
@@ -104,6 +105,11 @@ def _tokenize(flags: argparse.Namespace, _: list[str]) -> None:
     counts = prepare(config, flags.out, effort)
     print(summarize(counts) if counts else f"{flags.out} is there already, of the same input")
     print(describe(TokenDataset.open(flags.out)))
+
+
+def _info(flags: argparse.Namespace, _: list[str]) -> None:
+    dataset = TokenDataset.open(flags.set)
+    print(dataset.info.to_json().decode() if flags.json else describe(dataset))
 
 
 def _verify(flags: argparse.Namespace, _: list[str]) -> None:

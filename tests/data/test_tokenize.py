@@ -239,6 +239,7 @@ def test_the_command_makes_checks_and_shows_a_set(corpus, expected, tmp_path):
     assert f"{out} is there already, of the same input" in again.stdout
     for arguments, code, words in (
         (["info", out], EXIT_DONE, "600 ids, uint16"),
+        (["info", out, "--json"], EXIT_DONE, '"vocab_size": 600'),
         (["verify", out], EXIT_DONE, "every checksum and hash is right"),
         (["show", out, "--start=5", "--tokens=9"], EXIT_DONE, "document 0, from its token 5"),
         (["show", out, "--start=99999999"], EXIT_CONFIG, "it holds train of"),
