@@ -15,6 +15,7 @@ from gpt_pjit.checkpoint import restore_params, saved_steps
 from gpt_pjit.config import Config, MeshConfig
 from gpt_pjit.data import Tokenizer, saved_tokenizer
 from gpt_pjit.errors import ConfigError
+from gpt_pjit.model import Cache
 from gpt_pjit.partition import make_mesh, mesh_shape
 from gpt_pjit.runtime import read_run, start
 from gpt_pjit.training import build
@@ -26,7 +27,8 @@ class Trained:
 
     `forward(weights, tokens)` gives float32 logits [B, T, V] of int32 tokens [B, T] without
     dropout, not compiled; B must be divisible by the mesh's `data` axis, and T may be any length
-    where positions are not learned. `config` is the run's, but for mesh, batch size and dtype.
+    where positions are not learned. `extend(weights, tokens, positions, cache, slot)` does the same
+    with a cache, see `gpt_pjit.model.extend`. `config` is the run's, but for mesh, batch size and dtype.
     """
 
     config: Config
@@ -35,6 +37,7 @@ class Trained:
     mesh: Mesh
     weights: Any
     forward: Callable[..., jax.Array]
+    extend: Callable[..., tuple[jax.Array, Cache]]
     tokenizer: Tokenizer
 
 
@@ -69,6 +72,7 @@ def load_trained(checkpoint: str | Path, *, tensor: int = 1, dtype: str = "") ->
         mesh=program.mesh,
         weights=weights,
         forward=program.forward,
+        extend=program.extend,
         tokenizer=_tokenizer(workdir, record),
     )
 

@@ -1,3 +1,11 @@
-"""Text from a model."""
+"""Text from a model.
 
-from gpt_pjit.generate.sample import continue_prompt as continue_prompt
+`generate` gives token ids, `stream` continuations that grow. Both read the prompts in one pass
+(`decode.py`), write token by token against a cache of keys and values, some steps for each dispatch,
+draw by `sample.py`, and turn ids into text by `continuation.py`. `python -m gpt_pjit.generate` is
+the command line.
+"""
+
+from gpt_pjit.generate.continuation import Continuation as Continuation
+from gpt_pjit.generate.generate import generate as generate, stream as stream
+from gpt_pjit.generate.sample import Sampling as Sampling

@@ -1,65 +1,45 @@
-"""Continuing a prompt: the whole window is computed anew for each token, any length of text."""
+"""Drawing one token for each row from its logits: pure functions of logits and keys."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import PartitionSpec as P
 
 
-@partial(jax.jit, static_argnames=("forward", "context", "n_tokens", "temperature"))
-def continue_tokens(
-    forward: Callable[[Any, jax.Array], jax.Array],
-    weights: Any,
-    window: jax.Array,
-    length: jax.Array,
-    key: jax.Array,
-    *,
-    context: int,
-    n_tokens: int,
-    temperature: float,
-) -> jax.Array:
-    """`n_tokens` sampled ids after the first `length` ids of `window` [1, context]."""
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is drawn: `temperature` 0 takes the likeliest; else of the `top_k` likeliest (0:
+    of all) the fewest that hold a share of at least `top_p`, after the temperature.
+    """
 
-    def step(carry: tuple[jax.Array, jax.Array], key: jax.Array):
-        window, length = carry
-        logits = jax.reshard(forward(weights, window), P(None, None, None))[0, length - 1]
-        token = jax.random.categorical(key, logits / temperature).astype(window.dtype)
-        full = length == context
-        window = jnp.where(full, jnp.roll(window, -1, axis=1), window)
-        length = jnp.where(full, length, length + 1)
-        return (window.at[0, length - 1].set(token), length), token
-
-    return jax.lax.scan(step, (window, length), jax.random.split(key, n_tokens))[1]
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
 
 
-def continue_prompt(
-    forward: Callable[[Any, jax.Array], jax.Array],
-    weights: Any,
-    prompt: list[int],
-    *,
-    context: int,
-    n_tokens: int,
-    temperature: float,
-    seed: int,
-) -> list[int]:
-    """Token ids that continue `prompt` (at least one id; its last `context` ids are seen)."""
-    prompt = prompt[-context:]
-    window = np.zeros((1, context), np.int32)
-    window[0, : len(prompt)] = prompt
-    new = continue_tokens(
-        forward,
-        weights,
-        jnp.asarray(window),
-        jnp.int32(len(prompt)),
-        jax.random.key(seed),
-        context=context,
-        n_tokens=n_tokens,
-        temperature=temperature,
-    )
-    return np.asarray(new).tolist()
+def draw(logits_BV: jax.Array, keys_B: jax.Array, sampling: Sampling) -> jax.Array:
+    """A token for each row, int32 [B]; its row of logits and its key decide, and nothing else."""
+    if sampling.temperature == 0:
+        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    kept_BV = keep_likeliest(logits_BV / sampling.temperature, sampling.top_k, sampling.top_p)
+    return jax.vmap(jax.random.categorical)(keys_B, kept_BV).astype(jnp.int32)
+
+
+def keep_likeliest(logits_BV: jax.Array, top_k: int, top_p: float) -> jax.Array:
+    """The logits, -inf where they are not among those that may be drawn; equal ones stay together.
+
+    `top_p` is the nucleus of Holtzman et al. (2020): the likeliest tokens up to and with the one
+    that brings their sum to `top_p`, which is taken after `top_k`.
+    """
+    vocabulary = logits_BV.shape[-1]
+    top_k = min(top_k, vocabulary) or vocabulary
+    if top_k == vocabulary and top_p == 1:
+        return logits_BV
+    best_BK = jax.lax.top_k(logits_BV, top_k)[0]
+    shares_BK = jax.nn.softmax(best_BK, axis=-1)
+    before_BK = jnp.cumsum(shares_BK, axis=-1) - shares_BK
+    n_kept_B1 = jnp.sum(before_BK < top_p, axis=-1, keepdims=True)
+    least_B1 = jnp.take_along_axis(best_BK, n_kept_B1 - 1, axis=-1)
+    return jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)

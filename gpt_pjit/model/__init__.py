@@ -1,7 +1,9 @@
 """The GPT and its loss: pure functions of a tree of parameters; no mesh axis is named here."""
 
+from gpt_pjit.model.cache import EMPTY as EMPTY, Cache as Cache, with_slots as with_slots
 from gpt_pjit.model.functional import (
     count_params as count_params,
+    extend as extend,
     forward as forward,
     init_params as init_params,
     param_shapes as param_shapes,

@@ -10,6 +10,8 @@ import jax
 from flax import nnx
 
 from gpt_pjit.config import ModelConfig
+from gpt_pjit.model import cache as caches
+from gpt_pjit.model.cache import Cache
 from gpt_pjit.model.gpt import GPT
 
 
@@ -38,9 +40,26 @@ def forward(
     segments_BT: jax.Array | None = None,
 ) -> jax.Array:
     """Logits, float32 [B, T, V]. See `GPT.__call__`."""
+    return _model(c, params)(tokens_BT, key, at_use, segments_BT)
+
+
+def extend(
+    c: ModelConfig,
+    params: Any,
+    tokens_BT: jax.Array,
+    positions_BT: jax.Array,
+    cache: Cache | None = None,
+    slot: jax.Array | int = 0,
+    at_use: Callable[[Any], Any] = lambda block: block,
+) -> tuple[jax.Array, Cache]:
+    """Logits after the last token of each row, float32 [B, V], and the cache. See `cache.extend`."""
+    return caches.extend(_model(c, params), tokens_BT, positions_BT, cache, slot, at_use)
+
+
+def _model(c: ModelConfig, params: Any) -> GPT:
     learned = params.get("positions")
-    sequence_length = learned["embedding"].shape[0] if learned else tokens_BT.shape[1]
-    return nnx.merge(_graph(c, sequence_length), params)(tokens_BT, key, at_use, segments_BT)
+    sequence_length = learned["embedding"].shape[0] if learned else 0
+    return nnx.merge(_graph(c, sequence_length), params)
 
 
 def count_params(params: Any) -> int:

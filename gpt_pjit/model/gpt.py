@@ -92,7 +92,10 @@ class GPT(nnx.Module):
         if self.config.positions == "learned":
             x_BTD += self.positions(token_positions(tokens_BT, segments_BT))
         x_BTD = dropout(x_BTD, self.config.dropout_embedding, embed_key)
-        x_BTD = self.norm_final(self._run_blocks(x_BTD, block_key, at_use, segments_BT))
+        return self.logits(self.norm_final(self._run_blocks(x_BTD, block_key, at_use, segments_BT)))
+
+    def logits(self, x_BTD: jax.Array) -> jax.Array:
+        """Logits, float32 [B, T, V], of normed hidden states."""
         logits_BTV = project("ND,VD->NV", x_BTD, self.embed.embedding[...], jnp.float32)
         return checkpoint_name(logits_BTV, "logits")
 

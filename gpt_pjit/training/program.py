@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from gpt_pjit.config import Config
 from gpt_pjit.errors import ConfigError, Problem, nearest_multiples
-from gpt_pjit.model import init_params, param_shapes
+from gpt_pjit.model import Cache, init_params, param_shapes
 from gpt_pjit.partition import (
     AXES,
     BATCH_AXES,
@@ -27,6 +27,7 @@ from gpt_pjit.training.step import (
     TOKENS,
     TrainState,
     make_eval_step,
+    make_extend,
     make_forward,
     make_train_step,
     make_weights,
@@ -39,7 +40,7 @@ class Program:
 
     `state` and `tokens` are ShapeDtypeStructs with shardings: what `train_step` takes, what a
     checkpoint is restored to, and what an ahead-of-time compile is given. `weights` casts and
-    gathers parameters for `forward` (not compiled) and `eval_step`.
+    gathers parameters for `forward` and `extend` (not compiled) and `eval_step`.
     """
 
     mesh: Mesh
@@ -50,6 +51,7 @@ class Program:
     train_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
     weights: Callable[[Any], Any]
     forward: Callable[..., jax.Array]
+    extend: Callable[..., tuple[jax.Array, Cache]]
     eval_step: Callable[..., jax.Array]
 
 
@@ -90,6 +92,7 @@ def build(config: Config, mesh: Mesh) -> Program:
         ),
         weights=jax.jit(make_weights(config, placement)),
         forward=logits_of,
+        extend=make_extend(config, placement),
         eval_step=jax.jit(make_eval_step(logits_of)),
     )
 

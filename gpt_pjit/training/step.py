@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ import optax
 from jax.sharding import PartitionSpec as P
 
 from gpt_pjit.config import Config
-from gpt_pjit.model import forward, token_nll
+from gpt_pjit.model import extend, forward, token_nll
 from gpt_pjit.partition import (
     BATCH_AXES,
     Placement,
@@ -160,6 +161,11 @@ def make_forward(config: Config, placement: Placement) -> Callable[..., jax.Arra
     return lambda weights, tokens_BT, segments_BT=None: forward(
         config.model, weights, tokens_BT, None, at_use, segments_BT
     )
+
+
+def make_extend(config: Config, placement: Placement) -> Callable[..., Any]:
+    """`extend(weights, tokens, positions, cache=None, slot=0)`: logits [B, V], and the cache."""
+    return partial(extend, config.model, at_use=make_at_use(placement, None))
 
 
 def make_eval_step(logits_of: Callable[..., jax.Array]):
