@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,13 @@ from ml_collections import config_flags
 from gpt_pjit.config import Config, from_config_dict
 from gpt_pjit.errors import EXIT_CONFIG, ConfigError
 from gpt_pjit.validation import validate
+
+
+class Parser(argparse.ArgumentParser):
+    """For commands that read no config: a mistake in their flags is one line and exit 78."""
+
+    def error(self, message: str) -> Any:
+        self.exit(EXIT_CONFIG, f"{self.prog}: {message}; --help lists all flags\n")
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -11,7 +11,7 @@ from gpt_pjit.checkpoint import Checkpointer
 from gpt_pjit.config import Config
 from gpt_pjit.data import Batch, TrainingData, open_data, train_batches, validation_batches
 from gpt_pjit.errors import EXIT_DONE, EXIT_INTERRUPTED
-from gpt_pjit.generate import continue_prompt
+from gpt_pjit.generate import Sampling, stream
 from gpt_pjit.model import count_params
 from gpt_pjit.partition import make_mesh, mesh_shape
 from gpt_pjit.runtime import (
@@ -24,6 +24,7 @@ from gpt_pjit.runtime import (
     say,
     wait_for_all,
 )
+from gpt_pjit.trained import Trained, of_program
 from gpt_pjit.training import Program, TrainState, build, validation_metrics
 
 
@@ -56,7 +57,8 @@ def train(config: Config, workdir: Path) -> int:
             say(f"stopped and saved at step {step}; the same command resumes there")
             return EXIT_INTERRUPTED
         if config.sample.tokens:
-            say(_sample(config, program, state, data))
+            tokenizer = data.tokenizer()
+            say(_sample(of_program(program, state.params, config, workdir, step, tokenizer)))
     say(f"finished: metrics, checkpoints and run.json are in {workdir}")
     return EXIT_DONE
 
@@ -141,16 +143,9 @@ def _describe(config: Config, program: Program, data: TrainingData, start: int) 
     )
 
 
-def _sample(config: Config, program: Program, state: TrainState, data: TrainingData) -> str:
-    tokenizer = data.tokenizer()
-    prompt = config.sample.prompt
-    ids = continue_prompt(
-        program.forward,
-        program.weights(state.params),
-        [tokenizer.eot_id, *tokenizer.encode(prompt)],
-        context=config.data.sequence_length,
-        n_tokens=config.sample.tokens,
-        temperature=config.sample.temperature,
-        seed=config.seed,
-    )
-    return f"sample:\n{prompt}{tokenizer.decode(ids)}\n"
+def _sample(trained: Trained) -> str:
+    sample, tokenizer = trained.config.sample, trained.tokenizer
+    prompt = [tokenizer.eot_id, *tokenizer.encode(sample.prompt)]
+    sampling = Sampling(temperature=sample.temperature)
+    *_, rows = stream(trained, [prompt], sample.tokens, sampling, seed=trained.config.seed)
+    return f"sample:\n{sample.prompt}{rows[0].text}\n"

@@ -14,11 +14,11 @@ from jax.sharding import Mesh
 from gpt_pjit.checkpoint import restore_params, saved_steps
 from gpt_pjit.config import Config, MeshConfig
 from gpt_pjit.data import Tokenizer, saved_tokenizer
-from gpt_pjit.errors import ConfigError
+from gpt_pjit.errors import ConfigError, Problem
 from gpt_pjit.model import Cache
 from gpt_pjit.partition import make_mesh, mesh_shape
 from gpt_pjit.runtime import read_run, start
-from gpt_pjit.training import build
+from gpt_pjit.training import Program, build
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Trained:
     `forward(weights, tokens)` gives float32 logits [B, T, V] of int32 tokens [B, T] without
     dropout, not compiled; B must be divisible by the mesh's `data` axis, and T may be any length
     where positions are not learned. `extend(weights, tokens, positions, cache, slot)` does the same
-    with a cache, see `gpt_pjit.model.extend`. `config` is the run's, but for mesh, batch size and dtype.
+    with a cache, see `gpt_pjit.model.extend`. `config` is the run's, but for mesh, batch size and
+    dtype.
     """
 
     config: Config
@@ -54,6 +55,7 @@ def load_trained(checkpoint: str | Path, *, tensor: int = 1, dtype: str = "") ->
     """
     workdir, step = find_checkpoint(Path(checkpoint))
     config, record = read_run(workdir)
+    _check_tensor(config.model.n_heads, tensor)
     model = dataclasses.replace(config.model, dtype=dtype or config.model.dtype)
     optim = dataclasses.replace(config.optim, microbatches=1)
     config = dataclasses.replace(config, model=model, optim=optim, mesh=MeshConfig(tensor=tensor))
@@ -64,16 +66,27 @@ def load_trained(checkpoint: str | Path, *, tensor: int = 1, dtype: str = "") ->
     program = build(config, make_mesh(shape))
     with jax.set_mesh(program.mesh):
         params = restore_params(workdir / "checkpoints", step, program.state.params)
-        weights = program.weights(params)
+        return of_program(program, params, config, workdir, step, _tokenizer(workdir, record))
+
+
+def of_program(
+    program: Program,
+    params: Any,
+    config: Config,
+    workdir: Path,
+    step: int,
+    tokenizer: Tokenizer,
+) -> Trained:
+    """The model of a program and its stored parameters; call inside `jax.set_mesh`."""
     return Trained(
         config=config,
         workdir=workdir,
         step=step,
         mesh=program.mesh,
-        weights=weights,
+        weights=program.weights(params),
         forward=program.forward,
         extend=program.extend,
-        tokenizer=_tokenizer(workdir, record),
+        tokenizer=tokenizer,
     )
 
 
@@ -92,6 +105,14 @@ def find_checkpoint(path: Path) -> tuple[Path, int]:
         problem = f"{workdir} holds no step {wanted}; it holds {', '.join(map(str, steps))}"
         raise ConfigError([problem], "checkpoint")
     return workdir, steps[-1] if wanted is None else wanted
+
+
+def _check_tensor(n_heads: int, tensor: int) -> None:
+    if n_heads % tensor:
+        works = [str(size) for size in range(1, n_heads + 1) if n_heads % size == 0]
+        constraint = f"must divide the model's {n_heads} heads"
+        remedy = f"try {', '.join(works)}"
+        raise ConfigError([Problem("tensor", tensor, constraint, remedy)], "checkpoint")
 
 
 def _tokenizer(workdir: Path, record: dict[str, Any]) -> Tokenizer:

@@ -75,9 +75,7 @@ def decode(
         positions_B1 = (state.lengths_B + state.written)[:, None]
         slot = first_slot + state.written
         logits_BV, cache = extend(weights, tokens_B[:, None], positions_B1, state.cache, slot)
-        return state._replace(
-            cache=cache, logits_BV=logits_BV, written=state.written + 1
-        ), tokens_B
+        return state._replace(cache=cache, logits_BV=logits_BV, written=state.written + 1), tokens_B
 
     state, tokens_TB = jax.lax.scan(step, state, length=steps)
     return state, jax.reshard(tokens_TB.T, P())

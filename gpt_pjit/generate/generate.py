@@ -40,9 +40,8 @@ def generate(
     """
     sampling = Sampling(temperature, top_k, top_p)
     under_way = stream(trained, prompts, max_new_tokens, sampling, stop, seed, batch_size)
-    rows: list[Continuation] = []
-    for rows in under_way:  # noqa: B007
-        pass
+    rows: list[Continuation]
+    *_, rows = [], *under_way
     return [row.tokens for row in rows]
 
 
@@ -62,19 +61,19 @@ def stream(
     many are under way at once. One shape is compiled for all batches. Raises ConfigError with all
     that is wrong with the arguments.
     """
-    prompts = [list(map(int, prompt)) or [trained.tokenizer.eot_id] for prompt in prompts]
-    check(trained, prompts, max_new_tokens, sampling, stop, batch_size)
-    rows = [_continuation(trained, prompt, max_new_tokens, stop) for prompt in prompts]
-    seeds = _row_seeds(prompts, seed)
+    ids = [list(map(int, prompt)) or [trained.tokenizer.eot_id] for prompt in prompts]
+    check(trained, ids, max_new_tokens, sampling, stop, batch_size)
+    rows = [_continuation(trained, prompt, max_new_tokens, stop) for prompt in ids]
+    seeds = _row_seeds(ids, seed)
     longest = max((row.limit for row in rows), default=1)
-    shape = _bucket(max(map(len, prompts), default=1)), -(-longest // CHUNK)
+    shape = _bucket(max(map(len, ids), default=1)), -(-longest // CHUNK)
     parts = trained.mesh.shape[BATCH_AXES[0]] * trained.mesh.shape[BATCH_AXES[1]]
     size = -(-min(batch_size, len(prompts)) // parts) * parts
     for start in range(0, len(prompts), size or 1):
         batch = slice(start, start + size)
-        for tokens in _write(trained, prompts[batch], seeds[batch], size, shape, sampling):
-            for row, ids in zip(rows[batch], tokens, strict=False):
-                row.add(ids)
+        for tokens in _write(trained, ids[batch], seeds[batch], size, shape, sampling):
+            for row, new in zip(rows[batch], tokens, strict=False):  # then the idle ones
+                row.add(new)
             yield rows
             if all(row.finish_reason for row in rows[batch]):
                 break

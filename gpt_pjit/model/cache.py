@@ -63,9 +63,9 @@ def extend(
     x_BTD, new = jax.lax.scan(run, x_BTD, layers, unroll=unroll)
     if past is not None:
         # Once for all layers: a scan that gave whole caches back would copy them for each token.
-        new = tuple(put(old, part, slot, 3) for old, part in zip(past, new, strict=True))
+        new = put(past[0], new[0], slot, 3), put(past[1], new[1], slot, 3)
     logits_B1V = gpt.logits(gpt.norm_final(last_of_each_row(x_BTD, positions_BT)))
-    return logits_B1V[:, 0], Cache(*new, positions_BS)
+    return logits_B1V[:, 0], Cache(new[0], new[1], positions_BS)
 
 
 def with_slots(cache: Cache, slots: int) -> Cache:
@@ -89,14 +89,14 @@ def extend_block(
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """What the block makes of `x_BTD`, and the new keys and values [B, H, T, K]."""
     qkv_BTCHK = block.attention.qkv(block.norm_attention(x_BTD))
-    q_BHTK, *new = (qkv_BTCHK[:, :, i].swapaxes(1, 2) for i in range(3))
-    k_BHSK, v_BHSK = (
-        new if past is None else (put(old, part, slot, 2) for old, part in zip(past, new))
-    )
+    q_BHTK, k_BHSK, v_BHSK = (qkv_BTCHK[:, :, i].swapaxes(1, 2) for i in range(3))
+    new = k_BHSK, v_BHSK
+    if past is not None:
+        k_BHSK, v_BHSK = put(past[0], k_BHSK, slot, 2), put(past[1], v_BHSK, slot, 2)
     weights_BHTS = weights(block.attention, q_BHTK, k_BHSK, positions_BT, positions_BS)
     values_BHTK = contract("BHTS,BHSK->BHTK", weights_BHTS.astype(x_BTD.dtype), v_BHSK)
     x_BTD = x_BTD + block.attention.out(values_BHTK.swapaxes(1, 2))
-    return x_BTD + block.mlp(block.norm_mlp(x_BTD)), tuple(new)
+    return x_BTD + block.mlp(block.norm_mlp(x_BTD)), new
 
 
 def weights(

@@ -52,7 +52,7 @@ def extend(
     slot: jax.Array | int = 0,
     at_use: Callable[[Any], Any] = lambda block: block,
 ) -> tuple[jax.Array, Cache]:
-    """Logits after the last token of each row, float32 [B, V], and the cache. See `cache.extend`."""
+    """Logits after each row's last token, float32 [B, V], and the cache. See `cache.extend`."""
     return caches.extend(_model(c, params), tokens_BT, positions_BT, cache, slot, at_use)
 
 

@@ -1,0 +1,55 @@
+"""Greedy continuation without a cache: the whole window is computed anew for each token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+
+from gpt_pjit.partition import BATCH_AXES
+from gpt_pjit.trained import Trained
+
+
+def recompute(trained: Trained, prompts: Sequence[Sequence[int]], n_tokens: int) -> np.ndarray:
+    """Ids [B, n_tokens] after prompts of one length; B must divide over the mesh."""
+    length = len(prompts[0])
+    windows = np.zeros((len(prompts), length + n_tokens), np.int32)
+    windows[:, :length] = prompts
+    windows = jax.device_put(windows, NamedSharding(trained.mesh, P(BATCH_AXES)))
+    with jax.set_mesh(trained.mesh):
+        written = _recompute(
+            trained.forward,
+            trained.weights,
+            windows,
+            length=length,
+            n_tokens=n_tokens,
+            vocab_size=trained.tokenizer.vocab_size,
+        )
+    return np.asarray(written)
+
+
+@partial(jax.jit, static_argnames=("forward", "length", "n_tokens", "vocab_size"))
+def _recompute(
+    forward: Callable[[Any, jax.Array], jax.Array],
+    weights: Any,
+    windows_BT: jax.Array,
+    *,
+    length: int,
+    n_tokens: int,
+    vocab_size: int,
+) -> jax.Array:
+    def step(windows_BT: jax.Array, n_known: jax.Array):
+        logits_BTV = forward(weights, windows_BT)
+        logits_B1V = jax.lax.dynamic_slice_in_dim(logits_BTV, n_known - 1, 1, axis=1)
+        logits_B1V = jax.reshard(logits_B1V, P(BATCH_AXES, None, None))[..., :vocab_size]
+        tokens_B1 = jnp.argmax(logits_B1V, axis=-1).astype(jnp.int32)
+        windows_BT = jax.lax.dynamic_update_slice_in_dim(windows_BT, tokens_B1, n_known, axis=1)
+        return windows_BT, tokens_B1[:, 0]
+
+    counts = length + jnp.arange(n_tokens)
+    return jax.reshard(jax.lax.scan(step, windows_BT, counts)[1].T, P())
