@@ -55,7 +55,8 @@ def project(equation: str, x: jax.Array, w: jax.Array, dtype: Any = None) -> jax
     split = dict(zip(weight_letters, jax.typeof(w).sharding.spec.partitions, strict=True))
     out = P(jax.typeof(x).sharding.spec[0], *(split[letter] for letter in out_letters[1:]))
     y = contract(equation, x.reshape(batch * length, *x.shape[2:]), w, dtype, out)
-    return y.reshape(batch, length, *y.shape[1:])
+    # Spelt out: of a batch of 1, JAX would give its axes to the other dimension.
+    return y.reshape(batch, length, *y.shape[1:], out_sharding=P(out[0], None, *out[1:]))
 
 
 def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:

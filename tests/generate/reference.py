@@ -18,7 +18,8 @@ from gpt_pjit.trained import Trained
 def recompute(trained: Trained, prompts: Sequence[Sequence[int]], n_tokens: int) -> np.ndarray:
     """Ids [B, n_tokens] after prompts of one length; B must divide over the mesh."""
     length = len(prompts[0])
-    windows = np.zeros((len(prompts), length + n_tokens), np.int32)
+    width = -(-(length + n_tokens) // 32) * 32  # so that several lengths share a program
+    windows = np.zeros((len(prompts), width), np.int32)
     windows[:, :length] = prompts
     windows = jax.device_put(windows, NamedSharding(trained.mesh, P(BATCH_AXES)))
     with jax.set_mesh(trained.mesh):
@@ -26,20 +27,20 @@ def recompute(trained: Trained, prompts: Sequence[Sequence[int]], n_tokens: int)
             trained.forward,
             trained.weights,
             windows,
-            length=length,
+            jnp.int32(length),
             n_tokens=n_tokens,
             vocab_size=trained.tokenizer.vocab_size,
         )
     return np.asarray(written)
 
 
-@partial(jax.jit, static_argnames=("forward", "length", "n_tokens", "vocab_size"))
+@partial(jax.jit, static_argnames=("forward", "n_tokens", "vocab_size"))
 def _recompute(
     forward: Callable[[Any, jax.Array], jax.Array],
     weights: Any,
     windows_BT: jax.Array,
+    length: jax.Array,
     *,
-    length: int,
     n_tokens: int,
     vocab_size: int,
 ) -> jax.Array:

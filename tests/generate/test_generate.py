@@ -1,0 +1,276 @@
+"""With the cache a model writes what it writes without, for any batch, on any mesh."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gpt_pjit.errors import ConfigError
+from gpt_pjit.generate import Sampling, generate, stream
+from gpt_pjit.generate.decode import decode, prefill
+from gpt_pjit.generate.sample import draw
+from gpt_pjit.model import EMPTY, with_slots
+from tests.generate.conftest import LEARNED, model
+from tests.generate.reference import recompute
+from tests.training.test_step import equations
+
+PROMPTS = [[1, 2, 3], [], [9] * 5 + list(range(30)), [7]]
+EOT = 256
+
+
+def until_end(ids):
+    ids = list(ids)
+    return ids[: ids.index(EOT)] if EOT in ids else ids
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"n_layers": 3, "scan_layers": True},
+        {"positions": "learned", "bias": True, "activation": "gelu_tanh"},
+        {"positions": "none"},
+        {"n_heads": 2, "remat": "full"},
+    ],
+    ids=str,
+)
+def test_greedy_text_is_that_of_recomputing_each_prompt_alone(fields):
+    """To the token, in float32, from prompts of unequal length, to the 95th position and more."""
+    trained = model(**fields)
+    n_tokens = 60
+    written = generate(trained, PROMPTS, max_new_tokens=n_tokens)
+    for prompt, ids in zip(PROMPTS, written, strict=True):
+        assert ids == until_end(recompute(trained, [prompt or [EOT]], n_tokens)[0])
+    assert len({token for ids in written for token in ids}) > 20
+
+
+@pytest.mark.parametrize("positions", ["alibi", "none"])
+def test_it_goes_on_beyond_four_times_the_training_context(positions):
+    trained = model(positions=positions)
+    length = trained.config.data.sequence_length
+    prompt = [[i % 250 for i in range(length)]]
+    written = generate(trained, prompt, max_new_tokens=3 * length + 5)
+    assert written == [until_end(recompute(trained, prompt, 3 * length + 5)[0])]
+
+
+def test_bfloat16_writes_tokens_that_recomputing_finds_as_likely():
+    """Rounding differs with the shapes of the products, so near ties may fall either way."""
+    trained = model(dtype="bfloat16")
+    prompt = PROMPTS[2]
+    (written,) = generate(trained, [prompt], max_new_tokens=60)
+    with jax.set_mesh(trained.mesh):
+        logits = trained.forward(trained.weights, jnp.asarray([prompt + written], jnp.int32))
+    logits = np.asarray(logits)[0, len(prompt) - 1 : -1, : EOT + 1]
+    chosen = logits[np.arange(len(written)), written]
+    assert (logits.max(axis=-1) - chosen).max() <= 2**-7 * np.abs(logits).max()
+
+
+@pytest.mark.parametrize("positions", ["alibi", "learned", "none"])
+def test_logits_of_rows_of_unequal_length_are_those_of_each_alone(positions):
+    """After the prompt and after two tokens more; to the bit where only the other rows change."""
+    trained = model(positions=positions)
+    prompts, length = [[1, 2, 3], list(range(16)), [4]], 16
+    more = np.array([[5, 6], [7, 8], [9, 10]], np.int32)
+
+    @jax.jit
+    def run(tokens, positions, new):
+        found, cache = trained.extend(trained.weights, tokens, positions)
+        found, cache = [found], with_slots(cache, length + 4)
+        for i in range(2):
+            at = jnp.sum(positions < EMPTY, axis=1, keepdims=True) + i
+            step = trained.extend(trained.weights, new[:, i : i + 1], at, cache, length + i)
+            found, cache = [*found, step[0]], step[1]
+        return jnp.stack(found, axis=1)
+
+    def logits_of(rows):
+        tokens = np.zeros((len(rows), length), np.int32)
+        positions = np.full((len(rows), length), EMPTY, np.int32)
+        for row, number in enumerate(rows):
+            size = len(prompts[number])
+            tokens[row, :size], positions[row, :size] = prompts[number], range(size)
+        with jax.set_mesh(trained.mesh):
+            return np.asarray(run(tokens, positions, more[list(rows)]))
+
+    together, others = logits_of([0, 1, 2]), logits_of([0, 2, 1])
+    np.testing.assert_array_equal(together[0], others[0])
+    forward = jax.jit(trained.forward)
+    for row, prompt in enumerate(prompts):
+        whole = np.array([[*prompt, *more[row]]], np.int32)
+        with jax.set_mesh(trained.mesh):
+            alone = forward(trained.weights, whole)[0, len(prompt) - 1 :]
+        np.testing.assert_allclose(together[row], alone, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout"), [((2, 2, 2), "zero"), ((1, 2, 4), "fsdp"), ((1, 8, 1), "ddp")], ids=str
+)
+def test_a_mesh_changes_nothing(trained, shape, layout):
+    for temperature in (0.0, 1.0):
+        flags = {"max_new_tokens": 40, "temperature": temperature, "top_p": 0.9}
+        expected = generate(trained, PROMPTS, **flags)
+        assert generate(model(shape, layout), PROMPTS, **flags) == expected
+
+
+def test_the_cache_is_split_over_batch_and_heads():
+    trained = model((2, 2, 2))
+    rows = jax.device_put(
+        np.ones((4, 16), np.int32), jax.NamedSharding(trained.mesh, jax.P(("replica", "data")))
+    )
+    with jax.set_mesh(trained.mesh):
+        state = prefill(trained.extend, trained.weights, rows, rows[:, 0], rows[:, 0], slots=32)
+    layers, heads, head_size = 2, 4, 16
+    for part in (state.cache.keys_LBHSK, state.cache.values_LBHSK):
+        assert part.shape == (layers, 4, heads, 32, head_size)
+        assert {shard.data.shape for shard in part.addressable_shards} == {
+            (layers, 1, heads // 2, 32, head_size)
+        }
+
+
+def test_a_draw_depends_on_seed_and_prompt_and_not_on_the_rest(trained):
+    flags = {"max_new_tokens": 24, "temperature": 1.0, "seed": 3}
+    first = generate(trained, PROMPTS, **flags)
+    assert generate(trained, PROMPTS, **flags) == first
+    assert generate(trained, PROMPTS[::-1], **flags) == first[::-1]
+    assert generate(trained, PROMPTS, batch_size=1, **flags) == first
+    assert generate(trained, PROMPTS[2:3], **flags) == first[2:3]
+    assert generate(trained, PROMPTS, **flags | {"seed": 4})[0] != first[0]
+    samples = generate(trained, [PROMPTS[0]] * 3, **flags)
+    assert samples[0] == first[0]
+    assert len({tuple(ids) for ids in samples}) == 3
+
+
+def test_one_run_compiles_once(trained):
+    """Also over several batches, of which the last is not full; and so does a run like it."""
+    before = prefill._cache_size(), decode._cache_size()
+    rows = [[1], [2] * 20, [3] * 31, [4] * 9, [5] * 17]
+    flags = {"max_new_tokens": 70, "batch_size": 2, "temperature": 1.0, "top_k": 17}
+    generate(trained, rows, **flags)
+    assert (prefill._cache_size(), decode._cache_size()) == (before[0] + 1, before[1] + 1)
+    generate(trained, rows[::-1], **flags | {"seed": 1, "max_new_tokens": 65})
+    assert (prefill._cache_size(), decode._cache_size()) == (before[0] + 1, before[1] + 1)
+
+
+def test_text_comes_in_chunks_and_a_batch_ends_when_all_its_rows_have(trained):
+    grown = [[row.text for row in rows] for rows in stream(trained, [[1], [2]], 40, Sampling(1.0))]
+    assert len(grown) == 3  # 16 + 16 + 8 tokens
+    for earlier, later in zip(grown, grown[1:], strict=False):
+        assert all(new.startswith(old) for old, new in zip(earlier, later, strict=True))
+    stops = tuple(chr(i) for i in range(128))
+    looks = list(stream(trained, [[1], [2]], 4000, Sampling(1.0), stops))
+    assert len(looks) < 10
+    assert {row.finish_reason for row in looks[-1]} == {"stop"}
+
+
+def test_learned_positions_end_with_a_reason():
+    trained = model(positions="learned")
+    prompts = [list(range(LEARNED)), list(range(LEARNED - 10)), [1] * 20]
+    *_, rows = stream(trained, prompts, 16, Sampling())
+    assert [(len(row.tokens), row.finish_reason) for row in rows] == [
+        (1, "context"),
+        (11, "context"),
+        (16, "length"),
+    ]
+    assert rows[1].tokens == recompute(trained, prompts[1:2], 10)[0].tolist() + rows[1].tokens[10:]
+    with pytest.raises(ConfigError, match=r"prompt 2='97 tokens'.*keep its last 96 tokens"):
+        generate(trained, [[1], [1] * 97], max_new_tokens=1)
+
+
+def test_all_that_is_wrong_is_said_at_once(trained):
+    with pytest.raises(ConfigError) as error:
+        generate(
+            trained,
+            [[1, 999]],
+            max_new_tokens=0,
+            temperature=-1.0,
+            top_k=-1,
+            top_p=1.5,
+            stop=["a", ""],
+            batch_size=0,
+        )
+    assert [problem.field for problem in error.value.problems] == [
+        "max_new_tokens",
+        "batch_size",
+        "temperature",
+        "top_k",
+        "top_p",
+        "stop",
+        "prompt 1",
+    ]
+    assert generate(trained, [], max_new_tokens=5) == []
+
+
+def test_padding_ids_are_never_drawn(trained):
+    """The model has 264 ids, the tokenizer 257."""
+    assert trained.config.model.vocab_size == 264
+    flags = {"max_new_tokens": 64, "temperature": 1e6}
+    written = generate(trained, [[i] for i in range(40)], **flags)
+    ids = {i for row in written for i in row}
+    assert 200 < len(ids)
+    assert max(ids) < EOT
+
+
+def test_scores_softmax_logits_and_norms_are_float32():
+    trained = model(dtype="bfloat16")
+    tokens = jnp.zeros((2, 16), jnp.int32)
+    with jax.set_mesh(trained.mesh):
+        state = prefill(
+            trained.extend, trained.weights, tokens, tokens[:, 0] + 3, tokens[:, 0], slots=32
+        )
+        flags = {"first_slot": 16, "steps": 2, "vocab_size": 257, "sampling": Sampling(1.0)}
+        jaxpr = jax.make_jaxpr(
+            lambda state: decode(trained.extend, trained.weights, state, **flags)
+        )
+        named = {
+            equation.params["name"]: equation.outvars[0].aval.dtype
+            for equation in equations(jaxpr(state).jaxpr)
+            if equation.primitive.name == "name"
+        }
+    assert state.cache.keys_LBHSK.dtype == jnp.bfloat16
+    assert state.logits_BV.dtype == jnp.float32
+    names = ("scores", "softmax", "logits", "norm_mean", "norm_variance")
+    assert named == dict.fromkeys(names, jnp.float32)
+
+
+# Sampling, against plain NumPy.
+
+
+def keys(count):
+    return jax.random.split(jax.random.key(0), count)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"),
+    [(1.0, 0, 1.0), (0.5, 0, 1.0), (1.0, 3, 1.0), (1.3, 0, 0.7), (0.8, 4, 0.8), (1.0, 99, 0.01)],
+)
+def test_frequencies_are_the_probabilities(temperature, top_k, top_p):
+    logits = np.array([1.0, -2.0, 0.5, 3.0, 2.9, -0.5, 2.0, 0.0], np.float32)
+    expected = np.exp(logits / temperature)
+    order = np.argsort(-expected)
+    expected[order[top_k or len(order) :]] = 0
+    expected /= expected.sum()
+    before = np.cumsum(expected[order]) - expected[order]
+    expected[order[before >= top_p]] = 0
+    expected /= expected.sum()
+    count = 40_000
+    sampling = Sampling(temperature, top_k, top_p)
+    drawn = draw(jnp.tile(logits, (count, 1)), keys(count), sampling)
+    found = np.bincount(np.asarray(drawn), minlength=len(logits)) / count
+    assert (found[expected == 0] == 0).all()
+    deviation = np.sqrt(expected * (1 - expected) / count)
+    assert (np.abs(found - expected) <= 4 * deviation).all()
+
+
+def test_temperature_0_takes_the_likeliest():
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(5, 100)).astype(np.float32))
+    np.testing.assert_array_equal(draw(logits, keys(5), Sampling()), logits.argmax(axis=-1))
+    np.testing.assert_array_equal(
+        draw(logits, keys(5), Sampling(1.0, top_k=1)), logits.argmax(axis=-1)
+    )
+
+
+def test_a_row_is_drawn_by_its_own_key_and_logits():
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(6, 50)).astype(np.float32))
+    sampling = Sampling(1.0, 20, 0.9)
+    together = draw(logits, keys(6), sampling)
+    for row in range(6):
+        alone = draw(logits[row : row + 1], keys(6)[row : row + 1], sampling)
+        assert alone[0] == together[row]
