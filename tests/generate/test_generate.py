@@ -1,5 +1,7 @@
 """With the cache a model writes what it writes without, for any batch, on any mesh."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ from tests.generate.reference import recompute
 from tests.training.test_step import equations
 
 PROMPTS = [[1, 2, 3], [], [9] * 5 + list(range(30)), [7]]
+TOKENS = 48  # the same in several tests, which so share their programs
 EOT = 256
 
 
@@ -28,8 +31,7 @@ def until_end(ids):
     [
         {"n_layers": 3, "scan_layers": True},
         {"positions": "learned", "bias": True, "activation": "gelu_tanh"},
-        {"positions": "none"},
-        {"n_heads": 2, "remat": "full"},
+        {"positions": "none", "n_heads": 2, "remat": "full"},
     ],
     ids=str,
 )
@@ -43,9 +45,7 @@ def test_greedy_text_is_that_of_recomputing_each_prompt_alone(fields):
     assert len({token for ids in written for token in ids}) > 20
 
 
-@pytest.mark.parametrize("positions", ["alibi", "none"])
-def test_it_goes_on_beyond_four_times_the_training_context(positions):
-    trained = model(positions=positions)
+def test_it_goes_on_beyond_four_times_the_training_context(trained):
     length = trained.config.data.sequence_length
     prompt = [[i % 250 for i in range(length)]]
     written = generate(trained, prompt, max_new_tokens=3 * length + 5)
@@ -64,7 +64,7 @@ def test_bfloat16_writes_tokens_that_recomputing_finds_as_likely():
     assert (logits.max(axis=-1) - chosen).max() <= 2**-7 * np.abs(logits).max()
 
 
-@pytest.mark.parametrize("positions", ["alibi", "learned", "none"])
+@pytest.mark.parametrize("positions", ["alibi", "learned"])
 def test_logits_of_rows_of_unequal_length_are_those_of_each_alone(positions):
     """After the prompt and after two tokens more; to the bit where only the other rows change."""
     trained = model(positions=positions)
@@ -88,7 +88,7 @@ def test_logits_of_rows_of_unequal_length_are_those_of_each_alone(positions):
             size = len(prompts[number])
             tokens[row, :size], positions[row, :size] = prompts[number], range(size)
         with jax.set_mesh(trained.mesh):
-            return np.asarray(run(tokens, positions, more[list(rows)]))
+            return np.asarray(run(*map(jnp.asarray, (tokens, positions, more[list(rows)]))))
 
     together, others = logits_of([0, 1, 2]), logits_of([0, 2, 1])
     np.testing.assert_array_equal(together[0], others[0])
@@ -96,18 +96,18 @@ def test_logits_of_rows_of_unequal_length_are_those_of_each_alone(positions):
     for row, prompt in enumerate(prompts):
         whole = np.array([[*prompt, *more[row]]], np.int32)
         with jax.set_mesh(trained.mesh):
-            alone = forward(trained.weights, whole)[0, len(prompt) - 1 :]
+            alone = forward(trained.weights, jnp.asarray(whole))[0, len(prompt) - 1 :]
         np.testing.assert_allclose(together[row], alone, atol=2e-6)
 
 
 @pytest.mark.parametrize(
-    ("shape", "layout"), [((2, 2, 2), "zero"), ((1, 2, 4), "fsdp"), ((1, 8, 1), "ddp")], ids=str
+    ("shape", "layout"),
+    [((1, 2, 2), "fsdp"), pytest.param((2, 2, 2), "zero", marks=pytest.mark.slow)],
+    ids=str,
 )
 def test_a_mesh_changes_nothing(trained, shape, layout):
-    for temperature in (0.0, 1.0):
-        flags = {"max_new_tokens": 40, "temperature": temperature, "top_p": 0.9}
-        expected = generate(trained, PROMPTS, **flags)
-        assert generate(model(shape, layout), PROMPTS, **flags) == expected
+    flags = {"max_new_tokens": TOKENS, "temperature": 1.0}
+    assert generate(model(shape, layout), PROMPTS, **flags) == generate(trained, PROMPTS, **flags)
 
 
 def test_the_cache_is_split_over_batch_and_heads():
@@ -126,16 +126,16 @@ def test_the_cache_is_split_over_batch_and_heads():
 
 
 def test_a_draw_depends_on_seed_and_prompt_and_not_on_the_rest(trained):
-    flags = {"max_new_tokens": 24, "temperature": 1.0, "seed": 3}
+    flags = {"max_new_tokens": TOKENS, "temperature": 1.0, "seed": 3}
     first = generate(trained, PROMPTS, **flags)
     assert generate(trained, PROMPTS, **flags) == first
     assert generate(trained, PROMPTS[::-1], **flags) == first[::-1]
     assert generate(trained, PROMPTS, batch_size=1, **flags) == first
     assert generate(trained, PROMPTS[2:3], **flags) == first[2:3]
     assert generate(trained, PROMPTS, **flags | {"seed": 4})[0] != first[0]
-    samples = generate(trained, [PROMPTS[0]] * 3, **flags)
-    assert samples[0] == first[0]
-    assert len({tuple(ids) for ids in samples}) == 3
+    samples = generate(trained, [PROMPTS[0], PROMPTS[2], PROMPTS[0], PROMPTS[0]], **flags)
+    assert samples[:2] == [first[0], first[2]]
+    assert len({tuple(ids) for ids in samples}) == 4
 
 
 def test_one_run_compiles_once(trained):
@@ -150,14 +150,14 @@ def test_one_run_compiles_once(trained):
 
 
 def test_text_comes_in_chunks_and_a_batch_ends_when_all_its_rows_have(trained):
-    grown = [[row.text for row in rows] for rows in stream(trained, [[1], [2]], 40, Sampling(1.0))]
-    assert len(grown) == 3  # 16 + 16 + 8 tokens
-    for earlier, later in zip(grown, grown[1:], strict=False):
+    looks = stream(trained, PROMPTS, TOKENS - 5, Sampling(1.0))
+    grown = [[row.text for row in rows] for rows in looks]
+    assert len(grown) == 3  # 16 + 16 + 11 tokens
+    for earlier, later in itertools.pairwise(grown):
         assert all(new.startswith(old) for old, new in zip(earlier, later, strict=True))
     stops = tuple(chr(i) for i in range(128))
-    looks = list(stream(trained, [[1], [2]], 4000, Sampling(1.0), stops))
-    assert len(looks) < 10
-    assert {row.finish_reason for row in looks[-1]} == {"stop"}
+    (rows,) = stream(trained, PROMPTS, TOKENS, Sampling(1.0), stops)
+    assert {row.finish_reason for row in rows} == {"stop"}
 
 
 def test_learned_positions_end_with_a_reason():
@@ -201,20 +201,19 @@ def test_all_that_is_wrong_is_said_at_once(trained):
 def test_padding_ids_are_never_drawn(trained):
     """The model has 264 ids, the tokenizer 257."""
     assert trained.config.model.vocab_size == 264
-    flags = {"max_new_tokens": 64, "temperature": 1e6}
-    written = generate(trained, [[i] for i in range(40)], **flags)
-    ids = {i for row in written for i in row}
-    assert 200 < len(ids)
+    flags = {"max_new_tokens": TOKENS, "temperature": 1e6, "batch_size": len(PROMPTS)}
+    ids = {i for row in generate(trained, PROMPTS * 8, **flags) for i in row}
+    assert len(ids) > 200
     assert max(ids) < EOT
 
 
 def test_scores_softmax_logits_and_norms_are_float32():
     trained = model(dtype="bfloat16")
-    tokens = jnp.zeros((2, 16), jnp.int32)
+    rows = jax.NamedSharding(trained.mesh, jax.P(("replica", "data")))
+    tokens = jax.device_put(np.ones((2, 16), np.int32), rows)
     with jax.set_mesh(trained.mesh):
-        state = prefill(
-            trained.extend, trained.weights, tokens, tokens[:, 0] + 3, tokens[:, 0], slots=32
-        )
+        arrays = tokens, tokens[:, 0], tokens[:, 0]
+        state = prefill(trained.extend, trained.weights, *arrays, slots=32)
         flags = {"first_slot": 16, "steps": 2, "vocab_size": 257, "sampling": Sampling(1.0)}
         jaxpr = jax.make_jaxpr(
             lambda state: decode(trained.extend, trained.weights, state, **flags)
@@ -231,6 +230,9 @@ def test_scores_softmax_logits_and_norms_are_float32():
 
 
 # Sampling, against plain NumPy.
+
+
+draw = jax.jit(draw, static_argnums=2)
 
 
 def keys(count):

@@ -1,0 +1,128 @@
+"""The command: prompts from flags, files and stdin; text as it comes, or JSON; mistakes."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from gpt_pjit.errors import EXIT_CONFIG, EXIT_DONE
+from gpt_pjit.generate import __main__ as command
+from gpt_pjit.generate.continuation import Continuation
+from tests.helpers import ROOT, make_workdir, tiny
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("generate") / "run"
+    make_workdir(folder, tiny(model={"vocab_size": 264}))
+    return folder
+
+
+@pytest.fixture
+def run(workdir, monkeypatch, capsys):
+    """Runs the command in this process, whose devices are started; gives exit code and outputs."""
+    monkeypatch.setattr(command, "start_devices", lambda **_: None)
+
+    def run(*arguments, stdin="", checkpoint=workdir):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        code = EXIT_DONE
+        try:
+            command.main([f"--checkpoint={checkpoint}", *arguments])
+        except SystemExit as exit:
+            code = exit.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_json_and_terminal_say_the_same(run, tmp_path):
+    (tmp_path / "prompt.txt").write_text("two\nlines\n")
+    flags = ["--prompt=one", f"--prompt_file={tmp_path / 'prompt.txt'}", "--num_samples=2"]
+    flags += ["--max_new_tokens=40", "--tensor=4", "--stop=e", "--top_p=0.9"]
+    code, output, _ = run(*flags, "--json")
+    record = json.loads(output)
+    assert code == EXIT_DONE
+    assert record["step"] == 1
+    results = record["results"]
+    assert [result["prompt"] for result in results] == ["one", "two\nlines"] * 2
+    assert results[0]["text"] != results[2]["text"]
+    for result in results:
+        assert "e" not in result["text"]
+        assert result["finish_reason"] in ("stop", "length")
+        assert len(result["tokens"]) <= 40
+    code, output, error = run(*flags)
+    shown = [
+        f"--- {i} of 4\n{result['prompt']}{result['text']}\n" for i, result in enumerate(results, 1)
+    ]
+    assert output == "".join(shown)
+    assert error.startswith(f"{sum(len(result['tokens']) for result in results)} tokens")
+
+
+def test_a_prompt_from_stdin_may_be_empty(run):
+    flags = ["--max_new_tokens=16", "--json"]
+    for given, prompt in (("", ""), ("say:\n", "say:")):
+        code, output, _ = run(*flags, stdin=given)
+        (result,) = json.loads(output)["results"]
+        assert (code, result["prompt"]) == (EXIT_DONE, prompt)
+        assert result["tokens"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--prompt=a", "--top_p=1.5"], "top_p=1.5: must be in (0, 1]"),
+        (["--prompt=a", "--temperature=nan"], "temperature=nan: must be 0 or above"),
+        (["--prompt=a", "--tensor=32"], "tensor=32: must divide the model's 4 heads; try 1, 2, 4"),
+        (["--prompt=a", "--num_samples=0"], "--num_samples: '0' is no number from 1 on"),
+        (["--prompt=a", "--dtype=float16"], "invalid choice: 'float16'"),
+        (["--prompt_file=nowhere.txt"], "--prompt_file='nowhere.txt': No such file"),
+        (["--prompt=a", "--checkpoint=nowhere"], "nowhere holds no run.json"),
+    ],
+)
+def test_a_mistake_is_one_message(run, flags, words):
+    code, output, error = run(*flags)
+    assert (code, output) == (EXIT_CONFIG, "")
+    assert words in error
+    assert "Traceback" not in error
+
+
+def test_the_terminal_shows_rows_in_order_as_they_grow(capsys):
+    from gpt_pjit.data import load_tokenizer
+
+    rows = [Continuation(load_tokenizer("bytes"), [], 4) for _ in range(2)]
+    transcript = command.Transcript(["A:", "B:"])
+    expected = ["--- 1 of 2\nA:a", "b", "cd\n--- 2 of 2\nB:xy", "z!\n"]
+    came = (("a", "x"), ("b", "y"), ("cd", ""), ("", "z!"))
+    for (first, second), shown in zip(came, expected, strict=True):
+        rows[0].add(list(first.encode()))
+        rows[1].add(list(second.encode()))
+        transcript.show(rows)
+        assert capsys.readouterr().out == shown
+
+
+@pytest.mark.slow
+def test_two_processes_write_what_one_does_and_only_the_first_speaks(workdir):
+    flags = ["--prompt=hello", "--max_new_tokens=24", f"--checkpoint={workdir}", "--json"]
+    python = [sys.executable, "-m", "gpt_pjit.generate", *flags, "--tensor=2"]
+    one = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
+    alone = subprocess.run(
+        python, env=one, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300
+    )
+    two = one | {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:29517", "JAX_NUM_PROCESSES": "2"}
+    processes = [
+        subprocess.Popen(
+            python,
+            env=two | {"JAX_PROCESS_ID": str(i)},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    first, second = (process.communicate(timeout=300)[0] for process in processes)
+    assert [process.returncode for process in processes] == [EXIT_DONE, EXIT_DONE]
+    assert json.loads(first)["results"] == json.loads(alone.stdout)["results"]
+    assert second == ""

@@ -1,0 +1,100 @@
+"""Tokens to text as they come: whole characters, stop strings, and the reason why it ended."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from gpt_pjit.data import load_tokenizer, train_bpe
+from gpt_pjit.data.tokenizers import train_unigram
+from gpt_pjit.generate import Continuation
+
+TEXT = "Grüße, 世界! 🙂 and on it goes; the end\n"
+BYTES = load_tokenizer("bytes")
+EOT = BYTES.eot_id
+
+
+@pytest.fixture(scope="module", params=["bytes", "bpe", "unigram"])
+def tokenizer(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizers")
+    if request.param == "bytes":
+        return BYTES
+    texts = ["the end of it, and on and on it goes\n"] * 20
+    if request.param == "bpe":
+        train_bpe(texts, 270, folder / "tokenizer.json")
+        return load_tokenizer(str(folder / "tokenizer.json"))
+    train_unigram(texts, 270, folder / "tokenizer.model")
+    return load_tokenizer(str(folder / "tokenizer.model"))
+
+
+def write(tokenizer, ids, chunk, limit=1000, stop=(), prompt=()):
+    """The continuation, and the text that was shown after each chunk."""
+    row = Continuation(tokenizer, prompt, limit, stop)
+    shown = []
+    for start in range(0, len(ids), chunk):
+        row.add(list(ids[start : start + chunk]))
+        shown.append(row.text)
+    return row, shown
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7, 1000])
+def test_text_only_grows_by_whole_characters(tokenizer, chunk):
+    ids = tokenizer.encode(TEXT).tolist()
+    row, shown = write(tokenizer, [*ids, tokenizer.eot_id, *ids], chunk)
+    assert (row.text, row.finish_reason, row.tokens) == (TEXT, "end", ids)
+    assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(shown))
+    assert "\ufffd" not in "".join(shown)
+
+
+def test_a_space_after_the_prompt_is_kept(tokenizer):
+    prompt, ids = tokenizer.encode("and on").tolist(), tokenizer.encode(" it goes").tolist()
+    row, _ = write(tokenizer, ids, 2, prompt=[tokenizer.eot_id, *prompt])
+    assert row.text == " it goes"
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7, 1000])
+@pytest.mark.parametrize(
+    ("stop", "expected"),
+    [
+        (("; the",), "Grüße, 世界! 🙂 and on it goes"),
+        (("界",), "Grüße, 世"),
+        (("absent", "on it", "!"), "Grüße, 世界"),
+        (("Gr",), ""),
+        (("e", "üße, 世"), "Grüß"),
+        (("the end\n",), "Grüße, 世界! 🙂 and on it goes; "),
+        (("the end\n\n",), TEXT),
+    ],
+)
+def test_stop_strings_end_the_text_across_tokens_and_chunks(tokenizer, stop, expected, chunk):
+    ids = tokenizer.encode(TEXT).tolist()
+    row, shown = write(tokenizer, [*ids, tokenizer.eot_id], chunk, stop=stop)
+    assert row.text == expected
+    assert row.finish_reason == ("end" if expected == TEXT else "stop")
+    assert all(expected.startswith(text) for text in shown), "something was shown and taken back"
+    # The tokens end with the one that completes the stop string.
+    text = tokenizer.decode(row.tokens)
+    assert text.startswith(expected)
+    if expected != TEXT:
+        assert any(s in text for s in stop)
+        assert not any(s in tokenizer.decode(row.tokens[:-1]) for s in stop)
+
+
+def test_the_limit_and_what_comes_after_the_end():
+    row, _ = write(BYTES, b"abcdef", 4, limit=5)
+    assert (row.text, row.finish_reason) == ("abcde", "length")
+    row, _ = write(BYTES, [97, EOT, 98], 1)
+    assert (row.text, row.tokens, row.finish_reason) == ("a", [97], "end")
+    row, _ = write(BYTES, [*b"ab", EOT], 3, limit=2)
+    assert (row.text, row.finish_reason) == ("ab", "length")
+    row, _ = write(BYTES, "é".encode()[:1], 1, limit=1)
+    assert row.text == "\ufffd"  # the end: no other byte will come
+
+
+def test_random_bytes_give_the_same_in_any_chunks():
+    draw = np.random.default_rng(0)
+    for _ in range(50):
+        ids = draw.choice([97, 98, 0xC3, 0xA9, 0xE2, 0x82, 0xAC], 30).tolist()
+        ends = [
+            write(BYTES, [*ids, EOT], chunk, stop=("ab", "éa", "aba"))[0] for chunk in (1, 4, 30)
+        ]
+        assert len({(row.text, row.finish_reason, tuple(row.tokens)) for row in ends}) == 1
