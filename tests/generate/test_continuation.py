@@ -1,6 +1,7 @@
 """Tokens to text as they come: whole characters, stop strings, and the reason why it ended."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,11 +20,11 @@ def tokenizer(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizers")
     if request.param == "bytes":
         return BYTES
-    texts = ["the end of it, and on and on it goes\n"] * 20
+    texts = [Path(__file__).read_text()]
     if request.param == "bpe":
-        train_bpe(texts, 270, folder / "tokenizer.json")
+        train_bpe(texts, 400, folder / "tokenizer.json")
         return load_tokenizer(str(folder / "tokenizer.json"))
-    train_unigram(texts, 270, folder / "tokenizer.model")
+    train_unigram(texts, 400, folder / "tokenizer.model")
     return load_tokenizer(str(folder / "tokenizer.model"))
 
 
