@@ -91,6 +91,6 @@ def draw_rows(
         return draw(logits_BV, keys_B, sampling)
 
     rows = P(BATCH_AXES)
-    return jax.shard_map(
-        draw_own, in_specs=(P(BATCH_AXES, None), rows, P()), out_specs=rows, check_vma=False
-    )(logits_BV, seeds_B, written)
+    return jax.shard_map(draw_own, in_specs=(P(BATCH_AXES, None), rows, P()), out_specs=rows)(
+        logits_BV, seeds_B, written
+    )

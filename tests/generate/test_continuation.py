@@ -1,10 +1,12 @@
 """Tokens to text as they come: whole characters, stop strings, and the reason why it ended."""
 
+import io
 import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
+import sentencepiece
 
 from gpt_pjit.data import load_tokenizer, train_bpe
 from gpt_pjit.data.tokenizers import train_unigram
@@ -50,6 +52,21 @@ def test_text_only_grows_by_whole_characters(tokenizer, chunk):
 def test_a_space_after_the_prompt_is_kept(tokenizer):
     prompt, ids = tokenizer.encode("and on").tolist(), tokenizer.encode(" it goes").tolist()
     row, _ = write(tokenizer, ids, 2, prompt=[tokenizer.eot_id, *prompt])
+    assert row.text == " it goes"
+
+
+def test_a_space_is_kept_that_a_decoder_drops_from_the_beginning_of_a_text(tmp_path):
+    """That of sentencepiece with its defaults, which put a space before every text."""
+    model = io.BytesIO()
+    lines = Path(__file__).read_text().splitlines()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_writer=model, vocab_size=200, minloglevel=2
+    )
+    (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
+    tokenizer = load_tokenizer(str(tmp_path / "tokenizer.model"))
+    prompt, ids = tokenizer.encode("and on").tolist(), tokenizer.encode("it goes").tolist()
+    assert tokenizer.decode(ids) == "it goes"
+    row, _ = write(tokenizer, ids, 1, prompt=prompt)
     assert row.text == " it goes"
 
 
