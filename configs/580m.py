@@ -24,7 +24,7 @@ def get_config():
     c.model.dropout_attention = 0.1
     c.model.dropout_embedding = 0.0
     c.model.dtype = "bfloat16"
-    c.model.remat = "full"
+    c.model.remat = "selective"
     c.data.path = "data/openwebtext"
     c.data.sequence_length = 1024
     c.data.batch_size = 512
@@ -35,7 +35,7 @@ def get_config():
     c.optim.b2 = 0.95
     c.optim.weight_decay = 0.1
     c.optim.clip_norm = 1.0
-    c.optim.microbatches = 4
+    c.optim.microbatches = 2
     c.partition.layout = "zero"
     c.eval.every = 1_000
     c.eval.batches = 100
