@@ -18,7 +18,7 @@ def get_config():
     c.model.positions = "learned"
     c.model.activation = "gelu_tanh"
     c.model.bias = True
-    c.model.remat = "dots"
+    c.model.remat = "selective"
     c.data.path = "data/openwebtext"
     c.data.sequence_length = 1024
     c.data.batch_size = 480

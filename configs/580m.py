@@ -6,7 +6,8 @@
 Hardware: TPU v3-32 (4 hosts, 32 cores of 16 GiB). Tokens: GPT-NeoX tokenizer, end-of-text after
 each document, 8.24B for training, 0.5M a step, 50.9B in all: 6.2 epochs. Expected, after averaging
 the last checkpoints: WikiText-2 0.9547, text8 1.133, enwik8 1.089 bits per byte; LAMBADA 46.4 % at
-perplexity 14.08; PIQA 66.8 %.
+perplexity 14.08; PIQA 66.8 %. The TPU compiler estimates 1,792 Mcycles a step, 1.91 s at 940 MHz,
+communication not counted, and a peak of 9.85 GiB a core. A dropout of 0.1 is 26/256.
 """
 
 from gpt_pjit.config import default_config
@@ -24,7 +25,7 @@ def get_config():
     c.model.dropout_attention = 0.1
     c.model.dropout_embedding = 0.0
     c.model.dtype = "bfloat16"
-    c.model.remat = "full"
+    c.model.remat = "selective"
     c.data.path = "data/openwebtext"
     c.data.sequence_length = 1024
     c.data.batch_size = 512
@@ -35,7 +36,7 @@ def get_config():
     c.optim.b2 = 0.95
     c.optim.weight_decay = 0.1
     c.optim.clip_norm = 1.0
-    c.optim.microbatches = 4
+    c.optim.microbatches = 2
     c.partition.layout = "zero"
     c.eval.every = 1_000
     c.eval.batches = 100

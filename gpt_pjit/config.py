@@ -35,7 +35,7 @@ class ModelConfig:
     dropout_attention: float = 0.0
     dropout_embedding: float = 0.0
     dtype: str = "bfloat16"  # of matmul operands; everything of section "precision" stays float32
-    remat: str = "none"  # what the backward pass recomputes: none | dots | full
+    remat: str = "none"  # what the backward pass recomputes: none | selective | full
     scan_layers: bool = True  # False unrolls: longer compiles, faster steps for tiny models on CPU
 
 

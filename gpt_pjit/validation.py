@@ -12,7 +12,7 @@ CHOICES = {
     "model.positions": ("alibi", "learned", "none"),
     "model.activation": ("gelu", "gelu_tanh"),
     "model.dtype": ("bfloat16", "float32"),
-    "model.remat": ("none", "dots", "full"),
+    "model.remat": ("none", "selective", "full"),
     "data.validation_split": ("documents", "tail"),
     "partition.layout": ("ddp", "zero1", "zero", "fsdp"),
 }

@@ -13,12 +13,23 @@ from jax.sharding import PartitionSpec as P
 
 from gpt_pjit.config import ModelConfig
 from gpt_pjit.model.attention import Attention
-from gpt_pjit.model.layers import INIT_STD, LayerNorm, Projection, dropout, gelu, project
+from gpt_pjit.model.dropout import dropout
+from gpt_pjit.model.layers import INIT_STD, LayerNorm, Projection, gelu, project
 from gpt_pjit.model.positions import token_positions
 
+# What costs more to make again than to keep. Not the MLP's: its wide tensors are dear to move.
+SAVED = (
+    "qkv",
+    "values",
+    "weights_logsumexp",
+    "attended",
+    "dropout_kept",
+    "norm_mean",
+    "norm_variance",
+)
 REMAT_POLICIES = {
     "full": checkpoint_policies.nothing_saveable,
-    "dots": checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "selective": checkpoint_policies.save_only_these_names(*SAVED),
 }
 
 
@@ -47,6 +58,7 @@ class Block(nnx.Module):
     ) -> jax.Array:
         keys = (None,) * 3 if key is None else jax.random.split(key, 3)
         attended = self.attention(self.norm_attention(x_BTD), keys[0], segments_BT)
+        attended = checkpoint_name(attended, "attended")
         x_BTD = x_BTD + dropout(attended, self.dropout_residual, keys[1])
         return x_BTD + dropout(self.mlp(self.norm_mlp(x_BTD)), self.dropout_residual, keys[2])
 
@@ -110,7 +122,13 @@ class GPT(nnx.Module):
             return block(x_BTD, layer_key, segments_BT), None
 
         if self.config.remat != "none":
-            run = jax.checkpoint(run, policy=REMAT_POLICIES[self.config.remat])
+            # In a loop nothing can be merged with the forward pass, and the barriers against it
+            # would only keep what is made again from fusing with its use.
+            run = jax.checkpoint(
+                run,
+                policy=REMAT_POLICIES[self.config.remat],
+                prevent_cse=not self.config.scan_layers,
+            )
         unroll = 1 if self.config.scan_layers else n_layers
         layers = (nnx.to_pure_dict(stacked), jnp.arange(n_layers))
         return jax.lax.scan(run, x_BTD, layers, unroll=unroll)[0]

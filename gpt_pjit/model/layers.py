@@ -1,4 +1,4 @@
-"""Building blocks: contractions, norms, dropout. They name no mesh axis: specs follow their inputs.
+"""Building blocks: contractions and norms. They name no mesh axis: specs follow their inputs.
 
 Shape suffixes: B batch, T sequence, S keys, D model, H heads, K head size, F feed-forward,
 V vocabulary, L layers.
@@ -70,12 +70,10 @@ def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
     return x + jnp.einsum(f"BT,{trailing}->BT{trailing}", ones_BT, bias.astype(x.dtype))
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Zeroes elements with probability `rate`; the mask depends on `key` alone, not on the mesh."""
-    if key is None or rate == 0:
-        return x
-    kept = jax.random.bernoulli(key, 1 - rate, x.shape, out_sharding=jax.typeof(x).sharding)
-    return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
+def linear(equation: str, x: jax.Array, w: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """`project`, and the bias of its outputs."""
+    y = project(equation, x, w)
+    return y if bias is None else add_bias(y, bias)
 
 
 def gelu(x: jax.Array, approximate: bool) -> jax.Array:
@@ -100,8 +98,9 @@ class Projection(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(bias_shape)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = project(self.equation, x, self.kernel[...])
-        return y if self.bias is None else add_bias(y, self.bias[...])
+        return linear(
+            self.equation, x, self.kernel[...], None if self.bias is None else self.bias[...]
+        )
 
 
 class LayerNorm(nnx.Module):
@@ -114,7 +113,9 @@ class LayerNorm(nnx.Module):
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         x = x_BTD.astype(jnp.float32)
         mean = checkpoint_name(jnp.mean(x, axis=-1, keepdims=True), "norm_mean")
-        variance = checkpoint_name(jnp.mean((x - mean) ** 2, -1, keepdims=True), "norm_variance")
+        # The mean is the point of least variance: its gradient is zero here, and not worth a pass.
+        centred = x - jax.lax.stop_gradient(mean)
+        variance = checkpoint_name(jnp.mean(centred**2, -1, keepdims=True), "norm_variance")
         normed = (x - mean) * jax.lax.rsqrt(variance + NORM_EPSILON)
         # An einsum, since explicit sharding refuses to multiply a `reduced` vector elementwise.
         normed = jnp.einsum("BTD,D->BTD", normed, self.scale[...])

@@ -141,10 +141,10 @@ def bytes_moved(source, target, sizes):
     [
         ("ddp", "none", 2, (2, 4, 1)),
         ("zero1", "full", 2, (1, 8, 1)),
-        ("zero", "dots", 4, (2, 4, 1)),
+        ("zero", "selective", 4, (2, 4, 1)),
         ("fsdp", "none", 2, (2, 4, 1)),
         ("fsdp", "full", 4, (1, 8, 1)),
-        ("fsdp", "dots", 1, (2, 4, 1)),
+        ("fsdp", "selective", 1, (2, 4, 1)),
     ],
 )
 def test_what_moves_is_what_the_step_reshards(layout, remat, microbatches, mesh):

@@ -92,8 +92,8 @@ def test_weights_are_gathered_once_in_bfloat16(compiled, collectives):
 
 def test_one_float32_copy_of_the_logits(compiled):
     """Their gradient is made inside the products that use it, never stored in float32."""
-    tokens = 512 * 1024 // 32 // 4  # of a microbatch on a core
-    made = re.compile(rf" = [^=]*f32\[(?:{tokens}|4,1024),50304\][^=]* ([\w\-]+)\(")
+    rows = 512 // 32 // 2  # of a microbatch on a core
+    made = re.compile(rf" = [^=]*f32\[(?:{rows * 1024}|{rows},1024),50304\][^=]* ([\w\-]+)\(")
     views = ("bitcast", "get-tuple-element", "parameter", "tuple", "while")
     stored = [
         line
