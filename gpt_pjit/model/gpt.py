@@ -25,7 +25,7 @@ SAVED = (
     "attended",
     "dropout_kept",
     "norm_mean",
-    "norm_variance",
+    "norm_square",
 )
 REMAT_POLICIES = {
     "full": checkpoint_policies.nothing_saveable,

@@ -113,9 +113,9 @@ class LayerNorm(nnx.Module):
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         x = x_BTD.astype(jnp.float32)
         mean = checkpoint_name(jnp.mean(x, axis=-1, keepdims=True), "norm_mean")
-        # The mean is the point of least variance: its gradient is zero here, and not worth a pass.
-        centred = x - jax.lax.stop_gradient(mean)
-        variance = checkpoint_name(jnp.mean(centred**2, -1, keepdims=True), "norm_variance")
+        # Both means in one pass; rounding may leave the difference just below zero.
+        square = checkpoint_name(jnp.mean(x * x, axis=-1, keepdims=True), "norm_square")
+        variance = jnp.maximum(square - mean * mean, 0)
         normed = (x - mean) * jax.lax.rsqrt(variance + NORM_EPSILON)
         # An einsum, since explicit sharding refuses to multiply a `reduced` vector elementwise.
         normed = jnp.einsum("BTD,D->BTD", normed, self.scale[...])

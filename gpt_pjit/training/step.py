@@ -96,8 +96,8 @@ def make_train_step(
         if segments is not None:
             n_predictions = jnp.sum(within_documents(segments))
 
-        def microbatch(total: Any, numbered: tuple[jax.Array, jax.Array | None, jax.Array]):
-            tokens_BT, segments_BT, number = numbered
+        def one(tokens_BT: jax.Array, segments_BT: jax.Array | None, number: Any):
+            """The float32 summands, and the losses, of a microbatch."""
             dropout_key = jax.random.fold_in(key, number) if has_dropout else None
 
             def nll_of(weights: Any) -> jax.Array:
@@ -111,11 +111,18 @@ def make_train_step(
             # A vector of losses, not their sum: no collective for a scalar inside the loop.
             nll_B, vjp = jax.vjp(nll_of, weights)
             (gradient,) = vjp(jnp.full_like(nll_B, 1 / n_predictions))
-            return jax.tree.map(lambda a, g: a + g.astype(jnp.float32), total, gradient), nll_B
+            return jax.tree.map(lambda g: g.astype(jnp.float32), gradient), nll_B
+
+        def microbatch(total: Any, numbered: tuple[jax.Array, jax.Array | None, jax.Array]):
+            gradient, nll_B = one(*numbered)
+            return jax.tree.map(jnp.add, total, gradient), nll_B
 
         def zeros(w: jax.Array, spec: P) -> jax.Array:
             return jax.reshard(jnp.zeros(w.shape, jnp.float32), spec)
 
+        if microbatches == 1:  # the TPU compiler runs the forward pass of a loop of one twice
+            total, nll_B = one(tokens, segments, 0)
+            return jnp.sum(nll_B) / n_predictions, total
         split = jax.tree.map(lambda rows: _split(rows, microbatches), (tokens, segments))
         total = jax.tree.map(zeros, weights, summands)
         total, nll_MB = jax.lax.scan(microbatch, total, (*split, jnp.arange(microbatches)))

@@ -225,7 +225,7 @@ def test_scores_softmax_logits_and_norms_are_float32():
         }
     assert state.cache.keys_LBHSK.dtype == jnp.bfloat16
     assert state.logits_BV.dtype == jnp.float32
-    names = ("scores", "softmax", "logits", "norm_mean", "norm_variance")
+    names = ("scores", "softmax", "logits", "norm_mean", "norm_square")
     assert named == dict.fromkeys(names, jnp.float32)
 
 

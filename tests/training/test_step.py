@@ -143,7 +143,7 @@ def test_decay_and_schedule():
 
 # Precision: tensors that are named in the program, and what must never be narrower than float32.
 NAMED = {"scores", "softmax", "weights_logsumexp", "logits", "logsumexp"}
-NAMED |= {"norm_mean", "norm_variance"}
+NAMED |= {"norm_mean", "norm_square"}
 
 
 def equations(jaxpr):
@@ -194,7 +194,7 @@ def test_what_must_be_float32_is():
     [
         ("attention", {"scores"}),
         ("gpt", {"logits", "logsumexp"}),
-        ("layers", {"norm_mean", "norm_variance"}),
+        ("layers", {"norm_mean", "norm_square"}),
     ],
 )
 def test_a_planted_bfloat16_is_caught(monkeypatch, module, caught):

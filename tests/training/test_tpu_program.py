@@ -69,7 +69,7 @@ def matrix_shapes(program):
 def test_state_and_peak_per_core(compiled):
     memory = compiled[1].memory_analysis()
     assert memory.argument_size_in_bytes <= 0.22 * GIB
-    assert memory.peak_memory_in_bytes < 12 * GIB
+    assert memory.peak_memory_in_bytes < 14.5 * GIB
 
 
 def test_no_collective_runs_in_a_loop(collectives):
@@ -92,7 +92,7 @@ def test_weights_are_gathered_once_in_bfloat16(compiled, collectives):
 
 def test_one_float32_copy_of_the_logits(compiled):
     """Their gradient is made inside the products that use it, never stored in float32."""
-    rows = 512 // 32 // 2  # of a microbatch on a core
+    rows = 512 // 32  # of a core
     made = re.compile(rf" = [^=]*f32\[(?:{rows * 1024}|{rows},1024),50304\][^=]* ([\w\-]+)\(")
     views = ("bitcast", "get-tuple-element", "parameter", "tuple", "while")
     stored = [
