@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,6 +57,13 @@ def report_errors() -> Iterator[None]:
         yield
     except ConfigError as error:
         _fail(str(error))
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line and exit 78."""
+
+    def error(self, message: str) -> Any:
+        self.exit(EXIT_CONFIG, f"{self.prog}: {message}; --help lists all flags\n")
 
 
 def _config_argument(argv: list[str]) -> str:

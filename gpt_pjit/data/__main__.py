@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt_pjit.cli import report_errors
+from gpt_pjit.cli import Parser, report_errors
 from gpt_pjit.config import DataConfig
 from gpt_pjit.data.corpus import check_files, find_files, split_documents
 from gpt_pjit.data.dataset import TokenDataset
@@ -25,14 +25,14 @@ from gpt_pjit.data.report import describe, show_tokens, summarize
 from gpt_pjit.data.sources import open_data
 from gpt_pjit.data.tokenize import Effort
 from gpt_pjit.data.tokenizers import load_tokenizer, train_bpe, train_unigram
-from gpt_pjit.errors import EXIT_CONFIG, EXIT_INTERRUPTED, ConfigError
+from gpt_pjit.errors import EXIT_INTERRUPTED, ConfigError
 
 INPUTS = "files of text, .jsonl, .json(l).gz, .json(l).zst, .parquet; globs; or hf:NAME[:CONFIG]"
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = _Parser(prog="python -m gpt_pjit.data", description="Make and check token datasets.")
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    parser = Parser(prog="python -m gpt_pjit.data", description="Make and check token datasets.")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
     _add_tokenize(commands)
     info = commands.add_parser("info", help="what a set holds")
     info.set_defaults(run=lambda flags, _: print(describe(TokenDataset.open(flags.set))))
@@ -51,11 +51,6 @@ def main(argv: Sequence[str]) -> None:
         except KeyboardInterrupt:
             print("\nstopped; the same command goes on from where it saved", file=sys.stderr)
             sys.exit(EXIT_INTERRUPTED)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        self.exit(EXIT_CONFIG, f"{self.prog}: {message}; --help lists all flags\n")
 
 
 def _add_corpus(command: argparse.ArgumentParser) -> None:
