@@ -148,6 +148,8 @@ def _value(metrics: dict[str, Any], metric: str) -> str:
     if value is None:
         return ""
     scale, unit = (100, " %") if metric in PERCENT else (1, "")
+    if abs(value) >= 1e6:
+        return f"{value:.4g}" + (f" ± {error:.2g}" if error is not None else "")
     digits = 4 if abs(value) < 10 and not unit else 2
     if unit and 0 < abs(value) * scale < 0.01:
         digits = 6
