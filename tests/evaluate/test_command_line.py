@@ -72,11 +72,7 @@ def test_json_markdown_and_comparison(evaluate, data_dir, tmp_path):
     other = f"--compare=published,{tmp_path / 'out' / 'results.json'}"
     shown = evaluate(*common, other, "--name=mine")
     markdown = (tmp_path / "out" / "results.md").read_text()
-    assert (
-        "| GPT-580M (published) | 0.9547 |  | 66.80 % |"
-        in markdown.replace(f"| {record['piqa']['acc_norm'] * 100:.2f} %", "")
-        or "GPT-580M (published)" in markdown
-    )
+    assert "| GPT-580M (published) | 0.9547 | 66.80 % |  |" in markdown
     assert "| mine | " in markdown
     assert "| run | " in markdown
     assert "training log of the 580M run" in " ".join(shown.split())
