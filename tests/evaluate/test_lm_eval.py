@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +164,18 @@ def test_wikitext_agrees(model, simple_evaluate, data_dir):
         assert metrics[name] == pytest.approx(reported[f"{name},none"], rel=1e-9)
     for row, record in zip(samples(theirs, "wikitext"), records, strict=True):
         assert row["target"] == detokenize(record["page"])
+
+
+def test_entry_point_is_the_model():
+    """By it, releases after 0.4.13 find the model; group and form are of lm-eval's plugin guide."""
+    from importlib.metadata import EntryPoint
+
+    from gpt_pjit.evaluate.lm_eval import GptPjitLM
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    ((name, value),) = project["entry-points"]["lm_eval.models"].items()
+    assert EntryPoint(name, value, "lm_eval.models").load() is GptPjitLM
+    assert name == "gpt_pjit"
 
 
 def test_generation_stops(model):
