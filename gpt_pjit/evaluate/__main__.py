@@ -29,7 +29,7 @@ from gpt_pjit.evaluate.report import (
     tables,
 )
 from gpt_pjit.evaluate.scorer import Scorer
-from gpt_pjit.evaluate.tasks import KNOWN, prepare_tasks
+from gpt_pjit.evaluate.tasks import KNOWN, check_tasks, prepare_tasks
 from gpt_pjit.trained import Trained, load_trained, start_devices
 
 PIPED_WIDTH = 120
@@ -40,12 +40,13 @@ def main(argv: Sequence[str]) -> None:
     with report_errors():
         names = _checked_names(flags)
         others = comparison_rows(flags.compare, names)
+        tasks = prepare_tasks(names, flags.data_dir)
         start_devices(tensor=flags.tensor, distributed=flags.distributed)
         trained = load_trained(flags.checkpoint, tensor=flags.tensor, dtype=flags.dtype)
         scorer = Scorer(trained, window=flags.window, rows=flags.rows)
         stride = _checked_stride(flags.stride, scorer.window)
-        tasks = prepare_tasks(names, scorer, stride, flags.rows, flags.data_dir)
-        results = {name: compute() for name, compute in tasks.items()}
+        check_tasks(names, trained)
+        results = {name: compute(scorer, stride) for name, compute in tasks.items()}
     record = results_record(results, _settings(flags, trained))
     if jax.process_index() != 0:
         return

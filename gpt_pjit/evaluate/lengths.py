@@ -25,15 +25,14 @@ def check_lengths(trained: Trained, task: str) -> None:
         raise ConfigError([learned_limit("tasks", task, length)])
 
 
-def evaluate_lengths(
-    trained: Trained, documents: Sequence[Document], rows: int, task: str
-) -> Result:
+def evaluate_lengths(scorer: Scorer, documents: Sequence[Document], task: str) -> Result:
     """Nats a token at 1, 2 and 4 times the training context, and by position in the window.
 
     Every length reads the same tokens, cut into windows that do not overlap: those of each
     document up to a multiple of the longest window. `loss_change_4x` is loss at 4x minus loss at
     1x, token by token: below zero, the model uses the longer context.
     """
+    trained = scorer.trained
     context = trained.config.data.sequence_length
     longest = MULTIPLES[-1] * context
     encoded = trained.tokenizer.encode_batch([document.text for document in documents])
@@ -44,9 +43,9 @@ def evaluate_lengths(
         raise ConfigError([f"{problem}; give a longer text"], "tasks")
     losses = {}
     for multiple in MULTIPLES:
-        scorer = Scorer(trained, window=multiple * context, rows=rows)
+        reader = Scorer(trained, window=multiple * context, rows=scorer.rows)
         requests = _windows(texts, trained.tokenizer.eot_id, multiple * context)
-        scored = scorer.score(requests, f"{task} {multiple}x")
+        scored = reader.score(requests, f"{task} {multiple}x")
         losses[multiple] = np.concatenate([result.nll for result in scored])
     metrics: Metrics = {}
     for multiple, nll in losses.items():

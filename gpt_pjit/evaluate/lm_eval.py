@@ -20,6 +20,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 
 from gpt_pjit.errors import EXIT_CONFIG, ConfigError
+from gpt_pjit.evaluate.progress import counting
 from gpt_pjit.evaluate.requests import fitted, rolling_requests
 from gpt_pjit.evaluate.scorer import Request, Scorer
 from gpt_pjit.generate import continue_prompt
@@ -105,28 +106,30 @@ class GptPjitLM(TemplateLM):
         results = self.scorer.score(wanted)
         answers = []
         for request, start, end in zip(requests, [0, *ends], ends, strict=False):
-            answer = sum(result.log_likelihood for result in results[start:end])
+            answer = sum((result.log_likelihood for result in results[start:end]), 0.0)
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, answer)
             answers.append(answer)
         return answers
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
         answers = []
-        for request in requests:
-            context, options = request.args
-            until = options.get("until") or []
-            stop = [until] if isinstance(until, str) else list(until)
-            sampled = options.get("do_sample") or options.get("temperature")
-            answer = generate_text(
-                self.trained,
-                context,
-                n_tokens=int(options.get("max_gen_toks", MAX_NEW_TOKENS)),
-                temperature=float(options.get("temperature", 1.0)) if sampled else 0.0,
-                stop=stop,
-            )
-            self.cache_hook.add_partial("generate_until", request.args, answer)
-            answers.append(answer)
+        with counting("generating", len(requests)) as advance:
+            for request in requests:
+                answers.append(self._generated(*request.args))
+                self.cache_hook.add_partial("generate_until", request.args, answers[-1])
+                advance(1)
         return answers
+
+    def _generated(self, context: str, options: dict[str, Any]) -> str:
+        until = options.get("until") or []
+        sampled = options.get("do_sample") or options.get("temperature")
+        return generate_text(
+            self.trained,
+            context,
+            n_tokens=int(options.get("max_gen_toks", MAX_NEW_TOKENS)),
+            temperature=float(options.get("temperature", 1.0)) if sampled else 0.0,
+            stop=[until] if isinstance(until, str) else list(until),
+        )
 
 
 def generate_text(

@@ -59,7 +59,7 @@ class Scorer:
     def __init__(self, trained: Trained, *, window: int | None = None, rows: int = 1):
         self.trained = trained
         self.window = checked_window(trained, window)
-        self._tokens = rows * self.window
+        self.rows = rows
         self._sharding = NamedSharding(trained.mesh, ROWS)
         self._parts = int(np.prod([trained.mesh.shape[axis] for axis in BATCH_AXES]))
 
@@ -86,7 +86,7 @@ class Scorer:
                 yield length, group[start : start + rows]
 
     def _rows(self, length: int) -> int:
-        return max(1, self._tokens // length) * self._parts
+        return max(1, self.rows * self.window // length) * self._parts
 
     def _run(self, length: int, batch: Sequence[Request]) -> list[Scored]:
         rows = self._rows(length)

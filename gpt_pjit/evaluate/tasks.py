@@ -12,19 +12,19 @@ from gpt_pjit.evaluate.scorer import Scorer
 from gpt_pjit.evaluate.sources import Data, json_lines, read_data, read_file
 from gpt_pjit.evaluate.texts import Document, Result, decoded, evaluate_texts
 from gpt_pjit.evaluate.wikitext import detokenize, pages
+from gpt_pjit.trained import Trained
 
 TEST_BYTES = 5_000_000  # the last of text8 and enwik8, by convention
 TEXTS = ("wikitext2", "text8", "enwik8")
 FILE, LENGTHS = "file:", "lengths:"
 KNOWN = f"{', '.join((*TEXTS, *ITEMS))}, {FILE}PATH, {LENGTHS}TEXT"
 
-Task = Callable[[], Result]
+# What computes a result, given the stride of sliding windows too.
+Task = Callable[[Scorer, int], Result]
 
 
-def prepare_tasks(
-    names: Sequence[str], scorer: Scorer, stride: int, rows: int, data_dir: Path | None
-) -> dict[str, Task]:
-    """For each name what computes its result; the data is read and checked before that.
+def prepare_tasks(names: Sequence[str], data_dir: Path | None) -> dict[str, Task]:
+    """For each name what computes its result; the data is read and checked here.
 
     Raises ConfigError with the problems of all tasks at once.
     """
@@ -32,7 +32,7 @@ def prepare_tasks(
     problems: list[Problem | str] = []
     for name in names:
         try:
-            tasks[name] = _task(name, scorer, stride, rows, data_dir)
+            tasks[name] = _task(name, data_dir)
         except ConfigError as error:
             problems.extend(error.problems)
     if problems:
@@ -40,20 +40,30 @@ def prepare_tasks(
     return tasks
 
 
-def _task(name: str, scorer: Scorer, stride: int, rows: int, data_dir: Path | None) -> Task:
+def check_tasks(names: Sequence[str], trained: Trained) -> None:
+    """Raises ConfigError where a task is not for this model, before any is computed."""
+    for name in names:
+        if name.startswith(LENGTHS):
+            check_lengths(trained, name)
+
+
+def _task(name: str, data_dir: Path | None) -> Task:
     if name in ITEMS:
         data = read_data(name, data_dir)
         records = data.rows if data.rows is not None else _records(name, data)
-        return lambda: _with_origin(evaluate_items(scorer, records, name), data)
+        return lambda scorer, _: _with_origin(evaluate_items(scorer, records, name), data)
     text = name.removeprefix(LENGTHS)
     if text not in TEXTS and not text.startswith(FILE):
         raise ConfigError([Problem("tasks", name, "no such task", f"known: {KNOWN}")])
     data = read_file(Path(text[len(FILE) :])) if text not in TEXTS else read_data(text, data_dir)
     documents = _documents(text, data)
-    if name == text:
-        return lambda: _with_origin(evaluate_texts(scorer, documents, stride, name), data)
-    check_lengths(scorer.trained, name)
-    return lambda: _with_origin(evaluate_lengths(scorer.trained, documents, rows, name), data)
+
+    def compute(scorer: Scorer, stride: int) -> Result:
+        if name == text:
+            return _with_origin(evaluate_texts(scorer, documents, stride, name), data)
+        return _with_origin(evaluate_lengths(scorer, documents, name), data)
+
+    return compute
 
 
 def _records(task: str, data: Data) -> list[Record]:

@@ -1,8 +1,11 @@
 """The command: its outputs, comparisons, and mistakes in one message."""
 
+import dataclasses
 import hashlib
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -111,10 +114,46 @@ def test_all_mistakes_at_once(evaluate, data_dir, capsys):
 def test_flags_are_checked(evaluate, capsys):
     error = failure(evaluate, capsys, "--tasks=", "--rows=0", "--dtype=int8")
     assert "flags has 3 problems" in error
-    error = failure(evaluate, capsys, "--tasks=text8", "--stride=99")
+    error = failure(evaluate, capsys, f"--tasks=file:{__file__}", "--stride=99")
     assert "stride=99: must be between 1 and the window, 32; try 16" in error
     assert "needs a file: text8 of http" in failure(evaluate, capsys, "--tasks=text8")
     assert "--help lists all flags" in failure(evaluate, capsys, "--task=text8", "--bogus")
+
+
+def test_the_hub_is_read_at_a_pinned_revision(monkeypatch):
+    asked = []
+
+    def load_dataset(*arguments, **options):
+        asked.append((arguments, options))
+        if "hellaswag" in arguments[0]:
+            raise ConnectionError("no network\nand more")
+        return [{"text": "one two"}]
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    data = read_data("lambada", None)
+    assert data.rows == [{"text": "one two"}]
+    (arguments, options) = asked[0]
+    assert arguments == ("EleutherAI/lambada_openai", "default")
+    assert options["split"] == "test"
+    assert len(options["revision"]) == 40
+    assert data.origin["hub"] == f"EleutherAI/lambada_openai@{options['revision']}"
+    with pytest.raises(ConfigError, match=r"no network; check the network, or give --data_dir"):
+        read_data("hellaswag", None)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ConfigError, match=r"needs the package `datasets`: pip install"):
+        read_data("piqa", None)
+
+
+def test_learned_positions_are_said_before_anything_is_computed(
+    evaluate, trained, monkeypatch, capsys
+):
+    model = dataclasses.replace(trained.config.model, positions="learned")
+    config = dataclasses.replace(trained.config, model=model)
+    learned = dataclasses.replace(trained, config=config)
+    monkeypatch.setattr(command, "load_trained", lambda *_, **__: learned)
+    error = failure(evaluate, capsys, f"--tasks=file:{__file__},lengths:file:{__file__}")
+    assert "model.positions is learned and holds 32 positions, none after them" in error
+    assert "models with alibi positions read longer texts" in error
 
 
 def test_compare_wants_results(tmp_path):

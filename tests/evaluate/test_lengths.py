@@ -14,7 +14,8 @@ TEXT = "".join(f"line {i} of a text that goes on and on\n" for i in range(20))
 
 
 def test_longer_windows_read_the_same_tokens(trained):
-    result = evaluate_lengths(trained, [Document.of(TEXT), Document.of("short")], 2, "lengths:t")
+    scorer = Scorer(trained, rows=2)
+    result = evaluate_lengths(scorer, [Document.of(TEXT), Document.of("short")], "lengths:t")
     tokens = len(TEXT) // 128 * 128
     assert result.details["tokens"] == tokens
     assert {f"loss_{m}x" for m in (1, 2, 4)} < set(result.metrics)
@@ -33,14 +34,14 @@ def test_longer_windows_read_the_same_tokens(trained):
 def test_a_bigram_model_gains_nothing_but_at_the_borders(with_logits):
     """Its loss depends on the last token alone, which only the first of a window lacks."""
     table = np.zeros((257, 512))
-    trained = with_logits(table)
-    result = evaluate_lengths(trained, [Document.of(TEXT)], 2, "lengths:t")
+    scorer = Scorer(with_logits(table))
+    result = evaluate_lengths(scorer, [Document.of(TEXT)], "lengths:t")
     assert result.metrics["loss_change_4x"] == pytest.approx(0, abs=1e-6)
 
 
 def test_what_cannot_be_measured_is_said(trained):
     with pytest.raises(ConfigError, match=r"needs a document of 128 tokens, 4 times"):
-        evaluate_lengths(trained, [Document.of("short")], 2, "lengths:t")
+        evaluate_lengths(Scorer(trained), [Document.of("short")], "lengths:t")
     model = dataclasses.replace(trained.config.model, positions="learned")
     config = dataclasses.replace(trained.config, model=model)
     learned = dataclasses.replace(trained, config=config)
