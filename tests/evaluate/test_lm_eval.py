@@ -11,7 +11,7 @@ import pytest
 
 from gpt_pjit.data import train_bpe
 from gpt_pjit.evaluate import Scorer
-from gpt_pjit.evaluate.choices import ITEMS
+from gpt_pjit.evaluate.choices import ITEMS, evaluate_items
 from gpt_pjit.evaluate.requests import choice_request
 from gpt_pjit.evaluate.sources import json_lines
 from gpt_pjit.evaluate.tasks import prepare_tasks
@@ -52,18 +52,11 @@ HELLASWAG = [
 
 
 @pytest.fixture(scope="module")
-def data_dir():
-    if not (SHARED / "piqa").exists():
-        pytest.skip("wants ../shared/data")
-    return SHARED
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory, data_dir):
-    """A run with random parameters and a BPE of the texts it is to read."""
+def model(tmp_path_factory):
+    """A run with random parameters, and a BPE of texts like those that it is to read."""
     folder = tmp_path_factory.mktemp("lm_eval")
-    text = (data_dir / "piqa" / "valid.jsonl").read_text()
-    train_bpe([text], 2000, folder / "tokenizer.json")
+    files = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), SHARED / "piqa" / "valid.jsonl"]
+    train_bpe([f.read_text() for f in files if f.exists()], 2000, folder / "tokenizer.json")
     config = tiny(model={"vocab_size": 2048}, data={"sequence_length": WINDOW})
     make_workdir(folder / "run", config, tokenizer=str(folder / "tokenizer.json"))
     return folder / "run"
@@ -109,10 +102,12 @@ def samples(results, task):
 
 
 @pytest.mark.parametrize("task", ["piqa", "hellaswag", "winogrande", "lambada"])
-def test_tasks_agree(task, model, simple_evaluate, data_dir, monkeypatch):
+def test_tasks_agree(task, model, simple_evaluate):
     if task == "piqa":
-        records = json_lines((data_dir / "piqa" / "valid.jsonl").read_bytes())
-        labels = (data_dir / "piqa" / "valid-labels.lst").read_text().split()
+        if not (SHARED / "piqa").exists():
+            pytest.skip("wants ../shared/data")
+        records = json_lines((SHARED / "piqa" / "valid.jsonl").read_bytes())
+        labels = (SHARED / "piqa" / "valid-labels.lst").read_text().split()
         records = [r | {"label": int(x)} for r, x in zip(records, labels, strict=True)]
     else:
         records = {"hellaswag": HELLASWAG, "winogrande": WINOGRANDE, "lambada": LAMBADA}[task]
@@ -139,8 +134,6 @@ def test_tasks_agree(task, model, simple_evaluate, data_dir, monkeypatch):
     assert worst < 1e-4
     assert [answer[1] for answer in answers] == [result.is_greedy for result in scored]
 
-    from gpt_pjit.evaluate.choices import evaluate_items
-
     metrics = evaluate_items(scorer, records, task).metrics
     reported = theirs["results"][f"{task}_local"]
     for name in ("acc", "acc_norm"):
@@ -151,12 +144,14 @@ def test_tasks_agree(task, model, simple_evaluate, data_dir, monkeypatch):
         assert metrics["perplexity"] == pytest.approx(reported["perplexity,none"], rel=1e-6)
 
 
-def test_wikitext_agrees(model, simple_evaluate, data_dir):
-    raw = (data_dir / "wikitext2" / "wiki.test.raw").read_text(encoding="utf-8")
+@pytest.mark.shared_data
+@pytest.mark.skipif(not (SHARED / "wikitext2").exists(), reason="wants ../shared/data")
+def test_wikitext_agrees(model, simple_evaluate):
+    raw = (SHARED / "wikitext2" / "wiki.test.raw").read_text(encoding="utf-8")
     records = [{"page": page} for page in pages(raw)]
     theirs = simple_evaluate("wikitext", "wikitext/wikitext.yaml", "test", records)
     scorer = Scorer(load_trained(model), rows=4)
-    (task,) = prepare_tasks(["wikitext2"], data_dir).values()
+    (task,) = prepare_tasks(["wikitext2"], SHARED).values()
     metrics = task(scorer, WINDOW).metrics
     reported = theirs["results"]["wikitext_local"]
     for name in ("bits_per_byte", "byte_perplexity", "word_perplexity"):
