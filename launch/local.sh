@@ -3,17 +3,20 @@
 # the shape of a pod. 4 x 8 is a TPU v3-32.
 #
 #   launch/local.sh --processes=4 --devices=8 --config=configs/quickstart.py [flags of main ...]
+#   launch/local.sh --module=gpt_pjit.evaluate --checkpoint=runs/quickstart [its flags ...]
 set -euo pipefail
 
 processes=4
 devices=8
+module=gpt_pjit.main
 arguments=()
 for argument in "$@"; do
     case "$argument" in
         --processes=*) processes="${argument#*=}" ;;
         --devices=*) devices="${argument#*=}" ;;
+        --module=*) module="${argument#*=}" ;;
         -h | --help)
-            sed -n '2,5s/^# \{0,1\}//p' "$0"
+            sed -n '2,6s/^# \{0,1\}//p' "$0"
             exit 0
             ;;
         *) arguments+=("$argument") ;;
@@ -32,9 +35,9 @@ trap 'kill "${pids[@]}" 2>/dev/null || true' EXIT
 for ((id = 0; id < processes; id++)); do
     # Process 0 speaks for all; the others only when something is wrong.
     if ((id == 0)); then
-        JAX_PROCESS_ID=$id "$python" -m gpt_pjit.main "${arguments[@]}" &
+        JAX_PROCESS_ID=$id "$python" -m "$module" "${arguments[@]}" &
     else
-        JAX_PROCESS_ID=$id "$python" -m gpt_pjit.main "${arguments[@]}" > /dev/null &
+        JAX_PROCESS_ID=$id "$python" -m "$module" "${arguments[@]}" > /dev/null &
     fi
     pids+=($!)
 done

@@ -67,16 +67,19 @@ def random_tokens(config: Config, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, config.model.vocab_size, shape, np.int32)
 
 
-def make_workdir(folder: Path, config: Config, steps: Sequence[int] = (1,)) -> dict[int, Any]:
+def make_workdir(
+    folder: Path, config: Config, steps: Sequence[int] = (1,), tokenizer: str = "bytes"
+) -> dict[int, Any]:
     """A finished run without its training: random parameters, saved at each of `steps`.
 
-    Its tokenizer is that of bytes, so `model.vocab_size` must be 257 or more. Returns the
+    With the tokenizer of bytes, `model.vocab_size` must be 257 or more. Returns the
     parameters of each step.
     """
     open_workdir(folder, config)
-    tokenizer = load_tokenizer("bytes")
-    identity = {"path": "none", "tokenizer": tokenizer.sha256, "vocab_size": 257, "sha256": ""}
-    check_data(folder, [identity], (tokenizer.file, tokenizer.content))
+    loaded = load_tokenizer(tokenizer)
+    size = loaded.vocab_size
+    identity = {"path": "none", "tokenizer": loaded.sha256, "vocab_size": size, "sha256": ""}
+    check_data(folder, [identity], (loaded.file, loaded.content))
     program = program_on(config, (1, 1, 1))
     checkpointer = Checkpointer(folder / "checkpoints", keep=None)
     params = {}

@@ -13,6 +13,7 @@ FLOORS = (
     ("training",),
     ("trained",),
     ("generate",),
+    ("evaluate",),
     ("train", "cli"),
     ("main",),
 )

@@ -1,0 +1,110 @@
+"""Bits per byte of texts, with a sliding window: every byte is predicted exactly once."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from gpt_pjit.errors import ConfigError
+from gpt_pjit.evaluate.losses import loss_metrics, worst_tokens
+from gpt_pjit.evaluate.requests import rolling_requests
+from gpt_pjit.evaluate.scorer import Request, Scored, Scorer
+from gpt_pjit.evaluate.statistics import Metrics, mean, perplexity, ratio_stderr, with_stderr
+
+
+@dataclass(frozen=True)
+class Document:
+    """What the model reads, and the size of the original: UTF-8 bytes, and words between spaces."""
+
+    text: str
+    bytes: int
+    words: int
+
+    @classmethod
+    def of(cls, original: str, text: str | None = None) -> Document:
+        words = len(re.split(r"\s+", original))  # lm-eval's count
+        return cls(original if text is None else text, len(original.encode()), words)
+
+
+@dataclass(frozen=True)
+class Result:
+    """The metrics of a task, with `_stderr` beside each estimate, and what explains them."""
+
+    metrics: Metrics
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+def decoded(content: bytes, source: str) -> str:
+    """The text of `content`, a piece of a UTF-8 file; characters cut at its ends are left out.
+
+    Raises ConfigError, with the place, where it is no UTF-8 elsewhere.
+    """
+    start = next((i for i in range(min(4, len(content))) if content[i] & 0xC0 != 0x80), 0)
+    try:
+        return content[start:].decode()
+    except UnicodeDecodeError as error:
+        if error.reason == "unexpected end of data":
+            return content[start : start + error.start].decode()
+        place = f"byte {start + error.start} of what is scored"
+        problem = f"{source} is no UTF-8 text at {place}: {error.reason}; convert it"
+        raise ConfigError([problem]) from None
+
+
+def evaluate_texts(scorer: Scorer, documents: Sequence[Document], stride: int, task: str) -> Result:
+    """Bits per byte, and perplexity per token, word and byte, of documents scored one by one.
+
+    Standard errors take documents as independent, or the windows of a single one.
+    """
+    tokenizer = scorer.trained.tokenizer
+    requests: list[Request] = []
+    owner: list[int] = []
+    encoded = tokenizer.encode_batch([document.text for document in documents])
+    for number, tokens in enumerate(encoded):
+        rolling = rolling_requests(tokens.tolist(), tokenizer.eot_id, scorer.window, stride)
+        requests.extend(rolling)
+        owner.extend([number] * (len(requests) - len(owner)))
+    if not requests:
+        raise ConfigError([f"{task} holds no text; give a file with some"], "evaluation")
+    scored = scorer.score(requests, task)
+    nll = np.concatenate([result.nll for result in scored])
+    assert len(nll) == sum(map(len, encoded))
+    return Result(
+        _metrics(documents, scored, np.array(owner), nll),
+        {
+            "documents": len(documents),
+            "bytes": sum(document.bytes for document in documents),
+            "words": sum(document.words for document in documents),
+            "tokens": len(nll),
+            "window": scorer.window,
+            "stride": stride,
+            "text_changed_by_tokenizer": any(tokenizer.changes(d.text) for d in documents),
+            "worst_tokens": worst_tokens(requests, scored, tokenizer),
+        },
+    )
+
+
+def _metrics(
+    documents: Sequence[Document], scored: Sequence[Scored], owner: np.ndarray, nll: np.ndarray
+) -> Metrics:
+    sizes: dict[str, Any] = {
+        "byte": np.array([document.bytes for document in documents], np.float64),
+        "word": np.array([document.words for document in documents], np.float64),
+        "token": np.bincount(owner, [len(result.nll) for result in scored], len(documents)),
+    }
+    nats = np.bincount(owner, [result.nll.sum() for result in scored], len(documents))
+    if len(documents) == 1:  # its windows, each with its part of the bytes and words
+        nats = np.array([result.nll.sum() for result in scored])
+        part = np.array([len(result.nll) for result in scored], np.float64) / len(nll)
+        sizes = {unit: total * part for unit, total in sizes.items()}
+    ratios = {unit: float(nll.sum() / size.sum()) for unit, size in sizes.items()}
+    errors = {unit: ratio_stderr(nats, size) for unit, size in sizes.items()}
+    bits = None if errors["byte"] is None else errors["byte"] / math.log(2)
+    metrics = with_stderr("bits_per_byte", ratios["byte"] / math.log(2), bits)
+    for unit in ("token", "word", "byte"):
+        metrics |= perplexity(f"{unit}_perplexity", ratios[unit], errors[unit])
+    return metrics | mean("acc", np.concatenate([r.greedy for r in scored])) | loss_metrics(nll)

@@ -1,0 +1,76 @@
+"""A failure that accuracy hides is in the distribution of losses, and is said."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from gpt_pjit.evaluate import Document, Scorer, evaluate_texts
+from gpt_pjit.evaluate.losses import WORST, loss_metrics, warning
+from gpt_pjit.evaluate.report import notes, results_record
+
+OWN_TEXT = Path(__file__).read_text(encoding="utf-8")
+LARGE = 4112.0  # between 4096 and 8192 bfloat16 knows multiples of 32 only; this is halfway
+
+
+def bigrams(text):
+    """Log-frequencies of each byte after each other one."""
+    ids = np.frombuffer(text.encode(), np.uint8)
+    counts = np.full((257, 512), 1e-4)
+    np.add.at(counts, (ids[:-1], ids[1:]), 1)
+    counts[256] = 1
+    return np.log(counts / counts.sum(axis=1, keepdims=True))
+
+
+def shifted(logits):
+    """Large logits; softmax does not see a shift, in float32."""
+    return logits - logits.max(axis=-1, keepdims=True) + LARGE + 0.02
+
+
+def cast(logits):
+    """To bfloat16 and back; XLA may leave two casts out, but not this."""
+    return jax.lax.reduce_precision(shifted(logits), exponent_bits=8, mantissa_bits=7)
+
+
+def record(with_logits, table, change):
+    scorer = Scorer(with_logits(table, change))
+    result = evaluate_texts(scorer, [Document.of(OWN_TEXT[:2000])], scorer.window, "text")
+    return results_record({"text": result}, {"name": "m", "step": 1, "checkpoint": "c"})
+
+
+def test_logits_in_bfloat16_are_flagged_while_accuracy_stays(with_logits):
+    table = bigrams(OWN_TEXT)
+    sound = record(with_logits, table, shifted)
+    broken = record(with_logits, table, cast)
+    assert broken["text"]["acc"] == sound["text"]["acc"] > 0.2
+    assert sound["text"]["nll_max"] < 20 < 30 < broken["text"]["nll_max"]
+    assert sound["text"]["share_above_20"] == 0
+    assert broken["text"]["share_above_20"] > 0.3
+    assert not [line for line in notes(sound, []) if "WARNING" in line]
+    (line,) = [line for line in notes(broken, []) if "WARNING" in line]
+    assert "% of the tokens cost more than 20 nats" in line
+    assert "Suspect softmax, logits or parameters in bfloat16" in line
+
+
+def test_worst_tokens_have_their_text(with_logits):
+    table = np.zeros((257, 512))
+    table[:, ord("#")] = -15.0  # the model cannot believe a #
+    text = "a plain text, and then # comes; " * 2 + "no more of it " * 20
+    scorer = Scorer(with_logits(table))
+    result = evaluate_texts(scorer, [Document.of(text)], scorer.window, "text")
+    worst = result.details["worst_tokens"]
+    assert len(worst) == WORST
+    assert [w["text"] for w in worst[:3]].count("#") == 2
+    assert worst[0]["before"].endswith("then ")
+    assert worst[0]["nll"] == result.metrics["nll_max"] > worst[2]["nll"] + 10
+
+
+def test_tail_and_quantiles():
+    nll = np.array([1.0] * 990 + [30.0] * 10)
+    metrics = loss_metrics(nll)
+    assert metrics["nll_quantile_0.5"] == 1
+    assert metrics["share_above_20"] == 0.01
+    assert metrics["loss_share_above_20"] == 300 / 1290
+    assert "1.000% of the tokens" in warning(metrics)
+    assert warning(loss_metrics(np.array([6.0] * 99999 + [21.0]))) is None  # rare bad luck
+    assert warning({"acc": 0.5}) is None

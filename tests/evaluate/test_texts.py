@@ -1,0 +1,76 @@
+"""Bits per byte: against a plain computation, and with the bytes of the file."""
+
+import math
+
+import numpy as np
+import pytest
+
+from gpt_pjit.errors import ConfigError
+from gpt_pjit.evaluate import Document, Request, Scorer, evaluate_texts
+from gpt_pjit.evaluate.statistics import mean, perplexity, ratio_stderr
+from gpt_pjit.evaluate.texts import decoded
+from gpt_pjit.evaluate.wikitext import detokenize, pages
+
+TEXT = "Dass es regnet, wei\N{LATIN SMALL LETTER SHARP S} man; why, nobody knows.\n"
+
+
+def test_a_short_text_is_scored_as_a_whole(trained, plain):
+    document = Document.of("to be or not to be")
+    result = evaluate_texts(Scorer(trained), [document], 32, "text")
+    ids = list(document.text.encode())
+    nll, greedy = plain(Request((256, *ids), len(ids)))
+    metrics = result.metrics
+    assert metrics["bits_per_byte"] == pytest.approx(nll.mean() / math.log(2), rel=1e-6)
+    assert metrics["token_perplexity"] == pytest.approx(math.exp(nll.mean()), rel=1e-5)
+    assert metrics["word_perplexity"] == pytest.approx(math.exp(nll.sum() / 6), rel=1e-5)
+    assert metrics["acc"] == greedy.mean()
+    assert metrics["bits_per_byte_stderr"] is None  # of one window there is none
+
+
+@pytest.mark.parametrize("stride", [32, 20, 1])
+def test_each_byte_once_whatever_the_stride(trained, stride):
+    text = TEXT * 3
+    documents = [Document.of(text), Document.of(TEXT[:5])]
+    result = evaluate_texts(Scorer(trained), documents, stride, "text")
+    assert result.details["bytes"] == len(text.encode()) + 5
+    assert result.details["tokens"] == result.details["bytes"]  # the tokenizer is that of bytes
+    assert (result.details["window"], result.details["stride"]) == (32, stride)
+    assert result.metrics["bits_per_byte_stderr"] > 0
+
+
+def test_bytes_are_those_of_the_original(trained):
+    page = "it 's a 2 @-@ way @,@ street ."
+    result = evaluate_texts(Scorer(trained), [Document.of(page, detokenize(page))], 32, "text")
+    assert detokenize(page) == "it's a 2-way,street ."
+    assert (result.details["bytes"], result.details["words"]) == (len(page), 9)
+    nats = result.metrics["bits_per_byte"] * math.log(2) * len(page)
+    assert math.log(result.metrics["token_perplexity"]) * len(detokenize(page)) == (
+        pytest.approx(nats, rel=1e-6)
+    )
+
+
+def test_pages_begin_at_titles():
+    raw = " \n = One = \n \n text \n = = Part = = \n more \n = Two = \n end \n"
+    assert pages(raw) == [" = One = \n \n text \n = = Part = = \n more ", " = Two = \n end \n"]
+    assert sum(map(len, pages(raw))) == len(raw) - len(" \n") - 1  # blank start; one line end
+
+
+def test_a_cut_file_loses_at_most_the_cut_characters():
+    content = TEXT.encode() * 2
+    middle = content.index(b"\xc3") + 1  # inside of a character
+    assert decoded(content[middle:], "f") == content[middle + 1 :].decode()
+    assert decoded(content[:middle], "f") == content[: middle - 1].decode()
+    with pytest.raises(ConfigError, match=r"f is no UTF-8 text at byte 2"):
+        decoded(b"ab\xffcd", "f")
+
+
+def test_standard_errors_are_those_of_repeated_draws():
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(50, 150, (4000, 40)).astype(float)
+    parts = sizes * 2 + rng.normal(0, 10, sizes.shape)
+    ratios = parts.sum(1) / sizes.sum(1)
+    estimates = [ratio_stderr(p, s) for p, s in zip(parts[:200], sizes[:200], strict=True)]
+    assert np.mean(estimates) == pytest.approx(ratios.std(), rel=0.05)
+    assert mean("acc", [True, False, True, True])["acc_stderr"] == pytest.approx(0.25)
+    assert perplexity("p", 2.0, 0.1)["p_stderr"] == pytest.approx(0.1 * math.exp(2.0))
+    assert ratio_stderr(np.ones(1), np.ones(1)) is None
