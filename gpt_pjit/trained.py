@@ -69,7 +69,7 @@ def load_trained(checkpoint: str | Path, *, tensor: int = 1, dtype: str = "") ->
         mesh=program.mesh,
         weights=weights,
         forward=program.forward,
-        tokenizer=_tokenizer(workdir, record),
+        tokenizer=run_tokenizer(workdir, record),
     )
 
 
@@ -90,7 +90,8 @@ def find_checkpoint(path: Path) -> tuple[Path, int]:
     return workdir, steps[-1] if wanted is None else wanted
 
 
-def _tokenizer(workdir: Path, record: dict[str, Any]) -> Tokenizer:
+def run_tokenizer(workdir: Path, record: dict[str, Any]) -> Tokenizer:
+    """The tokenizer of a run, by its `run.json`; ConfigError if another lies in the workdir."""
     tokenizer = saved_tokenizer(workdir)
     recorded = record["data"][0]["tokenizer"]
     if tokenizer.sha256 != recorded:
