@@ -13,11 +13,11 @@ from jax.sharding import Mesh
 
 from gpt_pjit.checkpoint import restore_params, saved_steps
 from gpt_pjit.config import Config, MeshConfig
-from gpt_pjit.data import Tokenizer, saved_tokenizer
+from gpt_pjit.data import Tokenizer, TrainingData, held_out_batches, saved_tokenizer
 from gpt_pjit.errors import ConfigError
 from gpt_pjit.partition import make_mesh, mesh_shape
 from gpt_pjit.runtime import read_run, start
-from gpt_pjit.training import build
+from gpt_pjit.training import build, validation_metrics
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,22 @@ def load_trained(checkpoint: str | Path, *, tensor: int = 1, dtype: str = "") ->
         forward=program.forward,
         tokenizer=run_tokenizer(workdir, record),
     )
+
+
+def held_out_metrics(checkpoint: str | Path, data: TrainingData) -> dict[str, float]:
+    """What the run's own validation would say of `checkpoint`: loss, perplexity, bits per byte."""
+    workdir, step = find_checkpoint(Path(checkpoint))
+    config, _ = read_run(workdir)
+    optim = dataclasses.replace(config.optim, microbatches=1)
+    rows = config.data.batch_size
+    devices = max(n for n in range(1, jax.device_count() + 1) if rows % n == 0)
+    config = dataclasses.replace(config, optim=optim, mesh=MeshConfig())
+    program = build(config, make_mesh((1, devices, 1), jax.devices()[:devices]))
+    with jax.set_mesh(program.mesh):
+        params = restore_params(workdir / "checkpoints", step, program.state.params)
+        batches = held_out_batches(data, config, slice(0, rows))
+        per_byte = data.held_out_tokens / data.held_out_bytes
+        return validation_metrics(program, params, batches, per_byte)
 
 
 def find_checkpoint(path: Path) -> tuple[Path, int]:
