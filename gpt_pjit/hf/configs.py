@@ -127,9 +127,13 @@ def from_json(fields: dict[str, Any], source: str) -> Form:
     if activation not in ACTIVATIONS:
         remedy = f"known: {', '.join(ACTIVATIONS)}"
         problems.append(Problem("activation_function", activation, "unknown", remedy))
+    sizes = [fields.get(name) for name in SIZES[family]]
+    if not problems and sizes[2] % sizes[1]:
+        width, heads = SIZES[family][2], f"{SIZES[family][1]}={sizes[1]}"
+        problems.append(Problem(width, sizes[2], f"must be divisible by {heads}", "mend the file"))
     if problems:
         raise ConfigError(problems, source)
-    n_layers, n_heads, d_model, vocab_size, length = (fields[name] for name in SIZES[family])
+    n_layers, n_heads, d_model, vocab_size, length = sizes
     model = ModelConfig(
         n_layers=n_layers,
         n_heads=n_heads,
