@@ -129,10 +129,8 @@ def _losses(workdir: Path, step: int, out: Path) -> tuple[dict[str, float] | Non
         return None, f"validation loss not measured, the run's data are not here: {error}"
     pair = {"before": workdir / "checkpoints" / str(step), "after": out}
     losses = {name: held_out_metrics(at, data)["validation/loss"] for name, at in pair.items()}
-    return (
-        losses,
-        f"validation loss {losses['before']:.4f} at step {step}, {losses['after']:.4f} now",
-    )
+    before, after = losses.values()
+    return losses, f"validation loss {before:.4f} at step {step}, {after:.4f} now"
 
 
 def _steps_of(path: Path) -> list[int]:

@@ -127,7 +127,7 @@ def from_json(fields: dict[str, Any], source: str) -> Form:
     if activation not in ACTIVATIONS:
         remedy = f"known: {', '.join(ACTIVATIONS)}"
         problems.append(Problem("activation_function", activation, "unknown", remedy))
-    sizes = [fields.get(name) for name in SIZES[family]]
+    sizes: list[Any] = [fields.get(name) for name in SIZES[family]]
     if not problems and sizes[2] % sizes[1]:
         width, heads = SIZES[family][2], f"{SIZES[family][1]}={sizes[1]}"
         problems.append(Problem(width, sizes[2], f"must be divisible by {heads}", "mend the file"))

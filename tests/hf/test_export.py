@@ -12,9 +12,9 @@ from gpt_pjit.hf.card import read_results, results_table
 from gpt_pjit.hf.configs import from_json
 from gpt_pjit.hf.tensors import stored_tensors
 from gpt_pjit.runtime import read_run
-from tests.helpers import make_workdir, tiny
+from tests.helpers import tiny
 from tests.hf.checkpoints import write_checkpoint
-from tests.hf.ours import logits_of
+from tests.hf.ours import logits_of, write_run
 
 MPT = {"d_ff": 256}
 LEARNED = {"positions": "learned", "activation": "gelu_tanh"}
@@ -23,7 +23,7 @@ LEARNED = {"positions": "learned", "activation": "gelu_tanh"}
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("export") / "run"
-    return folder, make_workdir(folder, tiny(model=MPT), (3, 5))
+    return folder, write_run(folder, tiny(model=MPT), (3, 5))
 
 
 def test_an_export_has_all_that_is_needed(run, tmp_path):
@@ -69,7 +69,7 @@ def test_one_step_in_shards(run, tmp_path):
 
 
 def test_missing_biases_are_written_as_zeros(tmp_path):
-    make_workdir(tmp_path / "run", tiny(model=LEARNED))
+    write_run(tmp_path / "run", tiny(model=LEARNED))
     done = export(tmp_path / "run", tmp_path / "out", dtype="float32")
     assert (done.family, done.max_length) == ("GPT2LMHeadModel", 32)
     import_model(str(tmp_path / "out"), tmp_path / "again")
@@ -82,7 +82,7 @@ def test_missing_biases_are_written_as_zeros(tmp_path):
 
 
 def test_what_has_no_class_is_refused_with_all_reasons(tmp_path):
-    make_workdir(tmp_path / "run", tiny(model={"activation": "gelu_tanh", "bias": True}))
+    write_run(tmp_path / "run", tiny(model={"activation": "gelu_tanh", "bias": True}))
     with pytest.raises(ConfigError) as raised:
         export(tmp_path / "run", tmp_path / "out", dtype="float32")
     assert len(raised.value.problems) == 3
