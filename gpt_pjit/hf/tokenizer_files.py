@@ -37,7 +37,7 @@ def tokenizer_files(tokenizer: Tokenizer, max_length: int) -> dict[str, bytes]:
         "bos_token": eot,
         "eos_token": eot,
         "pad_token": eot,
-        "unk_token": None,
+        "unk_token": eot,  # never met; some runtimes want one
         "model_max_length": max_length,
         "clean_up_tokenization_spaces": False,  # decoding gives back the text, not a nicer one
     }
