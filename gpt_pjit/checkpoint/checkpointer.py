@@ -69,9 +69,10 @@ def read_arrays(directory: Path, step: int, tree: Any) -> Any:
 
 def write_state(directory: Path, step: int, state: Any) -> None:
     """Writes a state, or a part of one, that is in NumPy arrays, and waits for it."""
-    checkpointer = Checkpointer(directory, keep=None)
-    checkpointer.save(step, state)
-    checkpointer.close()
+    # Not in the background: for that, Orbax would copy all arrays first.
+    options = ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=False)
+    with ocp.CheckpointManager(directory.resolve(), options=options) as manager:
+        manager.save(step, args=ocp.args.StandardSave(state))
 
 
 def read_parameter(directory: Path, step: int, path: str, shape: jax.ShapeDtypeStruct) -> Any:
