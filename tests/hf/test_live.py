@@ -145,7 +145,7 @@ def test_a_second_runtime_continues_alike(exported, tmp_path):
 
 def test_lm_eval_scores_each_request_alike_through_both(theirs, imported):
     """The same checkpoint through lm-eval's `hf` backend and through ours."""
-    pytest.importorskip("lm_eval")
+    pytest.importorskip("lm_eval.models", reason="wants lm-eval")  # and registers `hf`
     pytest.importorskip("gpt_pjit.evaluate.lm_eval")
     from lm_eval.api.instance import Instance
     from lm_eval.api.registry import get_model
