@@ -28,16 +28,14 @@ def model_card(
     tokenizer: Tokenizer,
     *,
     name: str,
-    step: int,
+    history: str,
     n_params: int,
-    tokens: int | None,
     max_length: int,
     results: Results,
 ) -> str:
-    """README.md of an export; `tokens` is how many it was trained on, None where unknown."""
+    """README.md of an export; `history` says in a sentence where the weights come from."""
     c = form.model
     positions = "ALiBi positions" if c.positions == "alibi" else "learned positions"
-    trained = f", {tokens:,} tokens" if tokens else ""
     reach = (
         f"Trained on contexts of {form.sequence_length:,} tokens; this export takes up to "
         f"{max_length:,} (`{'max_seq_len' if form.family == 'mpt' else 'n_positions'}`)."
@@ -50,14 +48,26 @@ def model_card(
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n",
         f"# {name}\n",
         f"A GPT of {n_params:,} parameters: {c.n_layers} layers, {c.n_heads} heads, width "
-        f"{c.d_model:,}, {positions}, as `{CLASSES[form.family]}`. Trained with gpt_pjit, step "
-        f"{step:,}{trained}.\n",
+        f"{c.d_model:,}, {positions}, as `{CLASSES[form.family]}`. {history}\n",
         f"{reach} {vocabulary}; each document ended with id {tokenizer.eot_id}.\n",
         USE.format(name=name),
     ]
     if results:
         lines += ["\n## Results\n", results_table(results)]
     return "\n".join(lines) + "\n"
+
+
+def history(step: int, tokens: int, source: dict[str, Any] | None) -> str:
+    """Where the weights of `step` come from; `source` is that of the workdir, if it has one."""
+    trained = f"Trained with gpt_pjit, {step:,} steps, {tokens:,} tokens"
+    if source is None:
+        return f"{trained}."
+    if source["kind"] == "average":
+        steps = ", ".join(f"{averaged:,}" for averaged in source["steps"])
+        return f"{trained}; the mean of the checkpoints of steps {steps}."
+    made = {"grow": "grown", "import": "imported"}[source["kind"]]
+    begun = f"weights {made} from {Path(source['from']).name}"  # not the folders above it
+    return f"{trained}, beginning with {begun}." if step else f"Holds {begun}."
 
 
 def results_table(results: Results) -> str:

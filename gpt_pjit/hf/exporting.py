@@ -12,7 +12,7 @@ import numpy as np
 from gpt_pjit.checkpoint import read_parameter
 from gpt_pjit.config import Config
 from gpt_pjit.errors import ConfigError, Problem
-from gpt_pjit.hf.card import Results, model_card
+from gpt_pjit.hf.card import Results, history, model_card
 from gpt_pjit.hf.configs import CLASSES, Form, family_of, to_json
 from gpt_pjit.hf.names import Parameter, parameters
 from gpt_pjit.hf.tensors import SHARD_BYTES, write_tensors
@@ -64,6 +64,7 @@ def export(
             ("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eot_id
         ),
     }
+    per_step = config.data.batch_size * config.data.sequence_length
     n_params = sum(int(np.prod(shape)) for shape in shapes.values())
     with new_folder(out) as draft:
         for name, fields in texts.items():
@@ -76,9 +77,8 @@ def export(
             form,
             tokenizer,
             name=out.name,
-            step=step,
+            history=history(step, step * per_step, record.get("source")),
             n_params=n_params,
-            tokens=step * config.data.batch_size * config.data.sequence_length,
             max_length=longest,
             results=results or {},
         )

@@ -57,7 +57,7 @@ def write_run(
     with derived_workdir(
         folder,
         config,
-        source={"kind": "test"},
+        source={"kind": "import", "from": "a/test"},
         data=no_data_yet("a test", loaded.sha256, loaded.vocab_size),
         tokenizer=(loaded.file, loaded.content),
         starts=[],

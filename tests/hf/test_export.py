@@ -8,7 +8,7 @@ import pytest
 
 from gpt_pjit.errors import ConfigError
 from gpt_pjit.hf import export, import_model
-from gpt_pjit.hf.card import read_results, results_table
+from gpt_pjit.hf.card import history, read_results, results_table
 from gpt_pjit.hf.configs import from_json
 from gpt_pjit.hf.tensors import stored_tensors
 from gpt_pjit.runtime import read_run
@@ -46,7 +46,7 @@ def test_an_export_has_all_that_is_needed(run, tmp_path):
         "| lambada | acc | 0.2500 ± 0.0125 |",
         "contexts of 32 tokens; this export takes up to 777",
         "257 tokens, and 255 rows of padding",
-        f"step 5, {5 * 64 * 32:,} tokens",
+        f"5 steps, {5 * 64 * 32:,} tokens, beginning with weights imported from test",
     ):
         assert words in card
     assert "note" not in card
@@ -125,6 +125,19 @@ def test_a_config_that_is_not_ours_is_refused(fields, message):
     mpt = {"n_layers": 2, "n_heads": 4, "d_model": 32, "vocab_size": 264, "max_seq_len": 96}
     with pytest.raises(ConfigError, match=message):
         from_json({"model_type": "mpt", **mpt, **fields}, "config.json")
+
+
+@pytest.mark.parametrize(
+    ("source", "step", "words"),
+    [
+        (None, 7, "Trained with gpt_pjit, 7 steps, 70 tokens."),
+        ({"kind": "average", "steps": [5, 7]}, 7, "70 tokens; the mean of the checkpoints of"),
+        ({"kind": "import", "from": "a/gpt2"}, 0, "Holds weights imported from gpt2."),
+        ({"kind": "grow", "from": "a/580m"}, 7, "beginning with weights grown from 580m."),
+    ],
+)
+def test_the_card_says_where_the_weights_come_from(source, step, words):
+    assert words in history(step, 10 * step, source)
 
 
 def test_results_are_read_or_refused(tmp_path):
