@@ -14,6 +14,7 @@ from gpt_pjit.model import param_shapes
 from gpt_pjit.runtime import open_workdir, read_run
 from gpt_pjit.trained import load_trained
 from tests.helpers import make_workdir, program_on, tiny
+from tests.hf.ours import write_run
 
 STEPS = (60, 80, 85, 90, 100)
 
@@ -112,7 +113,7 @@ def test_nothing_is_left_of_an_average_that_fails(run, tmp_path, monkeypatch):
 
 def test_list_tells_of_unfinished_checkpoints(run, monkeypatch, tmp_path):
     config = tiny()
-    make_workdir(tmp_path / "run", config, (1, 2))
+    write_run(tmp_path / "run", config, (1, 2))
     steps = tmp_path / "run" / "checkpoints"
     (steps / "3.orbax-checkpoint-tmp-7").mkdir()
     (steps / "2" / "default" / "manifest.ocdbt").unlink()
@@ -120,4 +121,4 @@ def test_list_tells_of_unfinished_checkpoints(run, monkeypatch, tmp_path):
     found = [(c["step"], c["complete"]) for c in record["checkpoints"]]
     assert found == [(1, True), (2, False), (3, False)]
     assert record["checkpoints"][0]["size"] > 100_000
-    assert record["source"] is None
+    assert record["source"]["from"] == "a/test"

@@ -13,7 +13,8 @@ from gpt_pjit.partition import make_mesh
 from gpt_pjit.runtime import read_run
 from gpt_pjit.train import train
 from tests.checkpoint.test_average import call
-from tests.helpers import make_workdir, tiny, with_fields
+from tests.helpers import tiny, with_fields
+from tests.hf.ours import write_run
 
 
 @pytest.mark.parametrize(
@@ -39,7 +40,7 @@ def test_a_model_does_not_shrink(layers):
 def test_the_grown_model_computes_the_same(tmp_path, monkeypatch, bias):
     positions = "learned" if bias else "alibi"
     config = tiny(model={"bias": bias, "positions": positions})
-    params = make_workdir(tmp_path / "run", config)[1]
+    params = write_run(tmp_path / "run", config)[1]
     call(monkeypatch, "grow", tmp_path / "run", layers=5, out=tmp_path / "grown")
     grown, record = read_run(tmp_path / "grown")
     assert grown.model.n_layers == 5
