@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,23 @@ def parse_flags(argv: list[str]) -> list[str]:
             f"unexpected arguments: {' '.join(rest[1:])}; overrides read --config.optim.steps=100"
         )
     return rest
+
+
+def parse_command(argv: list[str], commands: Iterable[str]) -> list[str]:
+    """`[program, command]`, of `commands`; it comes first on the line, flags after it."""
+    program, *rest = argv
+    command = rest.pop(0) if rest and not rest[0].startswith("-") else ""
+    parse_flags([program, *rest])
+    if command not in commands:
+        _fail(f"no command {command!r}; one of {', '.join(commands)}")
+    return [program, command]
+
+
+def required(holder: flags.FlagHolder[Any]) -> Any:
+    """The value of a flag that the command cannot do without."""
+    if holder.value is None:
+        raise ConfigError([f"give it: {flags.FLAGS[holder.name].help}"], f"--{holder.name}")
+    return holder.value
 
 
 def read_config(holder: flags.FlagHolder[Any]) -> Config:

@@ -145,6 +145,18 @@ FREE_ON_RESUME = (
     "sample.",
 )
 
+# What weights that were imported or grown fix; a run that starts from them chooses all the rest.
+FIXED_BY_WEIGHTS = (
+    "model.n_layers",
+    "model.n_heads",
+    "model.d_model",
+    "model.d_ff",
+    "model.vocab_size",
+    "model.positions",
+    "model.activation",
+    "model.bias",
+)
+
 
 def default_config() -> ConfigDict:
     """A locked ConfigDict with every field at its default, for a config file to edit."""

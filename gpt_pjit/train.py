@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 
-from gpt_pjit.checkpoint import Checkpointer
+from gpt_pjit.checkpoint import Checkpointer, restore_params
 from gpt_pjit.config import Config
-from gpt_pjit.data import Batch, TrainingData, open_data, train_batches, validation_batches
+from gpt_pjit.data import TrainingData, held_out_batches, open_data, train_batches
 from gpt_pjit.errors import EXIT_DONE, EXIT_INTERRUPTED
 from gpt_pjit.generate import Sampling, stream
 from gpt_pjit.model import count_params
@@ -48,6 +47,9 @@ def train(config: Config, workdir: Path) -> int:
             state = checkpointer.restore(start, program.state)
         else:
             state = program.init(jax.random.key(config.seed))
+            if checkpointer.latest_step() == 0:  # imported or grown: parameters, and no more
+                params = restore_params(workdir / "checkpoints", 0, program.state.params)
+                state = state._replace(params=params)
         state, step = _loop(config, workdir, program, data, checkpointer, state, start)
         checkpointer.close()
         if len(data.splits) > 1:
@@ -85,8 +87,7 @@ def _loop(
         stop=total,
         mask_documents=config.data.mask_documents,
     )
-    held_out_bytes = sum(split.source_bytes for split in data.held_out)
-    per_byte = sum(split.tokens for split in data.held_out) / held_out_bytes
+    per_byte = data.held_out_tokens / data.held_out_bytes
     log = StepLog(config, workdir, count_params(state.params), start)
     step = start
     with Interrupt() as interrupt, jax.transfer_guard("disallow"):
@@ -100,24 +101,12 @@ def _loop(
                     checkpointer.save(step, state)
             if step % config.eval.every == 0 or step == total:
                 with log.pause(step):
-                    held_out = _held_out(config, data, rows)
+                    held_out = held_out_batches(data, config, rows)
                     log.write(step, validation_metrics(program, state.params, held_out, per_byte))
             if stop:
                 break
     log.close()
     return state, step
-
-
-def _held_out(config: Config, data: TrainingData, rows: slice) -> Iterator[Batch]:
-    for split in data.held_out:
-        yield from validation_batches(
-            split,
-            batch_size=config.data.batch_size,
-            sequence_length=config.data.sequence_length,
-            rows=rows,
-            batches=config.eval.batches,
-            mask_documents=config.data.mask_documents,
-        )
 
 
 def _open_data(config: Config, workdir: Path) -> TrainingData:
@@ -131,13 +120,12 @@ def _open_data(config: Config, workdir: Path) -> TrainingData:
 
 def _describe(config: Config, program: Program, data: TrainingData, start: int) -> None:
     train_tokens = sum(split.tokens for split in data.splits)
-    held_out_tokens = sum(split.tokens for split in data.held_out)
     axes = " x ".join(f"{axis} {size}" for axis, size in program.mesh.shape.items() if size > 1)
     say(
         f"model: {count_params(program.state.params) / 1e6:,.1f} M parameters\n"
         f"devices: {jax.device_count()} {jax.devices()[0].device_kind}, "
         f"mesh {axes or 'of one'}, layout {config.partition.layout}\n"
-        f"data: {train_tokens:,} training and {held_out_tokens:,} validation tokens\n"
+        f"data: {train_tokens:,} training and {data.held_out_tokens:,} validation tokens\n"
         f"steps: {start:,} of {config.optim.steps:,} done, each of "
         f"{config.data.batch_size * config.data.sequence_length:,} tokens"
     )

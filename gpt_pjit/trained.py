@@ -13,12 +13,12 @@ from jax.sharding import Mesh
 
 from gpt_pjit.checkpoint import restore_params, saved_steps
 from gpt_pjit.config import Config, MeshConfig
-from gpt_pjit.data import Tokenizer, saved_tokenizer
+from gpt_pjit.data import Tokenizer, TrainingData, held_out_batches, saved_tokenizer
 from gpt_pjit.errors import ConfigError, Problem
 from gpt_pjit.model import Cache
 from gpt_pjit.partition import make_mesh, mesh_shape
 from gpt_pjit.runtime import read_run, start
-from gpt_pjit.training import Program, build
+from gpt_pjit.training import Program, build, validation_metrics
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def load_trained(checkpoint: str | Path, *, tensor: int = 1, dtype: str = "") ->
     program = build(config, make_mesh(shape))
     with jax.set_mesh(program.mesh):
         params = restore_params(workdir / "checkpoints", step, program.state.params)
-        return of_program(program, params, config, workdir, step, _tokenizer(workdir, record))
+        return of_program(program, params, config, workdir, step, run_tokenizer(workdir, record))
 
 
 def of_program(
@@ -88,6 +88,22 @@ def of_program(
         extend=program.extend,
         tokenizer=tokenizer,
     )
+
+
+def held_out_metrics(checkpoint: str | Path, data: TrainingData) -> dict[str, float]:
+    """What the run's own validation would say of `checkpoint`: loss, perplexity, bits per byte."""
+    workdir, step = find_checkpoint(Path(checkpoint))
+    config, _ = read_run(workdir)
+    optim = dataclasses.replace(config.optim, microbatches=1)
+    rows = config.data.batch_size
+    devices = max(n for n in range(1, jax.device_count() + 1) if rows % n == 0)
+    config = dataclasses.replace(config, optim=optim, mesh=MeshConfig())
+    program = build(config, make_mesh((1, devices, 1), jax.devices()[:devices]))
+    with jax.set_mesh(program.mesh):
+        params = restore_params(workdir / "checkpoints", step, program.state.params)
+        batches = held_out_batches(data, config, slice(0, rows))
+        per_byte = data.held_out_tokens / data.held_out_bytes
+        return validation_metrics(program, params, batches, per_byte)
 
 
 def find_checkpoint(path: Path) -> tuple[Path, int]:
@@ -115,7 +131,8 @@ def _check_tensor(n_heads: int, tensor: int) -> None:
         raise ConfigError([Problem("tensor", tensor, constraint, remedy)], "checkpoint")
 
 
-def _tokenizer(workdir: Path, record: dict[str, Any]) -> Tokenizer:
+def run_tokenizer(workdir: Path, record: dict[str, Any]) -> Tokenizer:
+    """The tokenizer of a run, by its `run.json`; ConfigError if another lies in the workdir."""
     tokenizer = saved_tokenizer(workdir)
     recorded = record["data"][0]["tokenizer"]
     if tokenizer.sha256 != recorded:

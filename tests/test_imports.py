@@ -12,7 +12,7 @@ FLOORS = (
     ("model", "data", "checkpoint", "runtime"),
     ("training",),
     ("trained",),
-    ("generate",),
+    ("generate", "hf"),
     ("evaluate",),
     ("train", "cli"),
     ("main",),

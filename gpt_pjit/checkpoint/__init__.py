@@ -2,6 +2,9 @@
 
 from gpt_pjit.checkpoint.checkpointer import (
     Checkpointer as Checkpointer,
+    read_arrays as read_arrays,
+    read_parameter as read_parameter,
     restore_params as restore_params,
     saved_steps as saved_steps,
+    write_state as write_state,
 )

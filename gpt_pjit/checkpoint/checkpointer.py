@@ -5,7 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from flax.traverse_util import unflatten_dict
+
+ITEM = "default"  # the name that Orbax gives a checkpoint of one item
 
 
 class Checkpointer:
@@ -48,5 +53,29 @@ def restore_params(directory: Path, step: int, target: Any) -> Any:
         partial_restore=True,
     )
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        path = directory.resolve() / str(step) / "default"  # the name that Orbax gives one item
-        return reader.restore(path, args=args)["params"]
+        return reader.restore(directory.resolve() / str(step) / ITEM, args=args)["params"]
+
+
+def read_arrays(directory: Path, step: int, tree: Any) -> Any:
+    """The arrays of `step` that `tree`, a part of a state, names: NumPy arrays on this host."""
+    args = ocp.args.PyTreeRestore(
+        item=tree,
+        restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree),
+        partial_restore=True,
+    )
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        return reader.restore(directory.resolve() / str(step) / ITEM, args=args)
+
+
+def write_state(directory: Path, step: int, state: Any) -> None:
+    """Writes a state, or a part of one, that is in NumPy arrays, and waits for it."""
+    # Not in the background: for that, Orbax would copy all arrays first.
+    options = ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=False)
+    with ocp.CheckpointManager(directory.resolve(), options=options) as manager:
+        manager.save(step, args=ocp.args.StandardSave(state))
+
+
+def read_parameter(directory: Path, step: int, path: str, shape: jax.ShapeDtypeStruct) -> Any:
+    """One parameter of `step`, a NumPy array; `path` is its names joined by slashes."""
+    tree = unflatten_dict({("params", *path.split("/")): shape})
+    return jax.tree.leaves(read_arrays(directory, step, tree))[0]

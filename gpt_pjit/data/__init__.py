@@ -13,25 +13,39 @@ command line.
 from gpt_pjit.data.dataset import TokenDataset, TokenSplit
 from gpt_pjit.data.prepare import prepare
 from gpt_pjit.data.sources import open_data
-from gpt_pjit.data.stream import Batch, train_batches, validation_batches
+from gpt_pjit.data.stream import Batch, held_out_batches, train_batches, validation_batches
 from gpt_pjit.data.tokenize import Effort
-from gpt_pjit.data.tokenizers import Tokenizer, load_tokenizer, saved_tokenizer, train_bpe
+from gpt_pjit.data.tokenizers import (
+    END_OF_TEXT,
+    BytesTokenizer,
+    Tokenizer,
+    load_tokenizer,
+    saved_tokenizer,
+    tokenizer_from_bytes,
+    train_bpe,
+    train_unigram,
+)
 from gpt_pjit.data.training_data import TrainingData
 from gpt_pjit.data.writer import DatasetWriter
 
 __all__ = [
+    "END_OF_TEXT",
     "Batch",
+    "BytesTokenizer",
     "DatasetWriter",
     "Effort",
     "TokenDataset",
     "TokenSplit",
     "Tokenizer",
     "TrainingData",
+    "held_out_batches",
     "load_tokenizer",
     "open_data",
     "prepare",
     "saved_tokenizer",
+    "tokenizer_from_bytes",
     "train_batches",
     "train_bpe",
+    "train_unigram",
     "validation_batches",
 ]

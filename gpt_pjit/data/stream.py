@@ -6,12 +6,13 @@ is a pure function of its number, so a run resumes with `start`, on any number o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from typing import NamedTuple
 
 import grain
 import numpy as np
 
+from gpt_pjit.config import Config
 from gpt_pjit.data.dataset import TokenSplit
 from gpt_pjit.data.index import windows
 from gpt_pjit.data.training_data import TrainingData
@@ -85,6 +86,19 @@ def validation_batches(
         return Batch(tokens, weights * (document[:, 1:] == document[:, :-1]), document)
 
     return _read_ahead(batch, range(count), split.read_threads)
+
+
+def held_out_batches(data: TrainingData, config: Config, rows: slice) -> Iterator[Batch]:
+    """`validation_batches` of every set, as the run of `config` makes them."""
+    for split in data.held_out:
+        yield from validation_batches(
+            split,
+            batch_size=config.data.batch_size,
+            sequence_length=config.data.sequence_length,
+            rows=rows,
+            batches=config.eval.batches,
+            mask_documents=config.data.mask_documents,
+        )
 
 
 def segments(tokens: np.ndarray, eot_id: int) -> np.ndarray:

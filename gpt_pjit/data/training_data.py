@@ -19,6 +19,8 @@ class TrainingData:
         self.datasets, self._schedule = list(datasets), Schedule(weights)
         self.splits = [dataset.splits["train"] for dataset in datasets]
         self.held_out = [dataset.splits["validation"] for dataset in datasets]
+        self.held_out_tokens = sum(split.tokens for split in self.held_out)
+        self.held_out_bytes = sum(split.source_bytes for split in self.held_out)
         self.eot_id = datasets[0].eot_id
         self.read_threads = max(split.read_threads for split in self.splits)
 

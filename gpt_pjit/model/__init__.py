@@ -8,4 +8,5 @@ from gpt_pjit.model.functional import (
     init_params as init_params,
     param_shapes as param_shapes,
 )
+from gpt_pjit.model.layers import NORM_EPSILON as NORM_EPSILON
 from gpt_pjit.model.loss import token_nll as token_nll

@@ -24,7 +24,7 @@ from absl import app, flags
 from ml_collections import config_flags
 from rich.console import Console, RenderableType
 
-from gpt_pjit.cli import config_source, parse_flags, read_config, report_errors
+from gpt_pjit.cli import config_source, parse_command, read_config, report_errors
 from gpt_pjit.config import Config, differences
 from gpt_pjit.errors import EXIT_CONFIG, EXIT_DONE, ConfigError, Problem
 from gpt_pjit.model import param_shapes
@@ -124,11 +124,8 @@ COMMANDS = {
 
 
 def main(argv: list[str]) -> None:
-    command = COMMANDS.get(argv[1])
     with report_errors():
-        if command is None:
-            raise ConfigError([f"no command {argv[1]!r}; one of {', '.join(COMMANDS)}"], "command")
-        code, record, shown = command(read_config(_CONFIG))
+        code, record, shown = COMMANDS[argv[1]](read_config(_CONFIG))
     if _JSON.value:
         print(json.dumps(record, indent=2, default=str))
     else:
@@ -141,12 +138,10 @@ def main(argv: list[str]) -> None:
 
 def _parse(argv: list[str]) -> list[str]:
     """The command, which comes first, and flags; --against is --config unless given."""
-    program, *rest = argv
-    command = rest.pop(0) if rest and not rest[0].startswith("-") else ""
-    given = [arg for arg in rest if arg.startswith("--config=")]
-    if given and not any(arg.startswith("--against=") for arg in rest):
-        rest = [given[-1].replace("--config=", "--against=", 1), *rest]
-    return [*parse_flags([program, *rest]), command]
+    given = [arg for arg in argv if arg.startswith("--config=")]
+    if given and not any(arg.startswith("--against=") for arg in argv):
+        argv = [*argv[:2], given[-1].replace("--config=", "--against=", 1), *argv[2:]]
+    return parse_command(argv, COMMANDS)
 
 
 def _params(config: Config) -> Any:

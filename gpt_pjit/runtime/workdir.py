@@ -15,7 +15,13 @@ from typing import Any
 
 import jax
 
-from gpt_pjit.config import FREE_ON_RESUME, Config, differences, from_config_dict
+from gpt_pjit.config import (
+    FIXED_BY_WEIGHTS,
+    FREE_ON_RESUME,
+    Config,
+    differences,
+    from_config_dict,
+)
 from gpt_pjit.errors import ConfigError, Problem
 from gpt_pjit.runtime.hosts import wait_for_all
 
@@ -26,13 +32,17 @@ def open_workdir(workdir: Path, config: Config) -> None:
     """Creates the workdir or checks that it holds this config's run; records this start.
 
     Raises ConfigError, with every field that differs, where it holds another run; changes nothing
-    then. Fields of `FREE_ON_RESUME` may differ: they do not change what is computed.
+    then. Fields of `FREE_ON_RESUME` may differ: they do not change what is computed. Where the
+    workdir holds weights that were imported or grown, and nothing has started from them, only
+    what they fix must be the same.
     """
     path = workdir / "run.json"
     record: dict[str, Any] = {"config": None, "starts": []}
     if path.exists():
         record = json.loads(path.read_text())
-        _check_same_run(from_config_dict(record["config"], str(path)), config, workdir)
+        old = from_config_dict(record["config"], str(path))
+        changed = differences(old, config)
+        _check_unchanged(changed if record["starts"] else _of_weights(changed, old), workdir)
     elif workdir.exists() and any(workdir.iterdir()):
         remedy = "choose an empty or new folder with --workdir"
         raise ConfigError([f"{workdir} is not empty and holds no run.json; {remedy}"], "workdir")
@@ -40,8 +50,8 @@ def open_workdir(workdir: Path, config: Config) -> None:
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         record["config"] = dataclasses.asdict(config)
-        record["starts"].append(_this_start())
-        _write_record(path, record)
+        record["starts"].append(this_start())
+        write_record(path, record)
     wait_for_all("workdir open")
 
 
@@ -61,55 +71,60 @@ def check_data(
     """Records what data the run has, or raises ConfigError if it had other data before.
 
     `identity` has one entry for each set; the path in it may change. The tokenizer's file (its
-    name, if it has one, and content) is copied: whoever reads the checkpoints needs it.
+    name, if it has one, and content) is copied: whoever reads the checkpoints needs it. Weights
+    that were imported or grown bring their tokenizer and no data: any of that tokenizer will do.
     """
     path = workdir / "run.json"
     record = json.loads(path.read_text())
     wait_for_all("data checked")
-    if "data" not in record:
-        if jax.process_index() == 0:
-            name, content = tokenizer
-            if name:
-                (workdir / name).write_bytes(content)
-            _write_record(path, record | {"data": identity})
-        return
-    was, now = record["data"], identity
-    names = ("tokenizer", "vocab_size", "sha256")
+    was, now = record.get("data"), identity
+    names: tuple[str, ...] = ("tokenizer", "vocab_size", "sha256")
+    begins = was is None or was[0]["sha256"] is None
+    if begins and was:
+        was, names = was * len(now), ("tokenizer",)
     problems = [
         f"{name} of {new['path']} is {new[name]}, the run had {old[name]} of {old['path']}"
-        for old, new in zip(was, now, strict=False)
+        for old, new in zip(was or now, now, strict=False)
         for name in names
         if old[name] != new[name]
     ]
-    if len(was) != len(now):
+    if was and len(was) != len(now):
         problems.append(f"it is {len(now)} sets, the run had {len(was)}")
     if problems:
         problems[-1] += "; use the run's data, or another --workdir"
         raise ConfigError(problems, f"data of the run in {workdir}")
+    if begins and jax.process_index() == 0:
+        name, content = tokenizer
+        if name:
+            (workdir / name).write_bytes(content)
+        write_record(path, record | {"data": identity})
 
 
-def _check_same_run(old: Config, new: Config, workdir: Path) -> None:
-    changed = {
-        name: values
-        for name, values in differences(old, new).items()
+def _of_weights(changed: dict[str, Any], old: Config) -> dict[str, Any]:
+    length = ("data.sequence_length",) if old.model.positions == "learned" else ()
+    return {name: changed[name] for name in (*FIXED_BY_WEIGHTS, *length) if name in changed}
+
+
+def _check_unchanged(changed: dict[str, tuple[Any, Any]], workdir: Path) -> None:
+    remedy = "use another --workdir, or the config of that run"
+    problems = [
+        Problem(name, now, f"the run in {workdir} has {was!r}", remedy)
+        for name, (was, now) in changed.items()
         if not name.startswith(FREE_ON_RESUME)
-    }
-    if changed:
-        remedy = "use another --workdir, or the config of that run"
-        problems = [
-            Problem(name, now, f"the run in {workdir} has {was!r}", remedy)
-            for name, (was, now) in changed.items()
-        ]
+    ]
+    if problems:
         raise ConfigError(problems, "config")
 
 
-def _write_record(path: Path, record: dict[str, Any]) -> None:
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Replaces a `run.json` in one step."""
     draft = path.with_suffix(".tmp")
     draft.write_text(json.dumps(record, indent=2) + "\n")
     draft.replace(path)
 
 
-def _this_start() -> dict[str, Any]:
+def this_start() -> dict[str, Any]:
+    """When, by which command and code, on what."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join([sys.executable, *sys.orig_argv[1:]]),

@@ -1,0 +1,99 @@
+"""The model card: what the model is, how to use it, and its results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gpt_pjit.data import Tokenizer
+from gpt_pjit.errors import ConfigError
+from gpt_pjit.hf.configs import CLASSES, Form
+
+Results = dict[str, dict[str, float]]
+
+USE = """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained({name!r})
+tokenizer = AutoTokenizer.from_pretrained({name!r})
+inputs = tokenizer("Once upon a time", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0]))
+```"""
+
+
+def model_card(
+    form: Form,
+    tokenizer: Tokenizer,
+    *,
+    name: str,
+    history: str,
+    n_params: int,
+    max_length: int,
+    results: Results,
+) -> str:
+    """README.md of an export; `history` says in a sentence where the weights come from."""
+    c = form.model
+    positions = "ALiBi positions" if c.positions == "alibi" else "learned positions"
+    reach = (
+        f"Trained on contexts of {form.sequence_length:,} tokens; this export takes up to "
+        f"{max_length:,} (`{'max_seq_len' if form.family == 'mpt' else 'n_positions'}`)."
+    )
+    padding = c.vocab_size - tokenizer.vocab_size
+    vocabulary = f"The vocabulary is that of {tokenizer.name}, {tokenizer.vocab_size:,} tokens"
+    if padding > 0:
+        vocabulary += f", and {padding:,} rows of padding that no text was ever trained to give"
+    lines = [
+        "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n",
+        f"# {name}\n",
+        f"A GPT of {n_params:,} parameters: {c.n_layers} layers, {c.n_heads} heads, width "
+        f"{c.d_model:,}, {positions}, as `{CLASSES[form.family]}`. {history}\n",
+        f"{reach} {vocabulary}; each document ended with id {tokenizer.eot_id}.\n",
+        USE.format(name=name),
+    ]
+    if results:
+        lines += ["\n## Results\n", results_table(results)]
+    return "\n".join(lines) + "\n"
+
+
+def history(step: int, tokens: int, source: dict[str, Any] | None) -> str:
+    """Where the weights of `step` come from; `source` is that of the workdir, if it has one."""
+    trained = f"Trained with gpt_pjit, {step:,} steps, {tokens:,} tokens"
+    if source is None:
+        return f"{trained}."
+    if source["kind"] == "average":
+        steps = ", ".join(f"{averaged:,}" for averaged in source["steps"])
+        return f"{trained}; the mean of the checkpoints of steps {steps}."
+    made = {"grow": "grown", "import": "imported"}[source["kind"]]
+    begun = f"weights {made} from {Path(source['from']).name}"  # not the folders above it
+    return f"{trained}, beginning with {begun}." if step else f"Holds {begun}."
+
+
+def results_table(results: Results) -> str:
+    """A Markdown table, a line a metric, with its standard error where there is one."""
+    rows = ["| task | metric | value |", "|---|---|---|"]
+    for task, metrics in results.items():
+        for metric, value in metrics.items():
+            if metric.endswith("_stderr") or not _is_number(value):
+                continue
+            error = metrics.get(f"{metric}_stderr")
+            shown = f"{value:.4f}" + (f" ± {error:.4f}" if _is_number(error) else "")
+            rows.append(f"| {task} | {metric} | {shown} |")
+    return "\n".join(rows)
+
+
+def read_results(path: Path) -> Results:
+    """The JSON of `python -m gpt_pjit.evaluate --json`: `{task: {metric: value}}`."""
+    try:
+        results = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError([f"{path} cannot be read as JSON: {error}"], "--results") from None
+    if not isinstance(results, dict) or not all(isinstance(v, dict) for v in results.values()):
+        problem = f"{path} is not of the form {{task: {{metric: value}}}}; write it with evaluate"
+        raise ConfigError([problem], "--results")
+    return results
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

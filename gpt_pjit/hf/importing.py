@@ -1,0 +1,102 @@
+"""A workdir from a model of transformers: GPT-2 of any size, MPT, or an export of ours."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import unflatten_dict
+
+from gpt_pjit.checkpoint import write_state
+from gpt_pjit.config import Config, DataConfig
+from gpt_pjit.errors import ConfigError
+from gpt_pjit.hf.configs import Form, from_json
+from gpt_pjit.hf.names import Parameter, parameters
+from gpt_pjit.hf.tensors import DTYPES, Stored, stored_tensors
+from gpt_pjit.hf.tokenizer_files import read_tokenizer
+from gpt_pjit.runtime import derived_workdir, no_data_yet
+
+PREFIX = "transformer."  # the hub's GPT-2 has its names without it
+NO_WEIGHTS = (".attn.bias", ".attn.masked_bias", "lm_head.weight")  # masks; and wte again
+HUB_FILES = ("*.json", "*.safetensors", "*.model", "merges.txt")
+
+
+def import_model(source: str, out: Path, revision: str | None = None) -> Form:
+    """Makes the workdir `out`, with a checkpoint of step 0, of a folder or a name on the hub.
+
+    Raises ConfigError where the model is not one of ours, or its files are not whole.
+    """
+    folder = _folder(source, revision)
+    form = from_json(_config_json(folder), str(folder / "config.json"))
+    tokenizer = read_tokenizer(folder)
+    tensors = {
+        _whole_name(name): tensor
+        for name, tensor in stored_tensors(folder).items()
+        if not name.endswith(NO_WEIGHTS)
+    }
+    table = list(parameters(form.family, form.model, form.sequence_length))
+    _check(table, tensors, str(folder))
+    config = Config(model=form.model, data=DataConfig(sequence_length=form.sequence_length))
+    with derived_workdir(
+        out,
+        config,
+        source={"kind": "import", "from": source, "revision": revision},
+        data=no_data_yet(source, tokenizer.sha256, tokenizer.vocab_size),
+        tokenizer=(tokenizer.file, tokenizer.content),
+        starts=[],
+    ) as draft:
+        params = {tuple(p.path.split("/")): _array(p, tensors) for p in table}
+        state = {"step": np.int32(0), "params": unflatten_dict(params)}
+        write_state(draft / "checkpoints", 0, state)
+    return form
+
+
+def _array(p: Parameter, tensors: dict[str, Stored]) -> np.ndarray:
+    """Ours, float32, filled layer by layer."""
+    array = np.empty(p.shape.shape, np.float32)
+    for layer, name in zip(array if p.stacked else [array], p.names, strict=True):
+        layer[...] = p.ours(tensors[name].read())
+    return array
+
+
+def _check(table: list[Parameter], tensors: dict[str, Stored], source: str) -> None:
+    expected = {name: p.their_shape for p in table for name in p.names}
+    missing, other = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
+    problems = [f"no tensor {name} of shape {expected[name]}" for name in missing]
+    problems += [f"tensor {name} is none of this model's" for name in other]
+    for name in expected.keys() & tensors.keys():
+        got = tensors[name]
+        if got.shape != expected[name]:
+            problems.append(f"{name}: expected shape {expected[name]}, got {got.shape}")
+        elif got.code not in DTYPES:
+            problems.append(f"{name}: expected one of {', '.join(DTYPES)}, got {got.code}")
+    if problems:
+        raise ConfigError(sorted(problems), source)
+
+
+def _whole_name(name: str) -> str:
+    return name if name.startswith(PREFIX) else PREFIX + name
+
+
+def _config_json(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError([f"{folder}/config.json cannot be read: {error}"], "import") from None
+
+
+def _folder(source: str, revision: str | None) -> Path:
+    """The folder of that name, or a download of the hub's files."""
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+
+    try:
+        files = snapshot_download(source, revision=revision, allow_patterns=list(HUB_FILES))
+    except Exception as error:  # of many kinds: no network, no such name, no right to it
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        problem = f"{source} is no folder here, and the hub did not give it: {reason}"
+        raise ConfigError([problem], "import") from None
+    return Path(files)

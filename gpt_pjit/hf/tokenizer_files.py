@@ -1,0 +1,126 @@
+"""The tokenizer of a model as files that transformers reads, and from such files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import sentencepiece
+import tokenizers
+from sentencepiece import sentencepiece_model_pb2 as proto
+from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+from gpt_pjit.data import END_OF_TEXT, BytesTokenizer, Tokenizer, tokenizer_from_bytes
+from gpt_pjit.errors import ConfigError
+
+SPACE = "\u2581"  # sentencepiece's sign
+JSON, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
+
+
+def tokenizer_files(tokenizer: Tokenizer, max_length: int) -> dict[str, bytes]:
+    """Name and content of each file, for `AutoTokenizer`; the ids of a text are those of ours.
+
+    Raises ConfigError for a sentencepiece model that has no equal there.
+    """
+    files: dict[str, bytes] = {}
+    eot: str | None = END_OF_TEXT
+    if tokenizer.file == JSON:
+        files[JSON] = tokenizer.content
+    elif tokenizer.file == SENTENCEPIECE:
+        model = _unigram(tokenizer.content)
+        eot = model.id_to_token(tokenizer.eot_id)
+        files = {JSON: _content(model), SENTENCEPIECE: tokenizer.content}
+    else:
+        files[JSON] = _content(_bytes())
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": eot,
+        "eos_token": eot,
+        "pad_token": eot,
+        "unk_token": eot,  # never met; some runtimes want one
+        "model_max_length": max_length,
+        "clean_up_tokenization_spaces": False,  # decoding gives back the text, not a nicer one
+    }
+    files["tokenizer_config.json"] = (json.dumps(settings, indent=2) + "\n").encode()
+    return files
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a folder of transformers; ConfigError if it has none that we read."""
+    for name in (SENTENCEPIECE, JSON):  # our exports of the first have the second too
+        if (folder / name).exists():
+            tokenizer = tokenizer_from_bytes(name, (folder / name).read_bytes())
+            return BytesTokenizer() if _is_bytes(tokenizer) else tokenizer
+    if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
+        return tokenizer_from_bytes(JSON, _content(_gpt2(folder)))
+    problem = f"{folder} has no {JSON}, {SENTENCEPIECE}, or vocab.json and merges.txt; fetch them"
+    raise ConfigError([problem], "import")
+
+
+def _content(model: tokenizers.Tokenizer) -> bytes:
+    return model.to_str(pretty=True).encode()
+
+
+def _bytes() -> tokenizers.Tokenizer:
+    """Ids 0 to 255 for the bytes, 256 for end-of-text: byte-level BPE without a merge."""
+    vocabulary = {character: byte for byte, character in enumerate(_byte_characters())}
+    model = tokenizers.Tokenizer(models.BPE(vocabulary, []))
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    model.decoder = decoders.ByteLevel()
+    model.add_special_tokens([END_OF_TEXT])
+    return model
+
+
+def _byte_characters() -> list[str]:
+    """GPT-2's character for each byte: itself if it is visible, else one from 256 on."""
+    visible = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)}
+    hidden = [byte for byte in range(256) if byte not in visible]
+    return [chr(b) if b in visible else chr(256 + hidden.index(b)) for b in range(256)]
+
+
+def _is_bytes(tokenizer: Tokenizer) -> bool:
+    if tokenizer.file != JSON:
+        return False
+    fields, ours = json.loads(tokenizer.content), json.loads(_content(_bytes()))
+    return all(fields[part] == ours[part] for part in ("model", "pre_tokenizer", "normalizer"))
+
+
+def _gpt2(folder: Path) -> tokenizers.Tokenizer:
+    """GPT-2's older pair of files."""
+    model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([END_OF_TEXT])
+    return tokenizer
+
+
+def _unigram(content: bytes) -> tokenizers.Tokenizer:
+    """A sentencepiece unigram model that normalises nothing, as those of `train_tokenizer` are."""
+    spec = proto.ModelProto.FromString(content)  # type: ignore[attr-defined]
+    plain = spec.normalizer_spec
+    if (
+        spec.trainer_spec.model_type != spec.trainer_spec.UNIGRAM
+        or plain.precompiled_charsmap
+        or plain.add_dummy_prefix
+        or plain.remove_extra_whitespaces
+    ):
+        problem = (
+            "the sentencepiece model is not a unigram without normalisation, dummy prefix and "
+            "removal of spaces, which alone has an equal tokenizer.json; convert it by hand"
+        )
+        raise ConfigError([problem], "export")
+    model = tokenizers.Tokenizer(
+        models.Unigram(
+            [(piece.piece, piece.score) for piece in spec.pieces],
+            spec.trainer_spec.unk_id,
+            spec.trainer_spec.byte_fallback,
+        )
+    )
+    model.normalizer = normalizers.Replace(" ", SPACE)
+    model.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    processor = sentencepiece.SentencePieceProcessor(model_proto=content)
+    model.add_special_tokens([processor.id_to_piece(processor.eos_id())])
+    return model

@@ -1,0 +1,98 @@
+"""A deeper model that begins where the shallower one ended."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gpt_pjit.checkpoint import read_arrays, saved_steps
+from gpt_pjit.checkpoint.grow import grown_config, layer_sources
+from gpt_pjit.errors import ConfigError
+from gpt_pjit.model import forward, param_shapes
+from gpt_pjit.partition import make_mesh
+from gpt_pjit.runtime import read_run
+from gpt_pjit.train import train
+from tests.checkpoint.test_average import call
+from tests.helpers import tiny, with_fields
+from tests.hf.ours import write_run
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (2, 4, [0, 0, 1, 1]),
+        (4, 6, [0, 0, 1, 2, 2, 3]),
+        (3, 4, [0, 0, 1, 2]),
+        (1, 3, [0, 0, 0]),
+    ],
+)
+def test_each_layer_repeats_one_in_order(old, new, expected):
+    assert layer_sources(old, new) == expected
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_model_does_not_shrink(layers):
+    with pytest.raises(ConfigError, match=rf"--layers={layers}: the model has 2, and only grows"):
+        layer_sources(2, layers)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_grown_model_computes_the_same(tmp_path, monkeypatch, bias):
+    positions = "learned" if bias else "alibi"
+    config = tiny(model={"bias": bias, "positions": positions})
+    params = write_run(tmp_path / "run", config)[1]
+    call(monkeypatch, "grow", tmp_path / "run", layers=5, out=tmp_path / "grown")
+    grown, record = read_run(tmp_path / "grown")
+    assert grown.model.n_layers == 5
+    assert record["source"]["layers"] == [0, 0, 0, 1, 1]
+    shapes = param_shapes(grown.model, 32)
+    deep = read_arrays(tmp_path / "grown" / "checkpoints", 0, {"params": shapes})["params"]
+    up = deep["blocks"]["mlp"]["up"]["kernel"]
+    assert np.array_equal(up[1], params["blocks"]["mlp"]["up"]["kernel"][0])
+    tokens = jnp.asarray(np.arange(64).reshape(2, 32))
+    with jax.set_mesh(make_mesh((1, 1, 1), jax.devices()[:1])):
+        before, after = (
+            forward(c.model, jax.tree.map(jnp.asarray, p), tokens)
+            for c, p in ((config, params), (grown, deep))
+        )
+    np.testing.assert_allclose(after, before, atol=1e-5)
+
+
+def test_factors_by_layer_are_repeated_too():
+    optim = {"lr_rules": (("blocks/.*", (0.5, 1.0)), (".*", 1.0)), "decay_rules": ((".*", 1),)}
+    grown = grown_config(tiny(optim=optim), [0, 0, 1])
+    assert grown.optim.lr_rules == (("blocks/.*", (0.5, 0.5, 1.0)), (".*", 1.0))
+    assert grown.optim.decay_rules == ((".*", 1),)
+
+
+@pytest.mark.slow
+def test_training_goes_on_from_it_with_a_config_of_its_own(tmp_path, monkeypatch):
+    (tmp_path / "text.txt").write_text("the quick brown fox " * 600)
+    data = {
+        "text": str(tmp_path / "text.txt"),
+        "validation_split": "tail",
+        "tokenizer": "bytes",
+        "batch_size": 32,
+    }
+    settings = {"data": data, "optim": {"steps": 12, "warmup_steps": 1, "peak_lr": 3e-3}}
+    config = tiny(**settings, eval={"every": 12}, checkpoint={"every": 12}, log={"every": 12})
+    assert train(config, tmp_path / "run") == 0
+    record, words = call(
+        monkeypatch, "grow", tmp_path / "run", layers=3, out=tmp_path / "grown", loss=True
+    )
+    losses = record["validation_loss"]
+    assert losses["before"] == pytest.approx(losses["after"], abs=1e-5)
+    assert losses["before"] < 4.5  # of 5.5 for equal chances
+    assert f"{losses['before']:.4f} at step 12" in words
+    with pytest.raises(ConfigError, match=r"model.n_layers=2: the run in .* has 3"):
+        train(config, tmp_path / "grown")
+    deeper = with_fields(config, {"model.n_layers": 3, "optim.peak_lr": 1e-3, "eval.every": 1})
+    deeper = with_fields(deeper, {"optim.steps": 2})
+    assert train(deeper, tmp_path / "grown") == 0
+    assert saved_steps(tmp_path / "grown" / "checkpoints") == [0, 2]
+    metrics = (tmp_path / "grown" / "metrics.jsonl").read_text().splitlines()
+    first = next(line for line in metrics if "validation/loss" in line)
+    assert float(first.split('"validation/loss": ')[1].split(",")[0]) < losses["before"] + 0.1
+    _, record = read_run(tmp_path / "grown")
+    assert record["source"]["kind"] == "grow"
+    assert record["data"][0]["sha256"]

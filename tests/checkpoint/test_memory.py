@@ -1,0 +1,71 @@
+"""What averaging and exporting keep in memory: measured in processes of their own."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from gpt_pjit.model import count_params, param_shapes
+from tests.helpers import ROOT, tiny
+from tests.hf.ours import write_run
+
+MODEL = {"n_layers": 12, "d_model": 512, "d_ff": 2048, "n_heads": 8, "vocab_size": 1024}
+
+PEAK = """
+import sys
+from pathlib import Path
+from gpt_pjit.checkpoint.average import mean_params
+from gpt_pjit.hf import export
+from gpt_pjit.model import param_shapes
+from gpt_pjit.runtime import read_run
+
+def memory(name):
+    status = Path("/proc/self/status").read_text()
+    return int(status.split(name + ":")[1].split()[0]) * 1024
+
+run = Path(sys.argv[1])
+config, _ = read_run(run)
+shapes = param_shapes(config.model, config.data.sequence_length)
+Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+before = memory("VmRSS")
+match sys.argv[2]:
+    case "average":
+        mean_params(run / "checkpoints", [int(s) for s in sys.argv[3].split(",")], shapes)
+    case "export":
+        export(run, Path(sys.argv[3]), dtype="float32")
+print(memory("VmHWM") - before)
+"""
+
+
+def peak(*arguments):
+    command = [sys.executable, "-c", PEAK, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_peaks_are_bounded(tmp_path):
+    config = tiny(model=MODEL)
+    write_run(tmp_path / "run", config, steps=range(1, 9))
+    shapes = param_shapes(config.model, config.data.sequence_length)
+    whole = 4 * count_params(shapes)
+    largest = 4 * int(np.prod(shapes["blocks"]["mlp"]["up"]["kernel"].shape))
+    slack = 40 * 2**20  # what the allocator and threads take
+    two = peak(tmp_path / "run", "average", "1,2")
+    eight = peak(tmp_path / "run", "average", "1,2,3,4,5,6,7,8")
+    exporting = peak(tmp_path / "run", "export", tmp_path / "hf")
+    sizes = {
+        "model": whole,
+        "largest array": largest,
+        "average of 2": two,
+        "average of 8": eight,
+        "export": exporting,
+    }
+    print({name: round(size / 1e6) for name, size in sizes.items()})
+    assert abs(eight - two) < slack  # however many they are
+    # Reading an array takes its stored bytes, TensorStore's copy, and the array.
+    assert eight < whole + 3 * largest + slack
+    assert exporting < 3 * largest + slack

@@ -1,0 +1,224 @@
+"""Against transformers itself, lm-eval on top of it, and a second runtime. Wants the extra `hf`."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from gpt_pjit.config import ModelConfig
+from gpt_pjit.data import load_tokenizer, train_bpe, train_unigram
+from gpt_pjit.hf import export
+from tests.helpers import tiny
+from tests.hf.checkpoints import N_NEW, REFERENCE, SOME, some_tokens
+from tests.hf.make_reference import logits_and_greedy
+from tests.hf.ours import greedy, logits_of, write_run
+
+torch = pytest.importorskip("torch", reason="wants the extra hf")
+transformers = pytest.importorskip("transformers", reason="wants the extra hf")
+pytestmark = [
+    pytest.mark.hf,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # theirs
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+TEXTS = ["def main(argv):\n\treturn  0\n", " Größe, 你好, \U0001f600", "   spaces   and 12345"]
+TRAINED, TIMES = 32, 4
+# A GPT-2 whose vocabulary is padded beyond its tokenizer is more than CTranslate2 reads.
+LEARNED = {"positions": "learned", "d_ff": 200, "vocab_size": 257}
+SHAPES = {
+    "alibi-4": {"n_heads": 4},
+    "alibi-6": {"n_heads": 6, "d_model": 96, "d_ff": 384},
+    "alibi-12": {"n_heads": 12, "d_model": 96, "d_ff": 384},
+    "learned": LEARNED | {"activation": "gelu_tanh", "bias": True},
+    "learned-plain": LEARNED,
+}
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def exported(request, tmp_path_factory):
+    """A run of our own, with random weights, and its export."""
+    folder = tmp_path_factory.mktemp(request.param)
+    config = tiny(model={"d_ff": 256, "vocab_size": 264} | SHAPES[request.param])
+    write_run(folder / "run", config)
+    done = export(folder / "run", folder / "hf", dtype="float32")
+    assert done.max_length == TRAINED * (TIMES if done.family.startswith("Mpt") else 1)
+    return folder / "run", folder / "hf", done.max_length
+
+
+def load(folder, **settings):
+    """The model, with no tensor missing, unknown or of another shape."""
+    found = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, output_loading_info=True, **settings
+    )
+    model, report = found
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    return model
+
+
+def continued(model, tokens, n_new):
+    """Greedy ids after each row."""
+    rows = torch.tensor(tokens, dtype=torch.int64)
+    new = model.generate(
+        rows,
+        attention_mask=torch.ones_like(rows),
+        max_new_tokens=n_new,
+        do_sample=False,
+        eos_token_id=None,
+    )
+    return new[:, tokens.shape[1] :].numpy()
+
+
+def test_the_stored_reference_is_what_transformers_computes(theirs, name):
+    logits, new = logits_and_greedy(theirs)
+    with np.load(REFERENCE) as stored:
+        assert np.abs(logits[:, SOME] - stored[f"{name}.logits"]).max() < 1e-5
+        assert np.array_equal(new, stored[f"{name}.greedy"])
+
+
+def test_logits_after_import(theirs, imported):
+    logits, _ = logits_and_greedy(theirs)
+    assert np.abs(logits_of(imported)(some_tokens()) - logits).max() < 1e-4
+
+
+def test_logits_and_greedy_text_after_export(exported):
+    run, folder, length = exported
+    model, ours = load(folder), logits_of(run)
+    tokens = np.random.default_rng(1).integers(0, 257, (2, length), np.int32)
+    with torch.no_grad():
+        theirs = model(torch.tensor(tokens, dtype=torch.int64)).logits.numpy()
+    assert np.abs(ours(tokens) - theirs).max() < 1e-4
+    n_new = length - 8
+    new = greedy(ours, tokens[:, :8], n_new)
+    assert np.array_equal(new, continued(model, tokens[:, :8], n_new))
+    assert len(np.unique(new)) > 3
+
+
+def test_bfloat16_loads_as_such(exported, tmp_path):
+    run, _, _ = exported
+    export(run, tmp_path / "bf16", dtype="bfloat16", shard_bytes=60_000)
+    model = load(tmp_path / "bf16")
+    assert model.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", ["bytes", "json", "model"])
+def test_auto_tokenizer_gives_our_ids(kind, tmp_path):
+    spec = kind
+    if kind != "bytes":
+        spec = str(tmp_path / f"tokenizer.{kind}")
+        train = {"json": train_bpe, "model": train_unigram}[kind]
+        train([f"{text} number {i}" for text in TEXTS for i in range(60)], 330, tmp_path / spec)
+    write_run(tmp_path / "run", tiny(model={"d_ff": 256}), tokenizer=spec)
+    export(tmp_path / "run", tmp_path / "hf", dtype="float32")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    ours = load_tokenizer(spec)
+    for text in TEXTS:
+        ids = theirs(text)["input_ids"]
+        assert ids == ours.encode(text).tolist()
+        assert theirs.decode(ids) == text
+    assert theirs.eos_token_id == ours.eot_id
+    assert theirs.model_max_length == TIMES * TRAINED
+
+
+def test_a_second_runtime_continues_alike(exported, tmp_path):
+    """CTranslate2, a C++ runtime: its logits, and its greedy text with its own cache."""
+    ctranslate2 = pytest.importorskip("ctranslate2")
+    from ctranslate2.converters import transformers as converters
+
+    run, folder, length = exported
+    # Written for the model's own code; transformers spells the class MptConfig.
+    loaders = converters._MODEL_LOADERS
+    loaders.setdefault("MptConfig", loaders["MPTConfig"])
+    converters.TransformersConverter(str(folder)).convert(str(tmp_path / "ct2"))
+    runtime = ctranslate2.Generator(str(tmp_path / "ct2"), intra_threads=1)
+    tokens = np.random.default_rng(1).integers(0, 256, (1, length), np.int32)
+    ours = logits_of(run)
+    theirs = np.array(runtime.forward_batch(tokens.tolist()))
+    assert np.abs(ours(tokens) - theirs).max() < 1e-4
+    names = transformers.AutoTokenizer.from_pretrained(folder).convert_ids_to_tokens(tokens[0, :8])
+    n_new = min(N_NEW, length - 8)
+    (result,) = runtime.generate_batch(
+        [names], max_length=n_new, sampling_topk=1, include_prompt_in_result=False, end_token=[]
+    )
+    assert result.sequences_ids[0] == greedy(ours, tokens[:, :8], n_new)[0].tolist()
+
+
+def test_lm_eval_scores_each_request_alike_through_both(theirs, imported):
+    """The same checkpoint through lm-eval's `hf` backend and through ours."""
+    pytest.importorskip("lm_eval.models", reason="wants lm-eval")  # and registers `hf`
+    pytest.importorskip("gpt_pjit.evaluate.lm_eval")
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.registry import get_model
+
+    pairs = [(a, b) for a in ("", *TEXTS) for b in (" yes", "no", " 42\n")]
+    backends = [
+        get_model("hf")(pretrained=str(theirs), dtype="float32", device="cpu", max_length=64),
+        get_model("gpt_pjit")(checkpoint=str(imported), dtype="float32", window=64),
+    ]
+    kinds = {
+        "loglikelihood": pairs,
+        "loglikelihood_rolling": [(text * 9,) for text in TEXTS],
+    }
+    for kind, arguments in kinds.items():
+        hf, ours = (
+            getattr(backend, kind)([Instance(kind, {}, a, i) for i, a in enumerate(arguments)])
+            for backend in backends
+        )
+        np.testing.assert_allclose(
+            np.array(ours, np.float64).reshape(len(arguments), -1),
+            np.array(hf, np.float64).reshape(len(arguments), -1),
+            atol=1e-3,
+            rtol=0,
+        )
+
+
+@pytest.mark.slow
+def test_trained_averaged_exported_the_same_bits_per_byte(tmp_path):
+    """From text to a model in transformers, by the commands' own functions."""
+    from gpt_pjit.checkpoint import read_arrays, saved_steps, write_state
+    from gpt_pjit.checkpoint.average import mean_params, steps_to_average
+    from gpt_pjit.data import held_out_batches, open_data
+    from gpt_pjit.model import param_shapes
+    from gpt_pjit.runtime import derived_workdir, read_run
+    from gpt_pjit.train import train
+    from gpt_pjit.trained import held_out_metrics
+
+    (tmp_path / "text.txt").write_text("".join(f"{i} squared is {i * i}\n" for i in range(3000)))
+    model = ModelConfig(
+        n_layers=2, n_heads=4, d_model=64, d_ff=256, vocab_size=288, dtype="float32"
+    )
+    data = {"text": str(tmp_path / "text.txt"), "validation_split": "tail", "batch_size": 32}
+    config = tiny(data=data, optim={"steps": 40, "warmup_steps": 4, "peak_lr": 3e-3})
+    config = replace(config, model=model)
+    config = replace(config, checkpoint=replace(config.checkpoint, every=2, keep=20))
+    run = tmp_path / "run"
+    assert train(config, run) == 0
+    steps = steps_to_average(saved_steps(run / "checkpoints"), 4, 0.2)
+    shapes = param_shapes(model, config.data.sequence_length)
+    _, record = read_run(run)
+    with derived_workdir(
+        tmp_path / "averaged",
+        config,
+        source={"steps": steps},
+        data=record["data"],
+        tokenizer=(None, b""),
+        starts=record["starts"],
+    ) as draft:
+        mean = {"params": mean_params(run / "checkpoints", steps, shapes)}
+        write_state(draft / "checkpoints", steps[-1], mean)
+    assert read_arrays(tmp_path / "averaged" / "checkpoints", 40, {"params": shapes})
+    opened = open_data(config.data, run / "data", model.vocab_size)
+    ours = held_out_metrics(tmp_path / "averaged", opened)["validation/bits_per_byte"]
+    export(tmp_path / "averaged", tmp_path / "hf", dtype="float32")
+    theirs, nats = load(tmp_path / "hf"), 0.0
+    for batch in held_out_batches(opened, config, slice(0, 32)):
+        tokens = torch.tensor(batch.tokens, dtype=torch.int64)
+        with torch.no_grad():
+            logits = theirs(tokens[:, :-1]).logits.transpose(1, 2)
+        each = torch.nn.functional.cross_entropy(logits, tokens[:, 1:], reduction="none")
+        nats += float((each.double() * torch.tensor(batch.weights)).sum())
+    # As training has it: of the predicted tokens, over the bytes of all.
+    loss = nats / (opened.held_out_tokens - 1)
+    bits = loss / np.log(2) * opened.held_out_tokens / opened.held_out_bytes
+    assert bits == pytest.approx(ours, abs=1e-4)
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["max_seq_len"] == 128

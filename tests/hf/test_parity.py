@@ -1,0 +1,74 @@
+"""What transformers computed of tiny checkpoints (reference.npz), we compute after an import; and
+an export of the import is the same tensors again.
+"""
+
+import json
+
+import numpy as np
+import pytest
+
+from gpt_pjit.hf import export, import_model
+from gpt_pjit.hf.tensors import stored_tensors, write_tensors
+from gpt_pjit.runtime import read_run
+from tests.hf.checkpoints import FORMS, LONGEST, N_NEW, REFERENCE, SOME, TRAINED, some_tokens
+from tests.hf.ours import greedy, logits_of
+
+
+@pytest.fixture(scope="module")
+def reference():
+    with np.load(REFERENCE) as arrays:
+        return dict(arrays)
+
+
+def test_logits_after_import_beyond_the_trained_context(name, imported, reference):
+    logits = logits_of(imported)(some_tokens())[:, SOME]
+    assert np.abs(logits - reference[f"{name}.logits"]).max() < 1e-4
+    assert np.abs(reference[f"{name}.logits"]).max() > 1
+
+
+def test_greedy_text_after_import(name, imported, reference):
+    new = greedy(logits_of(imported), some_tokens()[:, :8], N_NEW)
+    assert np.array_equal(new, reference[f"{name}.greedy"])
+
+
+def test_an_export_of_an_import_is_the_same_model(name, theirs, imported, tmp_path):
+    longest = LONGEST if name.startswith("mpt") else None
+    done = export(imported, tmp_path / "again", dtype="float32", max_length=longest)
+    before, after = stored_tensors(theirs), stored_tensors(tmp_path / "again")
+    assert before.keys() == after.keys()
+    for tensor, stored in before.items():
+        assert np.array_equal(stored.read(), after[tensor].read()), tensor
+    for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        old, new = ((at / file).read_text() for at in (theirs, tmp_path / "again"))
+        assert json.loads(old) == json.loads(new)
+    assert done.max_length == LONGEST
+
+
+def test_sizes_and_tokenizer_are_found_again(name, imported):
+    form = FORMS[name]
+    config, record = read_run(imported)
+    assert config.model == form.model
+    assert config.data.sequence_length == (TRAINED if name.startswith("mpt") else LONGEST)
+    assert record["data"][0]["vocab_size"] == 257
+    assert not (imported / "tokenizer.json").exists()  # it was seen to be that of bytes
+
+
+def test_names_and_leftovers_of_the_hubs_gpt2(theirs, tmp_path, name, reference):
+    """Without `transformer.`, with the masks that old versions stored, and lm_head."""
+    if name != "gpt2":
+        pytest.skip("GPT-2 only")
+    tensors = {k.removeprefix("transformer."): t.read() for k, t in stored_tensors(theirs).items()}
+    tensors["h.0.attn.bias"] = np.ones((1, 1, 96, 96), np.float32)
+    tensors["lm_head.weight"] = tensors["wte.weight"]
+    hub = tmp_path / "hub"
+    hub.mkdir()
+    config = json.loads((theirs / "config.json").read_text())
+    kept = ("model_type", "n_layer", "n_head", "n_embd", "n_positions", "n_inner", "vocab_size")
+    (hub / "config.json").write_text(json.dumps({k: config[k] for k in kept}))
+    (hub / "tokenizer.json").write_bytes((theirs / "tokenizer.json").read_bytes())
+    shapes = {k: t.shape for k, t in tensors.items()}
+    write_tensors(hub, shapes, tensors.values(), "float32", shard_bytes=20_000)
+    assert len(list(hub.glob("model-*.safetensors"))) > 2
+    import_model(str(hub), tmp_path / "run")
+    logits = logits_of(tmp_path / "run")(some_tokens())[:, SOME]
+    assert np.abs(logits - reference["gpt2.logits"]).max() < 1e-4

@@ -1,0 +1,57 @@
+"""The exported tokenizer.json gives our ids, and an import finds our tokenizer again."""
+
+import pytest
+import tokenizers
+
+from gpt_pjit.data import BytesTokenizer, load_tokenizer, train_bpe, train_unigram
+from gpt_pjit.errors import ConfigError
+from gpt_pjit.hf.tokenizer_files import read_tokenizer, tokenizer_files
+
+TEXTS = [
+    "def main(argv):\n\treturn  0\r\n",
+    " Größe, naïve, 你好, \U0001f600 and \x00\x7f\x85\u00ad\u2028",
+    "",
+    "   spaces   ",
+    "line\n\n\nline",
+]
+
+
+def tokenizer_of(kind, folder):
+    if kind == "bytes":
+        return BytesTokenizer()
+    corpus = [f"{text} the quick brown fox number {i}" for text in TEXTS for i in range(60)]
+    path = folder / f"tokenizer.{'json' if kind == 'bpe' else 'model'}"
+    (train_bpe if kind == "bpe" else train_unigram)(corpus, 340, path)
+    return load_tokenizer(str(path))
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bpe", "unigram"])
+def test_ids_and_text_are_the_same(kind, tmp_path):
+    ours = tokenizer_of(kind, tmp_path)
+    files = tokenizer_files(ours, 96)
+    theirs = tokenizers.Tokenizer.from_buffer(files["tokenizer.json"])
+    for text in TEXTS:
+        ids = theirs.encode(text).ids
+        assert ids == ours.encode(text).tolist(), text
+        assert theirs.decode(ids) == text == ours.decode(ids)
+    folder = tmp_path / "export"
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    again = read_tokenizer(folder)
+    assert (again.sha256, again.eot_id) == (ours.sha256, ours.eot_id)
+
+
+def test_the_older_files_of_gpt2_are_read(tmp_path):
+    ours = tokenizer_of("bpe", tmp_path)
+    model = tokenizers.Tokenizer.from_buffer(ours.content).model
+    folder = tmp_path / "old"
+    folder.mkdir()
+    model.save(str(folder))
+    again = read_tokenizer(folder)
+    for text in TEXTS:
+        assert again.encode(text).tolist() == ours.encode(text).tolist()
+    assert again.eot_id == ours.eot_id
+    (folder / "merges.txt").unlink()
+    with pytest.raises(ConfigError, match=r"has no tokenizer.json, tokenizer.model, or vocab"):
+        read_tokenizer(folder)
