@@ -6,12 +6,12 @@ import sys
 from tests.helpers import ROOT
 
 FLOORS = (
-    ("errors",),
+    ("errors", "chips"),
     ("config", "partition"),
     ("validation",),
     ("model", "data", "checkpoint", "runtime"),
     ("training",),
-    ("generate",),
+    ("generate", "plan"),
     ("train", "cli"),
     ("main",),
 )
