@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
+from rich.console import Console, RenderableType
 
 from gpt_pjit.config import Config, from_config_dict
 from gpt_pjit.errors import EXIT_CONFIG, ConfigError
 from gpt_pjit.validation import validate
+
+PIPED_WIDTH = 100
+
+# What a command gives back: exit code, value for --json, and what to show without.
+Answer = tuple[int, Any, Iterable[RenderableType]]
+
+
+def parse_command(argv: list[str], *, default: str = "") -> list[str]:
+    """The program and its command, which comes first; --against is --config unless given."""
+    program, *rest = argv
+    command = rest.pop(0) if rest and not rest[0].startswith("-") else default
+    given = [arg for arg in rest if arg.startswith("--config=")]
+    if given and not any(arg.startswith("--against=") for arg in rest):
+        rest = [given[-1].replace("--config=", "--against=", 1), *rest]
+    return [*parse_flags([program, *rest]), command]
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -56,6 +73,18 @@ def report_errors() -> Iterator[None]:
         yield
     except ConfigError as error:
         _fail(str(error))
+
+
+def answer(code: int, record: Any, shown: Iterable[RenderableType], *, as_json: bool) -> None:
+    """Prints one or the other, and exits."""
+    if as_json:
+        print(json.dumps(record, indent=2, default=str))
+    else:
+        console = Console(highlight=False)
+        console.width = console.width if console.is_terminal else PIPED_WIDTH
+        for renderable in shown:
+            console.print(renderable, soft_wrap=isinstance(renderable, str), markup=False)
+    sys.exit(code)
 
 
 def _config_argument(argv: list[str]) -> str:

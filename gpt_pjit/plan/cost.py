@@ -34,6 +34,7 @@ SCOPES = (
     ("other", r""),
 )
 PASSES = (("recompute", "rematted_computation"), ("backward", r"transpose\("), ("forward", r"jvp"))
+OURS = re.compile(r"/(gpt_pjit/(?:model|training|partition)/\w+\.py)$")
 # (model, parameters, topology, tokens/s, source): sequences of 1,024 tokens, as published.
 PUBLISHED = (
     ("the 580M run that this reproduces", 580e6, "v3-32", 147e3, "its log: 97k steps in 4 days"),
@@ -165,10 +166,10 @@ def direction_of(op_name: str) -> str:
 
 
 def source_of(module: Module, instruction: Instruction) -> str:
-    """`gpt_pjit/model/loss.py:17`: the innermost line of ours that led to it."""
+    """`gpt_pjit/model/loss.py:17`, the innermost line of ours that led to it."""
     for frame in module.frames(instruction):
-        if "/gpt_pjit/" in frame.file:
-            return f"gpt_pjit/{frame.file.rsplit('/gpt_pjit/', 1)[1]}:{frame.line}"
+        if match := OURS.search(frame.file):
+            return f"{match.group(1)}:{frame.line}"
     return ""
 
 
