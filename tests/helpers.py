@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from gpt_pjit.config import Config, from_config_dict
+from gpt_pjit.config import Config, from_config_dict, replaced as with_fields
 from gpt_pjit.partition import make_mesh
 from gpt_pjit.training import Program, build
 
 ROOT = Path(__file__).parent.parent
-
-
-def with_fields(config: Config, fields: dict) -> Config:
-    """`config` with `{"model.n_layers": 3, ...}` replaced."""
-    for name, value in fields.items():
-        section, _, field = name.partition(".")
-        if field:
-            value = dataclasses.replace(getattr(config, section), **{field: value})
-        config = dataclasses.replace(config, **{section: value})
-    return config
 
 
 def tiny(**sections: dict) -> Config:

@@ -51,4 +51,5 @@ from gpt_pjit.partition.tables import (
     matrix_rules as matrix_rules,
 )
 from gpt_pjit.partition.text import human_bytes as human_bytes, mesh_text as mesh_text
+from gpt_pjit.partition.traffic import COLLECTIVES as COLLECTIVES
 from gpt_pjit.partition.why import Trial as Trial, why as why

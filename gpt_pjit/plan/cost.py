@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gpt_pjit.chips import flops_per_token
 from gpt_pjit.config import Config
-from gpt_pjit.plan.collectives import Collective, loop_label
+from gpt_pjit.plan.collectives import loop_label
 from gpt_pjit.plan.hlo import Instruction, Module, Visit
 from gpt_pjit.plan.topology import Topology
 
@@ -106,8 +106,9 @@ def cost_of(
     topology: Topology,
     n_params: int,
     module: Module | None,
-    collectives: Sequence[Collective],
+    sent_bytes: int,
 ) -> Cost:
+    """`sent_bytes` by a device in a step; without a `module` times are those at the peak."""
     c, chip = config.model, topology.chip
     per_token = flops_per_token(n_params, c.n_layers, c.d_model, config.data.sequence_length)
     tokens = config.data.batch_size * config.data.sequence_length
@@ -123,7 +124,7 @@ def cost_of(
         operations=operations,
         unestimated=unestimated(module) if module else 0,
         compute_seconds=seconds,
-        collective_seconds=sum(k.total_bytes for k in collectives) / chip.link_per_device,
+        collective_seconds=sent_bytes / chip.link_per_device,
         tokens_per_step=tokens,
         flops_per_token=per_token,
         peak_flops=topology.devices * chip.peak_flops,

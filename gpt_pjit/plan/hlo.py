@@ -13,7 +13,9 @@ ITEM_BYTES |= {"f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8}
 HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) .*\{$")
 NAMED = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
 ARRAY = re.compile(r"([a-z]+[0-9]*)\[([0-9,]*)\]")
-CALLED = re.compile(r"(?:calls|to_apply|called_computations=\{|branch_computations=\{)=?%?([\w.\-]+)")
+CALLED = re.compile(
+    r"(?:calls|to_apply|called_computations=\{|branch_computations=\{)=?%?([\w.\-]+)"
+)
 CYCLES = r'"estimated_cycles":"(\d+)"'
 NO_ESTIMATE = 2**63 - 1  # what the compiler writes where its cost model gives up
 PASS_THROUGH = ("copy", "bitcast", "reshape", "convert", "copy-done", "copy-start")
@@ -117,9 +119,7 @@ class Module:
         """Every instruction that runs, with loop trip counts multiplied."""
         yield from self._walk(self.entry, 1, (), False)
 
-    def _walk(
-        self, name: str, times: int, loops: tuple[Loop, ...], fused: bool
-    ) -> Iterator[Visit]:
+    def _walk(self, name: str, times: int, loops: tuple[Loop, ...], fused: bool) -> Iterator[Visit]:
         for instruction in self.computations[name].values():
             yield Visit(instruction, name, times, loops, fused)
             if instruction.opcode == "while":

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import math
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
-from gpt_pjit.chips import GIB
-from gpt_pjit.config import Config
+from gpt_pjit.config import Config, flatten, replaced
 from gpt_pjit.errors import ConfigError
 from gpt_pjit.model import param_shapes
-from gpt_pjit.partition import LAYOUTS, paths_and_leaves, shard_bytes
+from gpt_pjit.partition import Explanation, paths_and_leaves, shard_bytes
 from gpt_pjit.plan.compile import Executable
 from gpt_pjit.plan.topology import Topology, larger
 from gpt_pjit.training import explain_config
 
-HEADROOM = 0.9  # a remedy leaves this share of the memory at most to what is counted exactly
+HEADROOM = 0.85  # of the memory, for an estimate that is to hold
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,12 @@ class Memory:
         return not self.refusal and self.peak <= self.capacity
 
 
+@functools.cache
+def explained(config: Config, devices: int) -> Explanation:
+    """`explain_config`, asked for again and again by remedies and by a search."""
+    return explain_config(config, devices)
+
+
 def memory_of(config: Config, topology: Topology, executable: Executable | None) -> Memory:
     return Memory(
         groups=tree_groups(config, topology.devices),
@@ -71,7 +76,7 @@ def memory_of(config: Config, topology: Topology, executable: Executable | None)
 
 
 def tree_groups(config: Config, devices: int) -> dict[str, int]:
-    explanation = explain_config(config, devices)
+    explanation = explained(config, devices)
     sizes = explanation.axis_sizes
     params = param_shapes(config.model, config.data.sequence_length)
     shapes = dict(paths_and_leaves(params))
@@ -95,7 +100,7 @@ def tree_groups(config: Config, devices: int) -> dict[str, int]:
 def estimate_activations(config: Config, devices: int) -> int:
     """From shapes alone, where no compiler says better: see docs/plan.md for the formula."""
     c, item = config.model, jnp.dtype(config.model.dtype).itemsize
-    sizes = explain_config(config, devices).axis_sizes
+    sizes = explained(config, devices).axis_sizes
     rows = config.data.batch_size // config.optim.microbatches
     tokens = rows // (sizes["replica"] * sizes["data"]) * config.data.sequence_length
     tensor = sizes["tensor"]
@@ -108,57 +113,41 @@ def estimate_activations(config: Config, devices: int) -> int:
     return c.n_layers * (block_input + kept) + max(logits, inside)
 
 
-def remedies(config: Config, topology: Topology, memory: Memory) -> list[str]:
-    """What would make it fit, from the exact trees; overrides first, then more devices."""
-    short = memory.peak - memory.capacity
+def remedies(config: Config, topology: Topology) -> list[str]:
+    """Overrides that are estimated to fit, the least change first; then more of the same chips."""
     found = []
-    if memory.trees <= HEADROOM * memory.capacity:
-        found += _smaller_activations(config, topology)
-    for layout in LAYOUTS:
-        if layout != config.partition.layout:
-            other = _with(config, "partition", layout=layout)
-            if _trees(other, topology) <= HEADROOM * memory.capacity < memory.trees:
-                found.append(f"--config.partition.layout={layout}")
-    if not found:
-        found += _more_devices(config, topology, memory.capacity)
-    if not found:
-        found.append(f"a smaller model: {short / GIB:.2f} GiB too much on each device")
-    return found
-
-
-def _smaller_activations(config: Config, topology: Topology) -> list[str]:
-    found = []
-    axes = explain_config(config, topology.devices).axis_sizes
-    most = config.data.batch_size // (axes["replica"] * axes["data"])
-    more = [n for n in range(config.optim.microbatches + 1, most + 1) if most % n == 0]
-    if more:
-        found.append(f"--config.optim.microbatches={more[0]}")
-    if config.model.remat != "full":
-        found.append("--config.model.remat=full")
-    return found
-
-
-def _more_devices(config: Config, topology: Topology, capacity: int) -> list[str]:
-    """The smallest larger topology, for each layout that can use it, whose trees fit."""
-    for other in larger(topology):
+    for layout in dict.fromkeys((config.partition.layout, "zero", "fsdp")):
+        if changed := _fitting(config, topology, layout):
+            found.append(" ".join(changed) or "nothing in this estimate: the compiler disagrees")
+    for other in larger(topology) if not found else ():
+        # A batch for more devices than now has to be larger.
         batch = math.lcm(config.data.batch_size, other.devices)
-        for layout in (config.partition.layout, "zero", "fsdp"):
-            wider = _with(config, "partition", layout=layout)
-            wider = _with(wider, "data", batch_size=batch)
-            wider = _with(wider, "optim", microbatches=1)
-            if _trees(wider, other) <= HEADROOM * capacity:
-                changed = "" if layout == config.partition.layout else f" with layout {layout}"
-                return [f"--topology={other.name}{changed}"]
-    return []
+        wider = replaced(config, {"data.batch_size": batch})
+        for layout in dict.fromkeys((config.partition.layout, "zero", "fsdp")):
+            if (changed := _fitting(wider, other, layout)) is not None:
+                grown = [f"--config.data.batch_size={batch}"] if wider != config else []
+                return [" ".join((f"--topology={other.name}", *grown, *changed))]
+    return found or ["a smaller model, or chips with more memory"]
 
 
-def _trees(config: Config, topology: Topology) -> int:
-    try:
-        return sum(tree_groups(config, topology.devices).values())
-    except ConfigError:  # this mesh or table does not go there
-        return 2**63
-
-
-def _with(config: Config, section: str, **fields: object) -> Config:
-    changed = dataclasses.replace(getattr(config, section), **fields)  # type: ignore[arg-type]
-    return dataclasses.replace(config, **{section: changed})
+def _fitting(config: Config, topology: Topology, layout: str) -> list[str] | None:
+    """Overrides in this layout: more microbatches first, whole blocks recomputed if need be."""
+    most = config.data.batch_size
+    for remat in dict.fromkeys((config.model.remat, "full")):
+        for microbatches in range(config.optim.microbatches, most + 1):
+            if most % microbatches:
+                continue
+            fields = {
+                "partition.layout": layout,
+                "model.remat": remat,
+                "optim.microbatches": microbatches,
+            }
+            changed = replaced(config, fields)
+            try:
+                estimate = memory_of(changed, topology, None)
+            except ConfigError:  # this batch, mesh or table does not go there
+                break
+            if estimate.peak <= HEADROOM * estimate.capacity:
+                now = flatten(config)
+                return [f"--config.{n}={v}" for n, v in fields.items() if v != now[n]]
+    return None

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 
 from gpt_pjit.config import Config
 from gpt_pjit.model import count_params, param_shapes
-from gpt_pjit.partition import AXES
+from gpt_pjit.partition import AXES, COLLECTIVES
 from gpt_pjit.plan.collectives import Collective, collectives_of, whole_shapes
 from gpt_pjit.plan.compile import Executable, compile_cached, devices_of, lower, program_for
 from gpt_pjit.plan.cost import Cost, cost_of, published_for
 from gpt_pjit.plan.hlo import Module
-from gpt_pjit.plan.memory import Memory, memory_of, remedies
+from gpt_pjit.plan.memory import Memory, explained, memory_of, remedies
 from gpt_pjit.plan.promises import Promise, Step, check
 from gpt_pjit.plan.topology import Topology
 from gpt_pjit.training import Program
@@ -49,17 +49,17 @@ def make_plan(config: Config, topology: Topology) -> Plan:
     devices = devices_of(topology)
     n_params = count_params(param_shapes(config.model, config.data.sequence_length))
     if devices is None:
-        memory = memory_of(config, topology, None)
-        cost = cost_of(config, topology, n_params, None, ())
-        return _assemble(config, topology, n_params, {}, None, memory, (), (), cost)
+        explanation = explained(config, topology.devices)
+        sent = sum(explanation.moved_bytes(kind) for kind in COLLECTIVES)
+        cost = cost_of(config, topology, n_params, None, sent)
+        memory, sizes = memory_of(config, topology, None), explanation.axis_sizes
+        return _assemble(config, topology, n_params, sizes, None, memory, (), (), cost)
     program = program_for(config, devices)
     executable = compile_cached(lower(program), topology)
     return read_plan(config, topology, program, executable)
 
 
-def read_plan(
-    config: Config, topology: Topology, program: Program, executable: Executable
-) -> Plan:
+def read_plan(config: Config, topology: Topology, program: Program, executable: Executable) -> Plan:
     """The plan of a step that was compiled; `program` says what was promised of it."""
     n_params = count_params(program.state.params)
     memory = memory_of(config, topology, executable)
@@ -82,7 +82,8 @@ def read_plan(
         compute_dtype=XLA_DTYPES[jnp.dtype(config.model.dtype).name],
     )
     promises = check(config.partition.layout, step, parts > 1)
-    cost = cost_of(config, topology, n_params, module, collectives)
+    sent = sum(c.total_bytes for c in collectives)
+    cost = cost_of(config, topology, n_params, module, sent)
     return _assemble(
         config, topology, n_params, sizes, executable, memory, collectives, promises, cost
     )
@@ -109,7 +110,7 @@ def _assemble(
         collectives=collectives,
         promises=promises,
         cost=cost,
-        remedies=() if memory.fits else remedies(config, topology, memory),
+        remedies=() if memory.fits else remedies(config, topology),
         published=published_for(n_params, topology, config.data.sequence_length),
     )
 

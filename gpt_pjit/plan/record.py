@@ -76,4 +76,6 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
 def _text(row: Mapping[str, Any]) -> str:
     times = row["times"] * row["count"]
     where = f"over {row['axes']}, {row['where']}"
-    return f"{row['kind']} {row['dtype']} {where}: {times} times a step, {row['bytes']:,} bytes each"
+    return (
+        f"{row['kind']} {row['dtype']} {where}: {times} times a step, {row['bytes']:,} bytes each"
+    )

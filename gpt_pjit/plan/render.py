@@ -21,8 +21,9 @@ ESTIMATE = (
     "published link rate as if nothing overlapped; the host, the input and stalls are left out."
 )
 NO_COMPILER = (
-    "No compiler for this hardware is here. State, weights and gradients are exact; activations "
-    "are estimated from shapes, and times are those at the published peak: no run is faster."
+    "No compiler for this hardware is here. State, weights, gradients and what is sent for them are "
+    "exact; activations are estimated from shapes; times are those at published peak rates, which "
+    "no run reaches."
 )
 
 
@@ -56,6 +57,7 @@ def plan_tables(plan: Plan, dollars_per_chip_hour: float | None) -> Iterator[Ren
             yield _scopes(plan.cost)
             yield _operations(plan.cost)
         yield _times(plan, plan.cost, dollars_per_chip_hour)
+        yield caveat(plan.cost)
     if plan.executable:
         yield f"compiled in {plan.executable.seconds:.0f} s"
     yield Text(verdict(plan), "bold green" if plan.memory.fits else "bold red")
@@ -132,13 +134,16 @@ def _times(plan: Plan, cost: Cost, dollars_per_chip_hour: float | None) -> Table
         table.add_row("estimated cycles", f"{cost.cycles / 1e6:,.0f} M")
     for name, value in time_rows(plan, cost, dollars_per_chip_hour):
         table.add_row(name, value)
-    if cost.unestimated:
-        missing = f"{cost.unestimated} executions a step have no estimate and count as nothing"
-        table.caption = f"{ESTIMATE}\n{missing}: the real step is slower."
-    else:
-        table.caption = ESTIMATE if cost.cycles is not None else NO_COMPILER
-    table.caption_justify = "left"
     return table
+
+
+def caveat(cost: Cost) -> str:
+    if cost.cycles is None:
+        return "Times are those at published peak rates, which no run reaches."
+    if not cost.unestimated:
+        return ESTIMATE
+    missing = f"{cost.unestimated} executions a step have no estimate and count as nothing"
+    return f"{ESTIMATE} {missing}: the real step is slower."
 
 
 def time_rows(
@@ -151,8 +156,9 @@ def time_rows(
     yield "MFU", f"{cost.mfu:.1%}"
     yield f"{cost.steps:,} steps", f"{cost.days:.2f} days"
     if dollars_per_chip_hour:
-        yield f"at ${dollars_per_chip_hour:g} a chip and hour", (
-            f"${cost.dollars(dollars_per_chip_hour):,.0f}"
+        yield (
+            f"at ${dollars_per_chip_hour:g} a chip and hour",
+            (f"${cost.dollars(dollars_per_chip_hour):,.0f}"),
         )
     for other in plan.published:
         yield f"published: {other['model']}", f"{other['tokens_per_second']:,.0f} tokens/s"
