@@ -110,9 +110,7 @@ def diff_command(config: Config, topology: Topology) -> Answer:
     if _REVISION.value or _AGAINST_REVISION.value:
         revisions = (_AGAINST_REVISION.value, _REVISION.value)
         before, after = (record_at(revision, _plain_arguments()) for revision in revisions)
-        lines = [
-            f"revision: {revisions[0] or 'as it is here'} -> {revisions[1] or 'as it is here'}"
-        ]
+        lines = ["revision: " + " -> ".join(name or "as it is here" for name in revisions)]
     else:
         against = read_config(_AGAINST)
         before, after = (plan_record(make_plan(side, topology)) for side in (against, config))

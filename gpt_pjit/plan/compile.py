@@ -80,7 +80,7 @@ def program_for(config: Config, devices: Sequence[jax.Device]) -> Program:
 def lower(program: Program) -> jax.stages.Lowered:
     """The training step, traced with the shapes and shardings that `main` calls it with."""
     with jax.set_mesh(program.mesh):
-        return program.train_step.lower(program.state, program.tokens)
+        return program.train_step.lower(program.state, program.tokens)  # type: ignore[attr-defined]
 
 
 def compile_cached(lowered: jax.stages.Lowered, topology: Topology) -> Executable:

@@ -13,9 +13,7 @@ ITEM_BYTES |= {"f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8}
 HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) .*\{$")
 NAMED = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
 ARRAY = re.compile(r"([a-z]+[0-9]*)\[([0-9,]*)\]")
-CALLED = re.compile(
-    r"(?:calls|to_apply|called_computations=\{|branch_computations=\{)=?%?([\w.\-]+)"
-)
+CALLED = re.compile(r"(?:calls|to_apply|\w+_computations?)=(\{[^}]*\}|%?[\w.\-]+)")
 CYCLES = r'"estimated_cycles":"(\d+)"'
 NO_ESTIMATE = 2**63 - 1  # what the compiler writes where its cost model gives up
 PASS_THROUGH = ("copy", "bitcast", "reshape", "convert", "copy-done", "copy-start")
@@ -52,6 +50,11 @@ class Instruction:
     @cached_property
     def operands(self) -> tuple[str, ...]:
         return tuple(re.findall(r"%([\w.\-]+)", self.argument_text))
+
+    @property
+    def called(self) -> list[str]:
+        """The computations of a fusion, a call, or the branches of a conditional."""
+        return re.findall(r"[\w.\-]+", " ".join(CALLED.findall(self.attributes)))
 
     @property
     def cycles(self) -> int:
@@ -129,7 +132,7 @@ class Module:
                 yield from self._walk(body, times * trips, (*loops, loop), fused)
             elif instruction.opcode in ("call", "fusion", "conditional", "async-start"):
                 inner = fused or instruction.opcode == "fusion"
-                for called in CALLED.findall(instruction.attributes):
+                for called in instruction.called:
                     yield from self._walk(called, times, loops, inner)
 
     def trips(self, computation: str, loop: Instruction) -> int:
@@ -155,7 +158,7 @@ class Module:
         left, right = (self._source(condition, name) for name in root.operands[:2])
         compare = root
         if root.opcode == "fusion":  # the comparison is inside; its operands are ours in order
-            compare = _root(self.computations[CALLED.findall(root.attributes)[0]])
+            compare = _root(self.computations[root.called[0]])
         inclusive = int("direction=LE" in compare.attributes)
         if left.opcode == "constant":
             left, right = right, left
@@ -166,7 +169,7 @@ class Module:
     def _step(self, body: dict[str, Instruction], index: int) -> int | None:
         source = self._source(body, _root(body).operands[index])
         if source.opcode == "fusion":
-            inner = self.computations[CALLED.findall(source.attributes)[0]]
+            inner = self.computations[source.called[0]]
             added = [i for i in inner.values() if i.opcode == "add" and i.arrays[0].shape == ()]
             operands = [self._source(inner, name) for i in added for name in i.operands]
             outer = [self._source(body, name) for name in source.operands]

@@ -183,7 +183,8 @@ def _table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
         for row in rows
     )
     narrow = ' class="narrow"' if len(names) == 2 else ""
-    return f'<div class="scroll"><table{narrow}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    whole = f"<table{narrow}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="scroll">{whole}</div>'
 
 
 def _list(heading: str, items: Iterable[str]) -> str:

@@ -17,13 +17,13 @@ from gpt_pjit.plan.plan import Plan
 TOP_OPERATIONS = 12
 DIRECTIONS = ("forward", "recompute", "backward", "update")
 ESTIMATE = (
-    "An estimate: the compiler's cycles for each operation at the chip's clock, plus bytes over the "
-    "published link rate as if nothing overlapped; the host, the input and stalls are left out."
+    "An estimate: the compiler's cycles for each operation at the chip's clock, plus bytes over "
+    "the published link rate as if nothing overlapped; the host, the input and stalls are left out."
 )
 NO_COMPILER = (
-    "No compiler for this hardware is here. State, weights, gradients and what is sent for them are "
-    "exact; activations are estimated from shapes; times are those at published peak rates, which "
-    "no run reaches."
+    "No compiler for this hardware is here. State, weights, gradients and what is sent for them "
+    "are exact; activations are estimated from shapes; times are those at published peak rates, "
+    "which no run reaches."
 )
 
 
@@ -93,8 +93,9 @@ def _collectives(plan: Plan) -> Table:
             human_bytes(c.total_bytes),
         )
     total = sum(c.total_bytes for c in plan.collectives)
-    seconds = f"{plan.cost.collective_seconds * 1e3:.0f} ms at the published link rate"
-    table.add_row("all", seconds if plan.cost else "", "", "", "", human_bytes(total))
+    seconds = plan.cost.collective_seconds if plan.cost else 0
+    link = f"{seconds * 1e3:.0f} ms at the published link rate"
+    table.add_row("all", link, "", "", "", human_bytes(total))
     return table
 
 

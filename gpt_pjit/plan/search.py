@@ -17,7 +17,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from gpt_pjit.config import Config, flatten, replaced
-from gpt_pjit.errors import EXIT_BROKEN, EXIT_CONFIG, EXIT_DONE, EXIT_INTERRUPTED, ConfigError
+from gpt_pjit.errors import (
+    EXIT_BROKEN,
+    EXIT_CONFIG,
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    ConfigError,
+    Problem,
+)
 from gpt_pjit.partition import human_bytes, text_table
 from gpt_pjit.plan.memory import Memory, memory_of
 from gpt_pjit.plan.topology import Topology
@@ -53,9 +60,8 @@ class Row:
 
     @property
     def step_seconds(self) -> float:
-        return (
-            self.plan["cost"]["step_seconds"] if self.plan and self.plan["cost"] else float("inf")
-        )
+        cost = self.plan and self.plan["cost"]
+        return cost["step_seconds"] if cost else float("inf")
 
     @property
     def binds(self) -> str:
@@ -98,7 +104,8 @@ def candidates(
         name: [type(now[name])(value) for value in values or _default(name, config, topology)]
         for name, values in wanted.items()
     }
-    found, problems = [], []
+    found: list[Candidate] = []
+    problems: list[Problem | str] = []
     for values in itertools.product(*choices.values()):
         fields = dict(zip(choices, values, strict=True))
         try:
