@@ -193,7 +193,7 @@ def _matching(
             by_closeness: dict[int, list[str]] = {}
             for path, shape in parameters.items():
                 by_closeness.setdefault(_likeness(array.shape, path, shape), []).append(path)
-            best = max(by_closeness)
+            best = max(by_closeness, default=0)
             names += by_closeness[best] if best else []
     return tuple(dict.fromkeys(names))
 

@@ -88,7 +88,7 @@ def compile_cached(lowered: jax.stages.Lowered, topology: Topology) -> Executabl
     path = cache_folder() / f"{fingerprint(lowered, topology)}.json.gz"
     if path.exists():
         return Executable(**json.loads(gzip.decompress(path.read_bytes())))
-    made = _compile(lowered)
+    made = compile_lowered(lowered)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(f".{os.getpid()}.tmp")
     draft.write_bytes(gzip.compress(json.dumps(asdict(made)).encode(), 5))
@@ -116,7 +116,7 @@ def cache_folder() -> Path:
     return Path(root) / "gpt_pjit" / "plan"
 
 
-def _compile(lowered: jax.stages.Lowered) -> Executable:
+def compile_lowered(lowered: jax.stages.Lowered) -> Executable:
     start = time.perf_counter()
     try:
         compiled = lowered.compile()
