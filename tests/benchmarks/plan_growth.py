@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.plan_growth layers|devices|layouts
 
-Compiles for TPU v3 with libtpu, each plan in a process of its own, and prints a table in Markdown. The
-cache of plans is left out, so that times are those of compiles. A batch of 16 sequences a device.
+Compiles for TPU v3 with libtpu, each plan in a process of its own, and prints a table in Markdown.
+The cache of plans is left out, so that times are those of compiles. 16 sequences a device.
 """
 
 from __future__ import annotations

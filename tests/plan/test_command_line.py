@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from rich.table import Table
 
 from gpt_pjit.errors import EXIT_CONFIG, EXIT_DONE, ConfigError
 from gpt_pjit.plan import compile as compile_room
@@ -78,7 +79,7 @@ def test_gpus_in_this_machine_are_compiled_for(small, monkeypatch):
 def test_tables_and_page_show_every_part(small, plan_on_cpu):
     _, planned = plan_on_cpu(small)
     shown = list(plan_tables(planned, 2.0))
-    titles = [table.title for table in shown if hasattr(table, "title")]
+    titles = [table.title for table in shown if isinstance(table, Table)]
     assert [title.split()[0] for title in titles] == [
         "Memory",
         "Collectives:",
