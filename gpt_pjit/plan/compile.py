@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,6 +48,7 @@ class Executable:
     memory: dict[str, int]
     seconds: float
     refusal: str = ""
+    program: str = ""  # its hash
 
 
 def devices_of(topology: Topology) -> Sequence[jax.Device] | None:
@@ -85,10 +86,12 @@ def lower(program: Program) -> jax.stages.Lowered:
 
 def compile_cached(lowered: jax.stages.Lowered, topology: Topology) -> Executable:
     """Compiles, or reads what an earlier compile of the same program left."""
-    path = cache_folder() / f"{fingerprint(lowered, topology)}.json.gz"
+    program = fingerprint(lowered, topology)
+    path = cache_folder() / f"{program}.json.gz"
     if path.exists():
-        return Executable(**json.loads(gzip.decompress(path.read_bytes())))
-    made = compile_lowered(lowered)
+        kept = Executable(**json.loads(gzip.decompress(path.read_bytes())))
+        return replace(kept, program=program)
+    made = replace(compile_lowered(lowered), program=program)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(f".{os.getpid()}.tmp")
     draft.write_bytes(gzip.compress(json.dumps(asdict(made)).encode(), 5))

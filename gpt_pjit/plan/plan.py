@@ -125,6 +125,7 @@ def plan_record(plan: Plan, dollars_per_chip_hour: float | None = None) -> dict[
         "layout": plan.config.partition.layout,
         "parameters": plan.n_params,
         "compiled": plan.executable is not None,
+        "program": plan.executable.program if plan.executable else None,
         "fits": memory.fits,
         "remedies": list(plan.remedies),
         "memory": {

@@ -36,7 +36,7 @@ PAUSE = 0.2  # seconds between two looks at the processes
 
 @dataclass(frozen=True)
 class Candidate:
-    """Fields to override, and what is known of its memory before it is compiled."""
+    """Fields that differ from the config's, and what is known of its memory before a compile."""
 
     fields: Mapping[str, Any]
     memory: Memory
@@ -44,6 +44,10 @@ class Candidate:
     @property
     def overrides(self) -> list[str]:
         return [f"--config.{name}={value}" for name, value in self.fields.items()]
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.overrides) or "as the config is"
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,8 @@ def candidates(
         try:
             changed = replaced(config, fields)
             validate(changed)
-            found.append(Candidate(fields, memory_of(changed, topology, None)))
+            different = {name: new for name, new in fields.items() if new != now[name]}
+            found.append(Candidate(different, memory_of(changed, topology, None)))
         except ConfigError as error:
             problems += error.problems
     if not found:
@@ -196,20 +201,23 @@ def search_tables(rows: Sequence[Row], topology: Topology) -> Iterator[Renderabl
     table = text_table(
         f"Settings on {topology.name}", ">step", ">MFU", ">peak", "fits", "binds", "overrides"
     )
+    seen: dict[str, Row] = {}
     for row in rows:
         cost = row.plan and row.plan["cost"]
+        program = row.plan["program"] if row.plan else None
+        twin = seen.setdefault(program, row) if program else row
         peak = row.plan["memory"]["peak_bytes"] if row.plan else row.candidate.memory.trees
         table.add_row(
             f"{cost['step_seconds']:.3f} s" if cost else "",
             f"{cost['mfu']:.1%}" if cost else "",
             ("" if cost else "over ") + human_bytes(peak),
             Text("yes", "green") if row.fits else Text("no", "red"),
-            row.binds,
-            "\n".join(row.candidate.overrides),
+            row.binds if twin is row else "the same program as a row above",
+            Text(row.candidate.text, no_wrap=True),
         )
     yield table
     if rows and rows[0].fits:
         yield f"fastest that fits, {rows[0].step_seconds:.3f} s a step:"
-        yield "    " + " ".join(rows[0].candidate.overrides)
+        yield "    " + rows[0].candidate.text.replace("\n", " ")
     else:
         yield "nothing fits; see what `python -m gpt_pjit.plan` says would help"

@@ -8,7 +8,7 @@ import pytest
 
 from gpt_pjit.errors import EXIT_DONE, EXIT_INTERRUPTED, ConfigError
 from gpt_pjit.plan import search as room
-from gpt_pjit.plan.search import candidates, ranked, search
+from gpt_pjit.plan.search import candidates, ranked, search, search_tables
 from gpt_pjit.plan.topology import find_topology
 from tests.helpers import load_config
 
@@ -41,7 +41,7 @@ def plan_of(seconds, fits=True):
         "mcycles": 10.0,
         "scopes": {"MLP": {"forward": 6.0}, "norms": {"forward": 4.0}},
     }
-    return {"fits": fits, "cost": cost, "memory": {"peak_bytes": 2**30}}
+    return {"fits": fits, "cost": cost, "memory": {"peak_bytes": 2**30}, "program": "abc"}
 
 
 def answering(plan):
@@ -66,10 +66,21 @@ def test_rows_of_every_candidate(tried, monkeypatch):
     rows, code = search(tried, V3, [])
     assert code == EXIT_DONE
     assert [row.binds for row in rows] == ["compute: MLP, 60%"] * 2
-    assert {row.candidate.overrides[0] for row in rows} == {
+    assert {row.candidate.text for row in rows} == {
         "--config.optim.microbatches=2",
-        "--config.optim.microbatches=4",
+        "as the config is",
     }
+
+
+def test_settings_that_change_nothing_are_told(tried):
+    rows = ranked([room.Row(candidate, plan_of(1.0)) for candidate in tried])
+    table, fastest, pasted = search_tables(rows, V3)
+    assert list(table.columns[4].cells) == [
+        "compute: MLP, 60%",
+        "the same program as a row above",
+    ]
+    assert fastest == "fastest that fits, 1.000 s a step:"
+    assert pasted.strip() == rows[0].candidate.text
 
 
 def test_ctrl_c_keeps_what_is_done_and_ends_the_rest(tried, monkeypatch):
