@@ -28,7 +28,7 @@ def kept(record: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "state_bytes": record["memory"]["state_bytes"],
         "peak_bytes": record["memory"]["peak_bytes"],
-        "mcycles": round(record["cost"]["mcycles"], 3) if record["cost"] else 0.0,
+        "mcycles": round((record["cost"] or {}).get("mcycles") or 0.0, 3),
         "promises": dict(record["promises"]),
         "collectives": [
             dict(zip(names, row, strict=True)) | {"count": count}

@@ -168,15 +168,15 @@ def time_rows(
 def change_tables(
     before: Mapping[str, Any], after: Mapping[str, Any], lines: Sequence[str]
 ) -> Iterator[RenderableType]:
-    """Two records of --json side by side."""
+    """Two records of --json side by side; what both lack is left out."""
     yield from lines
-    yield _sides("Memory of a device", _memory_numbers(before), _memory_numbers(after), GIB, "GiB")
-    moved = (_moved(before), _moved(after))
-    yield _sides("Collectives: sent by a device in a step", *moved, 2**20, "MiB")
-    if before["cost"] and after["cost"]:
-        scopes = (_scope_numbers(before), _scope_numbers(after))
-        yield _sides("Estimated cycles of a step", *scopes, 1, "M")
-        yield _sides("Times", _time_numbers(before), _time_numbers(after), 1, "")
+    sides = (
+        _sides("Memory of a device, GiB", _memory_numbers(before), _memory_numbers(after), GIB),
+        _sides("Sent by a device in a step, MiB", _moved(before), _moved(after), 2**20),
+        _sides("Estimated Mcycles of a step", _scope_numbers(before), _scope_numbers(after)),
+        _sides("Times", _time_numbers(before), _time_numbers(after)),
+    )
+    yield from (table for table in sides if table.row_count)
     broken = [
         f"{name}: {'kept' if was else 'broken'} -> {'kept' if now else 'broken'}"
         for name, now in after["promises"].items()
@@ -186,12 +186,13 @@ def change_tables(
 
 
 def _sides(
-    title: str, before: Mapping[str, float], after: Mapping[str, float], unit: float, name: str
+    title: str, before: Mapping[str, float], after: Mapping[str, float], unit: float = 1
 ) -> Table:
-    table = text_table(f"{title}, {name}" if name else title, "", ">before", ">after", ">change")
+    table = text_table(title, "", ">before", ">after", ">change")
     for row in dict.fromkeys([*before, *after]):
         old, new = before.get(row, 0) / unit, after.get(row, 0) / unit
-        table.add_row(row, f"{old:,.3f}", f"{new:,.3f}", f"{new - old:+,.3f}")
+        if old or new:
+            table.add_row(row, f"{old:,.3f}", f"{new:,.3f}", f"{new - old:+,.3f}")
     return table
 
 
@@ -208,10 +209,11 @@ def _moved(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _scope_numbers(record: Mapping[str, Any]) -> dict[str, float]:
-    scopes = {scope: sum(by.values()) for scope, by in record["cost"]["scopes"].items()}
-    return scopes | {"all": record["cost"]["mcycles"] or 0}
+    cost = record["cost"] or {"scopes": {}, "mcycles": 0}
+    scopes = {scope: sum(by.values()) for scope, by in cost["scopes"].items()}
+    return scopes | {"all": cost["mcycles"] or 0}
 
 
 def _time_numbers(record: Mapping[str, Any]) -> dict[str, float]:
     names = ("step_seconds", "tokens_per_second", "mfu", "days")
-    return {name: record["cost"][name] for name in names}
+    return {name: (record["cost"] or {}).get(name, 0) for name in names}
