@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from absl import app, flags
@@ -30,6 +31,8 @@ from gpt_pjit.cli import (
 from gpt_pjit.config import Config, differences
 from gpt_pjit.errors import EXIT_BROKEN, EXIT_DONE, ConfigError, Problem
 from gpt_pjit.plan.topology import Topology, find_topology
+
+CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
 _AGAINST = config_flags.DEFINE_config_file("against", None, "diff: the side before.")
@@ -135,25 +138,30 @@ def main(argv: list[str]) -> None:
         if _TOPOLOGY.value is None:
             raise ConfigError(["give one with --topology=NAME, such as v3-32"], "--topology")
         topology = find_topology(_TOPOLOGY.value)
-        if topology.grid:
-            _prepare_tpu_compiler()
+        _prepare_jax(topology)
         code, record, shown = command(read_config(_CONFIG), topology)
         shown = list(shown)
     answer(code, record, shown, as_json=_JSON.value)
 
 
-def _prepare_tpu_compiler() -> None:
+def _prepare_jax(topology: Topology) -> None:
     """Before anything asks JAX for a device: no search for a TPU, and several compilers at once."""
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    if topology.grid or not any(map(find_spec, CUDA_PLUGINS)):
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 def _plain_arguments() -> list[str]:
-    """What was given on the command line, less what this process does with it."""
+    """What was given on the command line, as --NAME=VALUE, less what this process does with it."""
     names = ("search", "json", "html", "microbatches", "remat", "layouts", "tensor", "revision")
     own = tuple(f"--{name}" for name in (*names, "against", "against_revision"))
-    given = [arg for arg in sys.argv[1:] if arg.startswith("-")]
+    given: list[str] = []
+    for arg in sys.argv[1:]:
+        if arg.startswith("-"):
+            given.append(arg)
+        elif given:  # `--topology v3-32`; what comes before any flag is the command
+            given[-1] += f"={arg}"
     return [arg for arg in given if arg.split("=")[0].split(".")[0] not in own]
 
 

@@ -61,6 +61,16 @@ def test_mistakes_are_one_message(arguments, says):
     assert "Traceback" not in ran.stderr
 
 
+def test_arguments_for_other_processes(monkeypatch):
+    from gpt_pjit.plan.__main__ import _plain_arguments
+
+    given = "plan diff --config=a.py --topology v3-32 --json --revision=main --config.seed=3"
+    monkeypatch.setattr(
+        sys, "argv", [*given.split(), "--against.seed=4", "--search", "--remat=full"]
+    )
+    assert _plain_arguments() == ["--config=a.py", "--topology=v3-32", "--config.seed=3"]
+
+
 def test_without_libtpu_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(compile_room, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"pip install 'gpt_pjit\[plan\]'"):
