@@ -52,7 +52,8 @@ def billions():
 def test_too_big_a_model_is_told_what_would_fit():
     (remedy,) = remedies(billions(), find_topology("v3-8"))
     topology, *overrides = remedy.split()
-    fields = dict(override.removeprefix("--config.").split("=") for override in overrides)
+    pairs = (override.removeprefix("--config.").split("=") for override in overrides)
+    fields = {name: int(value) if value.isdigit() else value for name, value in pairs}
     config = replaced(billions(), fields)
     memory = memory_of(config, find_topology(topology.removeprefix("--topology=")), None)
     assert memory.fits
