@@ -17,7 +17,8 @@ import tempfile
 
 NO_DROPOUT = {"model.dropout_attention": 0.0, "model.dropout_residual": 0.0}
 LAYERS = (2, 9, 18, 36)
-TOPOLOGIES = ("v3-32", "v3-128", "v3-256", "v3-1024")
+# The model's width has no 1,024 parts: two replicas of 512.
+TOPOLOGIES = {"v3-32": {}, "v3-128": {}, "v3-256": {}, "v3-1024": {"mesh.replica": 2}}
 LAYOUTS = ("ddp", "zero1", "zero", "fsdp")
 
 
@@ -56,8 +57,8 @@ def main() -> None:
         for layers in LAYERS:
             show(f"{layers} layers", plan("v3-32", **{"model.n_layers": layers}))
     elif what == "devices":
-        for topology in TOPOLOGIES:
-            show(topology, plan(topology))
+        for topology, fields in TOPOLOGIES.items():
+            show(topology, plan(topology, **fields))
     elif what == "layouts":
         for topology in ("v3-32", "v3-256"):
             for layout in LAYOUTS:
