@@ -199,20 +199,29 @@ def _matching(
 
 
 def _likeness(shape: Sequence[int], path: str, parameter: Sequence[int]) -> int:
-    """2 for the shape of the parameter or of one layer, 1 if transposed or merged, 0 if neither."""
+    """2 for the shape of the parameter or of one layer; 1 if its dimensions were moved, merged or
+    split, as XLA may do around a collective; 0 if neither.
+    """
     candidates = [parameter] + ([parameter[1:]] if path.startswith("blocks/") else [])
     mine, best = [size for size in shape if size > 1], 0
     for candidate in candidates:
         theirs = [size for size in candidate if size > 1]
-        merged = math.prod(mine) == math.prod(theirs) and set(_products(mine)) <= set(
-            _products(theirs)
-        )
         if mine == theirs:
             return 2
-        if len(mine) > 1 and (sorted(mine) == sorted(theirs) or merged):
+        if len(theirs) > 1 and (_regroups(mine, theirs) or _regroups(theirs, mine)):
             best = 1
     return best
 
 
-def _products(sizes: Sequence[int]) -> Iterable[int]:
-    return itertools.accumulate(sizes, lambda a, b: a * b)
+def _regroups(sizes: Sequence[int], products: Sequence[int]) -> bool:
+    """Whether `sizes`, in any order, multiply up to each of `products`."""
+    if not products:
+        return not sizes
+    first, *rest = products
+    for count in range(1, len(sizes) + 1):
+        for chosen in itertools.combinations(range(len(sizes)), count):
+            if math.prod(sizes[place] for place in chosen) == first:
+                left = [size for place, size in enumerate(sizes) if place not in chosen]
+                if _regroups(left, rest):
+                    return True
+    return False

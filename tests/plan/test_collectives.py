@@ -7,10 +7,17 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 from gpt_pjit.partition import AXES
-from gpt_pjit.plan.collectives import collectives_of, replica_groups
-from gpt_pjit.plan.hlo import Module
+from gpt_pjit.plan.collectives import _matching, collectives_of, replica_groups
+from gpt_pjit.plan.hlo import Array, Module
 from gpt_pjit.training import explain_config
 
+PARAMETERS = {
+    "embed/embedding": (50304, 1536),
+    "blocks/mlp/up/kernel": (18, 1536, 6144),
+    "blocks/mlp/down/kernel": (18, 6144, 1536),
+    "blocks/attention/qkv/kernel": (18, 1536, 3, 12, 128),
+    "norm_final/scale": (1536,),
+}
 SIZES = {"replica": 1, "data": 4, "tensor": 2}
 
 
@@ -68,3 +75,20 @@ def test_collectives_are_named_after_parameters(small, plan_on_cpu):
     named = {path for c in gathers for path in c.parameters}
     assert {"embed/embedding", "blocks/mlp/up/kernel", "blocks/attention/qkv/kernel"} <= named
     assert all(c.source for c in gathers)
+
+
+@pytest.mark.parametrize(
+    ("shape", "path"),
+    [
+        ((50304, 1536), "embed/embedding"),
+        ((512, 3, 50304), "embed/embedding"),
+        ((18, 6144, 1536), "blocks/mlp/down/kernel"),
+        ((1, 1536, 6144), "blocks/mlp/up/kernel"),
+        ((1536, 4608), "blocks/attention/qkv/kernel"),
+        ((1536,), "norm_final/scale"),
+        ((4096, 1536), None),
+        ((), None),
+    ],
+)
+def test_shapes_are_those_of_parameters(shape, path):
+    assert _matching([Array("f32", shape)], PARAMETERS) == ((path,) if path else ())
