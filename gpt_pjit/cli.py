@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,10 +12,16 @@ from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
+from rich.console import Console, RenderableType
 
 from gpt_pjit.config import Config, from_config_dict
 from gpt_pjit.errors import EXIT_CONFIG, ConfigError
 from gpt_pjit.validation import validate
+
+PIPED_WIDTH = 100
+
+# What a command gives back: exit code, value for --json, and what to show without.
+Answer = tuple[int, Any, Iterable[RenderableType]]
 
 
 class Parser(argparse.ArgumentParser):
@@ -37,10 +44,16 @@ def parse_flags(argv: list[str]) -> list[str]:
     return rest
 
 
-def parse_command(argv: list[str], commands: Iterable[str]) -> list[str]:
-    """`[program, command]`, of `commands`; it comes first on the line, flags after it."""
+def parse_command(argv: list[str], commands: Iterable[str], default: str = "") -> list[str]:
+    """`[program, command]`, of `commands`; it comes first on the line, flags after it.
+
+    Where there is a flag --against, another config, it is that of --config unless given.
+    """
     program, *rest = argv
-    command = rest.pop(0) if rest and not rest[0].startswith("-") else ""
+    command = rest.pop(0) if rest and not rest[0].startswith("-") else default
+    given = [arg for arg in rest if arg.startswith("--config=")]
+    if given and "against" in flags.FLAGS and not any(a.startswith("--against=") for a in rest):
+        rest = [given[-1].replace("--config=", "--against=", 1), *rest]
     parse_flags([program, *rest])
     if command not in commands:
         _fail(f"no command {command!r}; one of {', '.join(commands)}")
@@ -81,6 +94,18 @@ def report_errors() -> Iterator[None]:
         yield
     except ConfigError as error:
         _fail(str(error))
+
+
+def answer(code: int, record: Any, shown: Iterable[RenderableType], *, as_json: bool) -> None:
+    """Prints one or the other, and exits."""
+    if as_json:
+        print(json.dumps(record, indent=2, default=str))
+    else:
+        console = Console(highlight=False)
+        console.width = console.width if console.is_terminal else PIPED_WIDTH
+        for renderable in shown:
+            console.print(renderable, soft_wrap=isinstance(renderable, str), markup=False)
+    sys.exit(code)
 
 
 def _config_argument(argv: list[str]) -> str:

@@ -221,6 +221,16 @@ def flatten(config: Config) -> dict[str, Any]:
     return flat
 
 
+def replaced(config: Config, fields: Mapping[str, Any]) -> Config:
+    """`config` with `{"model.n_layers": 3, ...}` replaced."""
+    for name, value in fields.items():
+        section, _, field_name = name.partition(".")
+        if field_name:
+            value = dataclasses.replace(getattr(config, section), **{field_name: value})
+        config = dataclasses.replace(config, **{section: value})
+    return config
+
+
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """`{field: (old, new)}` for every field whose value differs."""
     before, after = flatten(old), flatten(new)

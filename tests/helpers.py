@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,23 +11,13 @@ import jax
 import numpy as np
 
 from gpt_pjit.checkpoint import Checkpointer
-from gpt_pjit.config import Config, from_config_dict
+from gpt_pjit.config import Config, from_config_dict, replaced as with_fields
 from gpt_pjit.data import load_tokenizer
 from gpt_pjit.partition import make_mesh
 from gpt_pjit.runtime import check_data, open_workdir
 from gpt_pjit.training import Program, build
 
 ROOT = Path(__file__).parent.parent
-
-
-def with_fields(config: Config, fields: dict) -> Config:
-    """`config` with `{"model.n_layers": 3, ...}` replaced."""
-    for name, value in fields.items():
-        section, _, field = name.partition(".")
-        if field:
-            value = dataclasses.replace(getattr(config, section), **{field: value})
-        config = dataclasses.replace(config, **{section: value})
-    return config
 
 
 def tiny(**sections: dict) -> Config:

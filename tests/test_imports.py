@@ -6,13 +6,13 @@ import sys
 from tests.helpers import ROOT
 
 FLOORS = (
-    ("errors",),
+    ("errors", "chips"),
     ("config", "partition"),
     ("validation",),
     ("model", "data", "checkpoint", "runtime"),
     ("training",),
     ("trained",),
-    ("generate", "hf"),
+    ("generate", "hf", "plan"),
     ("evaluate",),
     ("train", "cli"),
     ("main",),

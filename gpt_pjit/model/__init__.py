@@ -1,5 +1,6 @@
 """The GPT and its loss: pure functions of a tree of parameters; no mesh axis is named here."""
 
+from gpt_pjit.model.attention import QUERY_BLOCK as QUERY_BLOCK
 from gpt_pjit.model.cache import EMPTY as EMPTY, Cache as Cache, with_slots as with_slots
 from gpt_pjit.model.functional import (
     count_params as count_params,

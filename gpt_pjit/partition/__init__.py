@@ -11,6 +11,7 @@ from gpt_pjit.partition.explain import (
     Explanation as Explanation,
     explain as explain,
 )
+from gpt_pjit.partition.html_assets import STYLE as STYLE
 from gpt_pjit.partition.layouts import LAYOUTS as LAYOUTS, Layout as Layout, axes_of as axes_of
 from gpt_pjit.partition.lint import lint as lint
 from gpt_pjit.partition.mesh import (
@@ -33,6 +34,7 @@ from gpt_pjit.partition.placement import (
     shard_shape as shard_shape,
     without_batch_axes as without_batch_axes,
 )
+from gpt_pjit.partition.render import text_table as text_table
 from gpt_pjit.partition.rules import (
     Finding as Finding,
     Match as Match,
@@ -48,4 +50,6 @@ from gpt_pjit.partition.tables import (
     gpt_rules as gpt_rules,
     matrix_rules as matrix_rules,
 )
+from gpt_pjit.partition.text import human_bytes as human_bytes, mesh_text as mesh_text
+from gpt_pjit.partition.traffic import COLLECTIVES as COLLECTIVES
 from gpt_pjit.partition.why import Trial as Trial, why as why

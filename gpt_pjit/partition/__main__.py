@@ -12,21 +12,18 @@ All take overrides (--config.partition.layout=fsdp) and --json. `diff` says what
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import shlex
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from absl import app, flags
 from ml_collections import config_flags
-from rich.console import Console, RenderableType
 
-from gpt_pjit.cli import config_source, parse_command, read_config, report_errors
+from gpt_pjit.cli import Answer, answer, config_source, parse_command, read_config, report_errors
 from gpt_pjit.config import Config, differences
-from gpt_pjit.errors import EXIT_CONFIG, EXIT_DONE, ConfigError, Problem
+from gpt_pjit.errors import EXIT_BROKEN, EXIT_CONFIG, EXIT_DONE, ConfigError, Problem
 from gpt_pjit.model import param_shapes
 from gpt_pjit.partition import AXES, diff, lint, mesh_shape, why
 from gpt_pjit.partition.html import page
@@ -40,9 +37,6 @@ from gpt_pjit.partition.render import (
 )
 from gpt_pjit.training import explain_config, optimizer_findings, sharding_rules
 
-EXIT_MOVED = 1  # `lock` found another placement than it holds
-PIPED_WIDTH = 100
-
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
 _AGAINST = config_flags.DEFINE_config_file("against", None, "diff: the side before.")
 _DEVICES = flags.DEFINE_integer("devices", None, "Needed where a mesh axis is -1.", lower_bound=1)
@@ -50,9 +44,6 @@ _JSON = flags.DEFINE_bool("json", False, "JSON instead of tables.")
 _WHY = flags.DEFINE_string("why", None, "explain: a parameter; what each rule says to it.")
 _HTML = flags.DEFINE_string("html", None, "explain: the file for a page with pictures.")
 _WRITE = flags.DEFINE_bool("write", False, "lock: accept the placement as it is now.")
-
-# What a command gives back: exit code, value for --json, and what to show without.
-Answer = tuple[int, Any, Iterable[RenderableType]]
 
 
 def explain_command(config: Config) -> Answer:
@@ -112,7 +103,7 @@ def lock_command(config: Config) -> Answer:
     difference = diff(locked, now)
     record = {"lock": str(path), "accept": accept, **difference_record(difference)}
     closing = f"not as locked in {path}; to accept it:\n    {accept}"
-    return EXIT_MOVED, record, [*difference_tables(difference), closing]
+    return EXIT_BROKEN, record, [*difference_tables(difference), closing]
 
 
 COMMANDS = {
@@ -126,22 +117,7 @@ COMMANDS = {
 def main(argv: list[str]) -> None:
     with report_errors():
         code, record, shown = COMMANDS[argv[1]](read_config(_CONFIG))
-    if _JSON.value:
-        print(json.dumps(record, indent=2, default=str))
-    else:
-        console = Console(highlight=False)
-        console.width = console.width if console.is_terminal else PIPED_WIDTH
-        for renderable in shown:
-            console.print(renderable, soft_wrap=isinstance(renderable, str), markup=False)
-    sys.exit(code)
-
-
-def _parse(argv: list[str]) -> list[str]:
-    """The command, which comes first, and flags; --against is --config unless given."""
-    given = [arg for arg in argv if arg.startswith("--config=")]
-    if given and not any(arg.startswith("--against=") for arg in argv):
-        argv = [*argv[:2], given[-1].replace("--config=", "--against=", 1), *argv[2:]]
-    return parse_command(argv, COMMANDS)
+    answer(code, record, shown, as_json=_JSON.value)
 
 
 def _params(config: Config) -> Any:
@@ -163,4 +139,4 @@ def _axis_sizes(config: Config) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse)
+    app.run(main, flags_parser=lambda argv: parse_command(argv, COMMANDS))

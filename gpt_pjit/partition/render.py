@@ -30,7 +30,7 @@ STYLES = {"error": "bold red", "warning": "yellow", "taken": "bold green", "near
 def explanation_tables(explanation: Explanation, rules: Rules) -> Iterator[Table]:
     """The parameters, totals by tree, the rules, and what a step moves."""
     yield _parameters(explanation)
-    held = _table("Bytes a device", "tree", ">held", ">of it whole on every device")
+    held = text_table("Bytes a device", "tree", ">held", ">of it whole on every device")
     for tree, total in _by_tree(explanation).items():
         whole = sum(
             part.nbytes
@@ -54,7 +54,7 @@ def difference_tables(difference: Difference) -> Iterator[Table]:
 
 
 def trials_table(path: str, trials: Sequence[Trial]) -> Table:
-    table = _table(f"Rules tried on {path}, in order", "rule", "regex", "verdict", "why")
+    table = text_table(f"Rules tried on {path}, in order", "rule", "regex", "verdict", "why")
     for trial in trials:
         verdict = Text(trial.verdict, STYLES.get(trial.verdict, "dim"))
         table.add_row(str(trial.number), Text(trial.regex), verdict, Text(trial.reason))
@@ -62,7 +62,7 @@ def trials_table(path: str, trials: Sequence[Trial]) -> Table:
 
 
 def findings_table(findings: Sequence[Finding], source: str) -> Table:
-    table = _table(f"Findings in the tables of {source}", "severity", "what, and what to do")
+    table = text_table(f"Findings in the tables of {source}", "severity", "what, and what to do")
     for finding in findings:
         severity = Text(finding.severity, STYLES[finding.severity])
         table.add_row(
@@ -77,7 +77,7 @@ def findings_table(findings: Sequence[Finding], source: str) -> Table:
 
 def _parameters(explanation: Explanation) -> Table:
     title = f"Parameters on {mesh_text(explanation.axis_sizes)}, layout {explanation.layout}"
-    table = _table(title, "parameter", *TREES)
+    table = text_table(title, "parameter", *TREES)
     for row in explanation.rows:
         name = Text(row.path) + Text(f"\n{dimensions_text(row)}\n{rule_text(row)}", "dim")
         parts = (_part(row, tree, explanation.axis_sizes, row.letters) for tree in TREES)
@@ -96,7 +96,7 @@ def _part(row: Row | None, tree: str, axis_sizes: Mapping[str, int], letters: st
 
 
 def _rules(explanation: Explanation, rules: Rules) -> Table:
-    table = _table("Rules", "rule", "regex", "specs", ">tensors", ">a device", ">replicated")
+    table = text_table("Rules", "rule", "regex", "specs", ">tensors", ">a device", ">replicated")
     for use in explanation.by_rule(rules):
         specs = Text("\n".join(map(spec_code, use.specs)))
         sizes = map(human_bytes, (use.nbytes, use.replicated))
@@ -105,7 +105,7 @@ def _rules(explanation: Explanation, rules: Rules) -> Table:
 
 
 def _moves(difference: Difference) -> Table:
-    table = _table("Tensors that moved", "parameter", "tree", "before", "after")
+    table = text_table("Tensors that moved", "parameter", "tree", "before", "after")
     for path, before, after, trees in difference.moves:
         known = after or before
         assert known
@@ -125,7 +125,7 @@ def _changes(
 ) -> Table:
     """A row for each thing measured, a column for each side, and the change between two."""
     columns = (">bytes",) if len(sides) == 1 else (">before", ">after", ">change")
-    table = _table(title, "", *columns)
+    table = text_table(title, "", *columns)
     measured = [measure(side) for side in sides]
     for name in measured[0]:
         numbers = [side[name] for side in measured]
@@ -148,7 +148,7 @@ def _by_collective(explanation: Explanation) -> dict[str, int]:
     return moved | {"all": sum(moved.values())}
 
 
-def _table(title: str, *columns: str) -> Table:
+def text_table(title: str, *columns: str) -> Table:
     """Columns whose name starts with > are aligned to the right."""
     table = Table(
         title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False

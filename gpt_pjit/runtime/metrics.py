@@ -12,8 +12,8 @@ from typing import TypeVar
 import jax
 from tensorboardX import SummaryWriter
 
+from gpt_pjit.chips import chip_of_kind, flops_per_token
 from gpt_pjit.config import Config
-from gpt_pjit.runtime.chips import PEAK_FLOPS
 from gpt_pjit.runtime.console import Progress, say
 
 T = TypeVar("T")
@@ -69,10 +69,11 @@ class Throughput:
     def __init__(self, config: Config, n_params: int):
         c = config.model
         self.tokens_per_step = config.data.batch_size * config.data.sequence_length
-        self.flops_per_token = (
-            6 * n_params + 12 * c.n_layers * c.d_model * config.data.sequence_length
+        self.flops_per_token = flops_per_token(
+            n_params, c.n_layers, c.d_model, config.data.sequence_length
         )
-        self.peak = PEAK_FLOPS.get(jax.devices()[0].device_kind, 0.0) * jax.device_count()
+        chip = chip_of_kind(jax.devices()[0].device_kind)
+        self.peak = chip.peak_flops * jax.device_count() if chip else 0.0
         self.restart(0)
 
     def restart(self, step: int) -> None:

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from gpt_pjit.chips import chip_of_kind
 from gpt_pjit.runtime import metrics
 from gpt_pjit.runtime.metrics import MetricsWriter, Throughput
 from tests.helpers import load_config
@@ -31,7 +32,7 @@ def test_a_resumed_run_replaces_the_lines_of_steps_that_it_redoes(tmp_path):
 def test_throughput_and_mfu(monkeypatch):
     clock = iter([0.0, 10.0, 12.0])
     monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(clock))
-    monkeypatch.setitem(metrics.PEAK_FLOPS, "cpu", 61.5e12)  # 32 devices: a v3-32
+    monkeypatch.setattr(metrics, "chip_of_kind", lambda _: chip_of_kind("TPU v3"))  # v3-32
     throughput = Throughput(load_config("580m"), n_params=586_931_712)
     throughput.restart(4)  # at 10 s
     measured = throughput.measure(5)  # at 12 s; then restarts

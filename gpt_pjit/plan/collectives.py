@@ -1,0 +1,227 @@
+"""Every collective of a compiled step: what it moves, how often, where, and for which array."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gpt_pjit.partition import paths_and_leaves, shard_shape, without_batch_axes
+from gpt_pjit.plan.hlo import Array, Instruction, Loop, Module, Visit
+from gpt_pjit.training import Program
+
+KINDS = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all", "collective-permute")
+REDUCTIONS = ("all-reduce", "reduce-scatter")
+LOOPS = {"GPT._run_blocks": "layer loop", "make_train_step.<locals>.gradients": "microbatch loop"}
+SCATTER_FUSION = "all-reduce-scatter"  # how the TPU compiler writes a reduce-scatter
+
+
+@dataclass(frozen=True)
+class Collective:
+    """`arrays` are whole over the group; `parameters` are the paths whose shape they have."""
+
+    name: str
+    kind: str
+    arrays: tuple[Array, ...]
+    axes: tuple[str, ...]  # of the mesh
+    group_size: int
+    times: int  # a step
+    loops: tuple[str, ...]  # outermost first
+    parameters: tuple[str, ...]
+    op_name: str
+    source: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that a device sends each time it runs, by the ring formulas."""
+        whole, n = sum(array.nbytes for array in self.arrays), self.group_size
+        if self.kind == "collective-permute":
+            return whole
+        return whole * (n - 1) // n * (2 if self.kind == "all-reduce" else 1)
+
+    @property
+    def total_bytes(self) -> int:
+        return self.nbytes * self.times
+
+    @property
+    def dtype(self) -> str:
+        return "+".join(sorted({array.dtype for array in self.arrays}))
+
+    @property
+    def where(self) -> str:
+        return " in ".join(reversed(self.loops)) or "outside"
+
+    @property
+    def is_reduction(self) -> bool:
+        return self.kind in REDUCTIONS
+
+
+def collectives_of(
+    module: Module, mesh_sizes: Mapping[str, int], parameters: Mapping[str, tuple[int, ...]]
+) -> list[Collective]:
+    """In the order of the program. `parameters` are shapes by path, as `whole_shapes` gives."""
+    found, seen = [], set()
+    for visit in module.walk():
+        kind = visit.instruction.opcode.removesuffix("-start")
+        if kind not in KINDS:
+            continue
+        # An asynchronous one appears again in the fusions that wait for it.
+        key = visit.instruction.find(r'async_collective_name="([^"]*)"') or visit.instruction.name
+        if key not in seen:
+            seen.add(key)
+            found.append(_collective(module, visit, kind, mesh_sizes, parameters))
+    return found
+
+
+def whole_shapes(program: Program) -> dict[str, tuple[int, ...]]:
+    """The shape of each parameter on a device, once gathered over the batch axes."""
+    specs = dict(paths_and_leaves(program.placement.compute))
+    return {
+        path: shard_shape(leaf.shape, without_batch_axes(specs[path]), program.mesh.shape)
+        for path, leaf in paths_and_leaves(program.state.params)
+    }
+
+
+def _collective(
+    module: Module,
+    visit: Visit,
+    kind: str,
+    mesh_sizes: Mapping[str, int],
+    parameters: Mapping[str, tuple[int, ...]],
+) -> Collective:
+    instruction = visit.instruction
+    is_scatter = visit.computation.startswith(SCATTER_FUSION)
+    groups = replica_groups(instruction.attributes, math.prod(mesh_sizes.values()))
+    arrays = _whole_arrays(instruction, kind, len(groups[0]))
+    fields = instruction
+    if not instruction.op_name:  # inside a fusion: the fusion says where it comes from
+        fields = _caller(module, visit.computation) or instruction
+    frames = module.frames(fields)
+    return Collective(
+        name=instruction.name,
+        kind="reduce-scatter" if is_scatter else kind,
+        arrays=arrays,
+        axes=_axes(groups, mesh_sizes),
+        group_size=len(groups[0]),
+        times=visit.times,
+        loops=tuple(loop_label(module, loop) for loop in visit.loops),
+        parameters=_matching(arrays, parameters),
+        op_name=fields.op_name,
+        source=f"{frames[0].file.rsplit('/', 1)[-1]}:{frames[0].line}" if frames else "",
+    )
+
+
+def _caller(module: Module, computation: str) -> Instruction | None:
+    every = itertools.chain.from_iterable(c.values() for c in module.computations.values())
+    called = re.compile(rf"calls=%?{re.escape(computation)}(?![\w.\-])")
+    return next((i for i in every if called.search(i.attributes)), None)
+
+
+def loop_label(module: Module, loop: Loop) -> str:
+    for frame in module.frames(loop.instruction):
+        if frame.function in LOOPS:
+            return LOOPS[frame.function]
+    return f"loop of {loop.trips}"
+
+
+def _whole_arrays(instruction: Instruction, kind: str, group: int) -> tuple[Array, ...]:
+    """The arrays whole over the group: results, except of a reduce-scatter, which has a part."""
+    arrays = instruction.arrays
+    if instruction.opcode.endswith("-start"):  # its result is (operands, results, ...)
+        count = len(instruction.operands)
+        arrays = arrays[count : 2 * count] or arrays
+    if kind != "reduce-scatter":
+        return arrays
+    dim = int(instruction.find(r"dimensions=\{(\d+)\}") or 0)
+    return tuple(
+        Array(a.dtype, (*a.shape[:dim], a.shape[dim] * group, *a.shape[dim + 1 :])) for a in arrays
+    )
+
+
+def replica_groups(attributes: str, n_devices: int) -> np.ndarray:
+    """Device numbers [groups, size], from any of the three ways in which XLA writes them."""
+    if pairs := re.search(r"source_target_pairs=\{(\{.*?\})\}", attributes):
+        return np.array([[int(n) for n in re.findall(r"\d+", pairs.group(1))[:2]]])
+    if listed := re.search(r"replica_groups=\{(\{.*?\})\}", attributes):
+        rows = re.findall(r"\{([\d,]*)\}", listed.group(1))
+        return np.array([[int(n) for n in row.split(",")] for row in rows])
+    if iota := re.search(r"replica_groups=\[([\d,]+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", attributes):
+        return _numbered(iota.group(2)).reshape(_numbers(iota.group(1)))
+    if mesh := re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((.*?\)?)\))? \{([^}]*)\}", attributes
+    ):
+        axes = dict(re.findall(r"'([^']+)'=(\d+)", mesh.group(1)))
+        sizes = [int(size) for size in axes.values()]
+        ids = _numbered(mesh.group(2) or f"[{math.prod(sizes)}]").reshape(sizes)
+        named = re.findall(r"'([^']+)'", mesh.group(3))
+        inner = [place for place, axis in enumerate(axes) if axis in named]
+        outer = [place for place, axis in enumerate(axes) if axis not in named]
+        size = math.prod(sizes[place] for place in inner)
+        return ids.transpose(*outer, *inner).reshape(-1, size)
+    return np.arange(n_devices)[None]
+
+
+def _numbered(text: str) -> np.ndarray:
+    """`[8,4]T(1,0)`: 0, 1, 2... in that shape, transposed, and flat again."""
+    shape, *order = re.findall(r"[\[(]([\d,]+)[\])]", text)
+    ids = np.arange(math.prod(_numbers(shape))).reshape(_numbers(shape))
+    return (ids.transpose(_numbers(order[0])) if order else ids).reshape(-1)
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(n) for n in text.split(",")]
+
+
+def _axes(groups: np.ndarray, mesh_sizes: Mapping[str, int]) -> tuple[str, ...]:
+    """The mesh axes along which the devices of a group differ."""
+    places = np.unravel_index(groups[0], tuple(mesh_sizes.values()))
+    moving = [len(set(place.tolist())) > 1 for place in places]
+    return tuple(axis for axis, moves in zip(mesh_sizes, moving, strict=True) if moves)
+
+
+def _matching(
+    arrays: Iterable[Array], parameters: Mapping[str, tuple[int, ...]]
+) -> tuple[str, ...]:
+    """Paths whose shape an array has; one layer's, transposed or merged ones if none has it."""
+    names: list[str] = []
+    for array in arrays:
+        if array.shape:
+            by_closeness: dict[int, list[str]] = {}
+            for path, shape in parameters.items():
+                by_closeness.setdefault(_likeness(array.shape, path, shape), []).append(path)
+            best = max(by_closeness, default=0)
+            names += by_closeness[best] if best else []
+    return tuple(dict.fromkeys(names))
+
+
+def _likeness(shape: Sequence[int], path: str, parameter: Sequence[int]) -> int:
+    """2 for the shape of the parameter or of one layer; 1 if its dimensions were moved, merged or
+    split, as XLA may do around a collective; 0 if neither.
+    """
+    candidates = [parameter] + ([parameter[1:]] if path.startswith("blocks/") else [])
+    mine, best = [size for size in shape if size > 1], 0
+    for candidate in candidates:
+        theirs = [size for size in candidate if size > 1]
+        if mine == theirs:
+            return 2
+        if len(theirs) > 1 and (_regroups(mine, theirs) or _regroups(theirs, mine)):
+            best = 1
+    return best
+
+
+def _regroups(sizes: Sequence[int], products: Sequence[int]) -> bool:
+    """Whether `sizes`, in any order, multiply up to each of `products`."""
+    if not products:
+        return not sizes
+    first, *rest = products
+    for count in range(1, len(sizes) + 1):
+        for chosen in itertools.combinations(range(len(sizes)), count):
+            if math.prod(sizes[place] for place in chosen) == first:
+                left = [size for place, size in enumerate(sizes) if place not in chosen]
+                if _regroups(left, rest):
+                    return True
+    return False

@@ -1,0 +1,155 @@
+"""The program of a run, compiled for a topology; results are kept on disk by their hash."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from gpt_pjit.config import Config
+from gpt_pjit.errors import ConfigError, Problem
+from gpt_pjit.partition import make_mesh, mesh_shape
+from gpt_pjit.plan.topology import Topology
+from gpt_pjit.training import Program, build
+
+MEMORY = {
+    "arguments": "argument_size_in_bytes",
+    "outputs": "output_size_in_bytes",
+    "aliased": "alias_size_in_bytes",
+    "temporaries": "temp_size_in_bytes",
+    "peak": "peak_memory_in_bytes",
+    "code": "generated_code_size_in_bytes",
+}
+SOURCES = ("model", "training")  # rooms whose lines the compiled program names
+
+
+@dataclass(frozen=True)
+class Executable:
+    """What a compile leaves: the optimized program, bytes a device, and how long it took.
+
+    `refusal` is the compiler's message where the program needs more memory than there is; then
+    there is no text, and `memory` is empty.
+    """
+
+    hlo: str
+    memory: dict[str, int]
+    seconds: float
+    refusal: str = ""
+    program: str = ""  # its hash
+
+
+def devices_of(topology: Topology) -> Sequence[jax.Device] | None:
+    """Devices to compile for; None where no compiler for them is at hand.
+
+    TPUs are described by libtpu and need not exist; GPUs must be in this machine.
+    """
+    if topology.grid is None:
+        kinds = topology.chip.kinds
+        here = [device for device in jax.devices() if device.device_kind in kinds]
+        return here[: topology.devices] if len(here) >= topology.devices else None
+    if find_spec("libtpu") is None:
+        constraint = "its compiler is libtpu, which is not installed"
+        remedy = "pip install 'gpt_pjit[plan]', or in a checkout pip install -e '.[plan]'"
+        raise ConfigError([Problem("topology", topology.name, constraint, remedy)], "flags")
+    with _quiet():
+        described = topologies.get_topology_desc(
+            platform="tpu", topology_name=topology.grid, **topology.options
+        )
+    return described.devices
+
+
+def program_for(config: Config, devices: Sequence[jax.Device]) -> Program:
+    """What `main` builds on these devices."""
+    sizes = config.mesh
+    shape = mesh_shape(sizes.replica, sizes.data, sizes.tensor, len(devices))
+    return build(config, make_mesh(shape, devices))
+
+
+def lower(program: Program) -> jax.stages.Lowered:
+    """The training step, traced with the shapes and shardings that `main` calls it with."""
+    with jax.set_mesh(program.mesh):
+        return program.train_step.lower(program.state, program.tokens)  # type: ignore[attr-defined]
+
+
+def compile_cached(lowered: jax.stages.Lowered, topology: Topology) -> Executable:
+    """Compiles, or reads what an earlier compile of the same program left."""
+    program = fingerprint(lowered, topology)
+    path = cache_folder() / f"{program}.json.gz"
+    if path.exists():
+        kept = Executable(**json.loads(gzip.decompress(path.read_bytes())))
+        return replace(kept, program=program)
+    made = replace(compile_lowered(lowered), program=program)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(f".{os.getpid()}.tmp")
+    draft.write_bytes(gzip.compress(json.dumps(asdict(made)).encode(), 5))
+    draft.replace(path)
+    return made
+
+
+def fingerprint(lowered: jax.stages.Lowered, topology: Topology) -> str:
+    """A hash of the program, the compiler, and the sources whose lines the program names."""
+    package = Path(__file__).parent.parent
+    sources = sorted(path for room in SOURCES for path in (package / room).glob("*.py"))
+    parts = [
+        topology.name,
+        jax.__version__,
+        _version("libtpu") if topology.grid else jax.devices()[0].client.platform_version,
+        lowered.as_text(),
+        *(path.read_text(encoding="utf-8") for path in sources),
+    ]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+
+def cache_folder() -> Path:
+    """`$XDG_CACHE_HOME/gpt_pjit/plan`, under ~/.cache by default."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "gpt_pjit" / "plan"
+
+
+def compile_lowered(lowered: jax.stages.Lowered) -> Executable:
+    start = time.perf_counter()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        sentence = re.sub(r"\s+", " ", str(error)).removeprefix("RESOURCE_EXHAUSTED: ")
+        return Executable("", {}, time.perf_counter() - start, sentence.split(". ")[0])
+    seconds = time.perf_counter() - start
+    stats: Any = compiled.memory_analysis()
+    memory = {name: int(getattr(stats, field)) for name, field in MEMORY.items()}
+    return Executable(compiled.as_text() or "", memory, seconds)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps libtpu's warnings about a TPU that is not here, written past Python, off the screen."""
+    kept = os.dup(2)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)

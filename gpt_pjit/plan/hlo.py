@@ -1,0 +1,255 @@
+"""An optimized XLA program as text, read: computations, instructions, loops, source lines."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+ITEM_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
+ITEM_BYTES |= {"f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8}
+HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) .*\{$")
+NAMED = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
+ARRAY = re.compile(r"([a-z]+[0-9]*)\[([0-9,]*)\]")
+CALLED = re.compile(r"(?:calls|to_apply|\w+_computations?)=(\{[^}]*\}|%?[\w.\-]+)")
+CYCLES = r'"estimated_cycles":"(\d+)"'
+NO_ESTIMATE = 2**63 - 1  # what the compiler writes where its cost model gives up
+PASS_THROUGH = ("copy", "bitcast", "reshape", "convert", "copy-done", "copy-start")
+
+
+@dataclass(frozen=True)
+class Array:
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * ITEM_BYTES.get(self.dtype, 0)
+
+
+@dataclass(frozen=True)
+class Instruction:
+    name: str
+    opcode: str
+    type_text: str
+    argument_text: str
+    attributes: str
+    is_root: bool
+
+    @cached_property
+    def arrays(self) -> tuple[Array, ...]:
+        """The arrays of its result; several for a tuple."""
+        return tuple(
+            Array(dtype, tuple(int(size) for size in shape.split(",") if size))
+            for dtype, shape in ARRAY.findall(self.type_text)
+            if dtype in ITEM_BYTES
+        )
+
+    @cached_property
+    def operands(self) -> tuple[str, ...]:
+        return tuple(re.findall(r"%([\w.\-]+)", self.argument_text))
+
+    @property
+    def called(self) -> list[str]:
+        """The computations of a fusion, a call, or the branches of a conditional."""
+        return re.findall(r"[\w.\-]+", " ".join(CALLED.findall(self.attributes)))
+
+    @property
+    def cycles(self) -> int:
+        """The compiler's estimate; 0 where it makes none, as for collectives."""
+        return 0 if self.is_unestimated else int(self.find(CYCLES) or 0)
+
+    @property
+    def is_unestimated(self) -> bool:
+        return self.find(CYCLES) == str(NO_ESTIMATE)
+
+    @property
+    def op_name(self) -> str:
+        return self.find(r'op_name="([^"]*)"')
+
+    def find(self, pattern: str) -> str:
+        """The first group of `pattern` in the attributes, or nothing."""
+        match = re.search(pattern, self.attributes)
+        return match.group(1) if match else ""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A place in the source, and the function that holds it."""
+
+    file: str
+    line: int
+    function: str
+
+
+@dataclass(frozen=True)
+class Loop:
+    name: str  # of the while instruction
+    trips: int
+    instruction: Instruction
+
+
+@dataclass(frozen=True)
+class Visit:
+    """An instruction as the program meets it: how often a step, inside which loops."""
+
+    instruction: Instruction
+    computation: str
+    times: int
+    loops: tuple[Loop, ...]
+    fused: bool  # inside a fusion, which alone carries the estimate
+
+
+class Module:
+    """The text that `jax.stages.Compiled.as_text` gives."""
+
+    def __init__(self, text: str):
+        self.computations: dict[str, dict[str, Instruction]] = {}
+        self.entry = ""
+        self._text = text
+        current: dict[str, Instruction] = {}
+        for line in text.splitlines():
+            if line.startswith(" "):
+                if named := NAMED.match(line):
+                    current[named.group(2)] = _instruction(line, named)
+            elif header := HEADER.match(line):
+                current = self.computations[header.group(2)] = {}
+                self.entry = header.group(2) if header.group(1) else self.entry
+
+    def walk(self) -> Iterator[Visit]:
+        """Every instruction that runs, with loop trip counts multiplied."""
+        yield from self._walk(self.entry, 1, (), False)
+
+    def _walk(self, name: str, times: int, loops: tuple[Loop, ...], fused: bool) -> Iterator[Visit]:
+        for instruction in self.computations[name].values():
+            yield Visit(instruction, name, times, loops, fused)
+            if instruction.opcode == "while":
+                trips = self.trips(name, instruction)
+                body = instruction.find(r"body=%?([\w.\-]+)")
+                loop = Loop(instruction.name, trips, instruction)
+                yield from self._walk(body, times * trips, (*loops, loop), fused)
+            elif instruction.opcode in ("call", "fusion", "conditional", "async-start"):
+                inner = fused or instruction.opcode == "fusion"
+                for called in instruction.called:
+                    yield from self._walk(called, times, loops, inner)
+
+    def trips(self, computation: str, loop: Instruction) -> int:
+        """How often the body of a `while` in `computation` runs.
+
+        Start, limit and step are read, since windowed einsums step by two. Raises ValueError for a
+        loop that does not count: an estimate that guessed would be wrong by a factor.
+        """
+        if known := loop.find(r'known_trip_count":\{"n":"(\d+)"'):
+            return int(known)
+        condition = self.computations[loop.find(r"condition=%?([\w.\-]+)")]
+        body = self.computations[loop.find(r"body=%?([\w.\-]+)")]
+        index, limit, inclusive = self._bound(condition)
+        start = self._constant(self.computations[computation], loop.operands[0], index)
+        step = self._step(body, index)
+        if limit is None or start is None or not step:
+            raise ValueError(f"cannot count the trips of {loop.name}")
+        return max(0, -(-(limit - start + inclusive) // step))
+
+    def _bound(self, condition: dict[str, Instruction]) -> tuple[int, int | None, int]:
+        """Which element of the state is compared, the limit, and 1 if the limit still runs."""
+        root = _root(condition)
+        left, right = (self._source(condition, name) for name in root.operands[:2])
+        compare = root
+        if root.opcode == "fusion":  # the comparison is inside; its operands are ours in order
+            compare = _root(self.computations[root.called[0]])
+        inclusive = int("direction=LE" in compare.attributes)
+        if left.opcode == "constant":
+            left, right = right, left
+        index = left.find(r"index=(\d+)")
+        limit = int(right.argument_text) if right.opcode == "constant" else None
+        return int(index or 0), limit, inclusive
+
+    def _step(self, body: dict[str, Instruction], index: int) -> int | None:
+        source = self._source(body, _root(body).operands[index])
+        if source.opcode == "fusion":
+            inner = self.computations[source.called[0]]
+            added = [i for i in inner.values() if i.opcode == "add" and i.arrays[0].shape == ()]
+            operands = [self._source(inner, name) for i in added for name in i.operands]
+            outer = [self._source(body, name) for name in source.operands]
+            operands += outer
+        else:
+            operands = [self._source(body, name) for name in source.operands]
+        constants = [int(i.argument_text) for i in operands if i.opcode == "constant"]
+        return constants[0] if constants else None
+
+    def _constant(self, scope: dict[str, Instruction], name: str, index: int) -> int | None:
+        """Element `index` of the tuple `name`, if it is a constant."""
+        made = scope[name]
+        if made.opcode == "tuple":
+            made = self._source(scope, made.operands[index])
+        return int(made.argument_text) if made.opcode == "constant" else None
+
+    def _source(self, scope: dict[str, Instruction], name: str) -> Instruction:
+        made = scope[name]
+        while made.opcode in PASS_THROUGH:
+            made = scope[made.operands[0]]
+        return made
+
+    def frames(self, instruction: Instruction) -> list[Frame]:
+        """The calls that led to it, innermost first; empty where the compiler kept none."""
+        number = instruction.find(r"stack_frame_id=(\d+)")
+        frames: list[Frame] = []
+        while number in self._frames and len(frames) < 100:
+            frame, parent = self._frames[number]
+            frames.append(frame)
+            number = "" if parent == number else parent
+        if not frames and (file := instruction.find(r'source_file="([^"]*)"')):
+            frames = [Frame(file, int(instruction.find(r"source_line=(\d+)") or 0), "")]
+        return frames
+
+    @cached_property
+    def _frames(self) -> dict[str, tuple[Frame, str]]:
+        files, functions = self._table("FileNames"), self._table("FunctionNames")
+        locations = self._table("FileLocations")
+        frames = {}
+        for number, row in self._table("StackFrames").items():
+            place = dict(re.findall(r"(\w+)=(\d+)", row))
+            at = dict(re.findall(r"(\w+)=(\d+)", locations[place["file_location_id"]]))
+            frame = Frame(
+                files[at["file_name_id"]].strip('"'),
+                int(at["line"]),
+                functions[at["function_name_id"]].strip('"'),
+            )
+            frames[number] = (frame, place.get("parent_frame_id", ""))
+        return frames
+
+    def _table(self, name: str) -> dict[str, str]:
+        found = re.search(rf"^{name}\n((?:\d+ .*\n)+)", self._text, re.MULTILINE)
+        rows = found.group(1).splitlines() if found else []
+        return dict(row.split(" ", 1) for row in rows)
+
+
+def _root(computation: dict[str, Instruction]) -> Instruction:
+    return next(i for i in computation.values() if i.is_root)
+
+
+def _instruction(line: str, named: re.Match[str]) -> Instruction:
+    start = named.end()
+    end = _closing(line, start) if line[start] == "(" else line.index(" ", start)
+    opening = line.index("(", end)
+    closing = _closing(line, opening)
+    return Instruction(
+        name=named.group(2),
+        opcode=line[end:opening].strip(),
+        type_text=line[start:end],
+        argument_text=line[opening + 1 : closing - 1],
+        attributes=line[closing:],
+        is_root=named.group(1) is not None,
+    )
+
+
+def _closing(line: str, start: int) -> int:
+    """The place after the parenthesis that closes the one at `start`."""
+    depth = 0
+    for match in re.compile(r"[()]").finditer(line, start):
+        depth += 1 if match.group() == "(" else -1
+        if depth == 0:
+            return match.end()
+    raise ValueError(f"unbalanced: {line[:200]}")

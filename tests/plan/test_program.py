@@ -1,0 +1,60 @@
+"""`plan` compiles the program that `main` runs."""
+
+import jax
+import numpy as np
+import pytest
+
+from gpt_pjit import train
+from gpt_pjit.plan.compile import fingerprint, lower, program_for
+from gpt_pjit.plan.topology import find_topology
+from gpt_pjit.runtime import global_array
+from tests.helpers import random_tokens, tiny, with_fields
+
+
+class BuiltError(Exception):
+    pass
+
+
+def program_of_main(config, monkeypatch, tmp_path):
+    """The program that `train` builds, stopped before it opens its workdir."""
+    built = []
+    monkeypatch.setattr(train, "build", lambda *a: built.append(build(*a)) or built[-1])
+
+    def stop(*_):
+        raise BuiltError
+
+    monkeypatch.setattr(train, "open_workdir", stop)
+    with pytest.raises(BuiltError):
+        train.train(config, tmp_path)
+    return built[0]
+
+
+build = train.build
+
+
+@pytest.mark.parametrize("layout", ["zero", "fsdp"])
+def test_plan_and_main_lower_the_same_step(layout, monkeypatch, tmp_path):
+    config = tiny(partition={"layout": layout}, model={"dropout_attention": 0.1})
+    program = program_of_main(config, monkeypatch, tmp_path)
+    planned = lower(program_for(config, jax.devices())).as_text()
+    with jax.set_mesh(program.mesh):
+        # With the arrays that the loop passes, not with their description.
+        state = jax.tree.map(
+            lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding),
+            program.state,
+        )
+        rows = random_tokens(config, 0)
+        tokens = global_array(program.tokens.sharding, rows, len(rows))
+        run = program.train_step.lower(state, tokens).as_text()
+    assert run == planned
+
+
+def test_the_hash_follows_the_program():
+    config, topology = tiny(), find_topology("h100-8")
+
+    def hash_of(fields):
+        program = program_for(with_fields(config, fields), jax.devices()[:8])
+        return fingerprint(lower(program), topology)
+
+    assert hash_of({}) == hash_of({"log.every": 3})
+    assert hash_of({}) != hash_of({"model.remat": "full"})
