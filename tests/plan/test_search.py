@@ -10,14 +10,15 @@ from gpt_pjit.errors import EXIT_DONE, EXIT_INTERRUPTED, ConfigError
 from gpt_pjit.plan import search as room
 from gpt_pjit.plan.search import candidates, ranked, search, search_tables
 from gpt_pjit.plan.topology import find_topology
-from tests.helpers import load_config
+from tests.helpers import load_config, with_fields
 
 V3 = find_topology("v3-32")
+CONFIG = with_fields(load_config("580m"), {"optim.microbatches": 4, "model.remat": "full"})
 ALL = {"optim.microbatches": None, "model.remat": ["none", "full"]}
 
 
 def test_candidates_that_fit_come_first_the_fullest_first():
-    found = candidates(load_config("580m"), V3, ALL)
+    found = candidates(CONFIG, V3, ALL)
     assert len(found) == 2 * 5  # 512 / 32 rows: 1, 2, 4, 8, 16
     fits = [c.memory.peak <= c.memory.capacity for c in found]
     assert fits == sorted(fits, reverse=True)
@@ -29,7 +30,7 @@ def test_candidates_that_fit_come_first_the_fullest_first():
 
 def test_only_invalid_settings_are_an_error():
     with pytest.raises(ConfigError, match="remat"):
-        candidates(load_config("580m"), V3, {"optim.microbatches": [4], "model.remat": ["most"]})
+        candidates(CONFIG, V3, {"optim.microbatches": [4], "model.remat": ["most"]})
 
 
 def plan_of(seconds, fits=True):
@@ -58,7 +59,7 @@ def answering(plan):
 @pytest.fixture
 def tried():
     wanted = {"optim.microbatches": [2, 4], "model.remat": ["full"]}
-    return candidates(load_config("580m"), V3, wanted)
+    return candidates(CONFIG, V3, wanted)
 
 
 def test_rows_of_every_candidate(tried, monkeypatch):
