@@ -30,6 +30,7 @@ from gpt_pjit.cli import (
 )
 from gpt_pjit.config import Config, differences
 from gpt_pjit.errors import EXIT_BROKEN, EXIT_DONE, ConfigError, Problem
+from gpt_pjit.plan.arguments import plain_arguments
 from gpt_pjit.plan.topology import Topology, find_topology
 
 CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
@@ -98,7 +99,9 @@ def search_command(config: Config, topology: Topology) -> Answer:
         "partition.layout": _LAYOUTS.value,
         "mesh.tensor": _TENSOR.value,
     }
-    found, interrupted = search(candidates(config, topology, wanted), topology, _plain_arguments())
+    found, interrupted = search(
+        candidates(config, topology, wanted), topology, plain_arguments(sys.argv[1:])
+    )
     rows = ranked(found)
     code = EXIT_DONE if any(row.fits for row in rows) else EXIT_BROKEN
     record = [row.record() for row in rows]
@@ -112,7 +115,9 @@ def diff_command(config: Config, topology: Topology) -> Answer:
 
     if _REVISION.value or _AGAINST_REVISION.value:
         revisions = (_AGAINST_REVISION.value, _REVISION.value)
-        before, after = (record_at(revision, _plain_arguments()) for revision in revisions)
+        before, after = (
+            record_at(revision, plain_arguments(sys.argv[1:])) for revision in revisions
+        )
         lines = ["revision: " + " -> ".join(name or "as it is here" for name in revisions)]
     else:
         against = read_config(_AGAINST)
@@ -147,19 +152,6 @@ def _prepare_jax(topology: Topology) -> None:
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
     if topology.grid or not any(map(find_spec, CUDA_PLUGINS)):
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
-
-def _plain_arguments() -> list[str]:
-    """What was given on the command line, as --NAME=VALUE, less what this process does with it."""
-    names = ("search", "json", "html", "microbatches", "remat", "layouts", "tensor", "revision")
-    own = tuple(f"--{name}" for name in (*names, "against", "against_revision"))
-    given: list[str] = []
-    for arg in sys.argv[1:]:
-        if arg.startswith("-"):
-            given.append(arg)
-        elif given:  # `--topology v3-32`; what comes before any flag is the command
-            given[-1] += f"={arg}"
-    return [arg for arg in given if arg.split("=")[0].split(".")[0] not in own]
 
 
 if __name__ == "__main__":

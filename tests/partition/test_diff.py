@@ -26,7 +26,8 @@ def test_what_zero_saves_over_zero1():
 
 
 def test_fsdp_gathers_each_layer_in_both_passes_of_each_microbatch():
-    difference = diff(on_32(), on_32(partition__layout="fsdp"))
+    four = {"optim__microbatches": 4}
+    difference = diff(on_32(**four), on_32(partition__layout="fsdp", **four))
     assert {move.trees for move in difference.moves} == {("compute",)}
     layers = 509_607_936  # elements in the matrices of the blocks; 4 microbatches
     moved = difference.after.moved_bytes

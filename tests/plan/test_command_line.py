@@ -10,6 +10,7 @@ from rich.table import Table
 
 from gpt_pjit.errors import EXIT_CONFIG, EXIT_DONE, ConfigError
 from gpt_pjit.plan import compile as compile_room
+from gpt_pjit.plan.arguments import plain_arguments
 from gpt_pjit.plan.html import page
 from gpt_pjit.plan.plan import make_plan, plan_record
 from gpt_pjit.plan.render import change_tables, plan_tables
@@ -61,14 +62,11 @@ def test_mistakes_are_one_message(arguments, says):
     assert "Traceback" not in ran.stderr
 
 
-def test_arguments_for_other_processes(monkeypatch):
-    from gpt_pjit.plan.__main__ import _plain_arguments
-
-    given = "plan diff --config=a.py --topology v3-32 --json --revision=main --config.seed=3"
-    monkeypatch.setattr(
-        sys, "argv", [*given.split(), "--against.seed=4", "--search", "--remat=full"]
-    )
-    assert _plain_arguments() == ["--config=a.py", "--topology=v3-32", "--config.seed=3"]
+def test_arguments_for_other_processes():
+    given = "diff --config=a.py --topology v3-32 --json --revision=main --config.seed=3"
+    given += " --against.seed=4 --search --remat=full"
+    kept = ["--config=a.py", "--topology=v3-32", "--config.seed=3"]
+    assert plain_arguments(given.split()) == kept
 
 
 def test_without_libtpu_the_extra_is_named(monkeypatch):
