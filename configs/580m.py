@@ -9,8 +9,8 @@ the last checkpoints: WikiText-2 0.9547, text8 1.133, enwik8 1.089 bits per byte
 perplexity 14.08; PIQA 66.8 %.
 
 The TPU compiler estimates 1,721 Mcycles a step, 1.83 s at 940 MHz, 1.87 s with the collectives,
-which it does not count, and a peak of 14.03 of 15.48 GiB a core. Two microbatches take 9.8 GiB and
-1.95 s. A dropout of 0.1 is 26/256.
+which it does not count, and a peak of 14.03 of 15.48 GiB a core. Two microbatches take 9.9 GiB and
+1.93 s. A dropout of 0.1 is 26/256.
 """
 
 from gpt_pjit.config import default_config
