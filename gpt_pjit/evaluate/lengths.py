@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from gpt_pjit.errors import ConfigError
+from gpt_pjit.evaluate.batches import Request
 from gpt_pjit.evaluate.requests import rolling_requests
-from gpt_pjit.evaluate.scorer import Request, Scorer, learned_limit
+from gpt_pjit.evaluate.scorer import Scorer, learned_limit
 from gpt_pjit.evaluate.statistics import Metrics, ratio_stderr, with_stderr
 from gpt_pjit.evaluate.texts import Document, Result
 from gpt_pjit.trained import Trained

@@ -21,9 +21,10 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 
 from gpt_pjit.errors import EXIT_CONFIG, ConfigError
+from gpt_pjit.evaluate.batches import Request
 from gpt_pjit.evaluate.progress import counting
 from gpt_pjit.evaluate.requests import fitted, rolling_requests
-from gpt_pjit.evaluate.scorer import Request, Scorer
+from gpt_pjit.evaluate.scorer import Scorer
 from gpt_pjit.generate import Continuation, Sampling, stream
 from gpt_pjit.trained import load_trained, start_devices
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from gpt_pjit.data import Tokenizer
-from gpt_pjit.evaluate.scorer import Request, Scored
+from gpt_pjit.evaluate.batches import Request
+from gpt_pjit.evaluate.scorer import Scored
 
 QUANTILES = (0.5, 0.9, 0.99, 0.999)
 HIGH = 20.0  # nats: a probability of 2e-9; drawing blindly from 50,000 tokens costs 10.8

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from gpt_pjit.data import Tokenizer
 from gpt_pjit.errors import ConfigError
-from gpt_pjit.evaluate.scorer import Request
+from gpt_pjit.evaluate.batches import Request
 
 
 def rolling_requests(

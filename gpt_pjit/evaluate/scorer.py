@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import jax
@@ -13,22 +14,15 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 
 from gpt_pjit.errors import ConfigError, Problem
+from gpt_pjit.evaluate.batches import Family, Request, batches, families
 from gpt_pjit.evaluate.progress import counting
-from gpt_pjit.model import token_nll
+from gpt_pjit.model import EMPTY, Cache, token_nll, with_slots
 from gpt_pjit.partition import BATCH_AXES
 from gpt_pjit.runtime import global_array, local_rows
 from gpt_pjit.trained import Trained
 
 ROWS = P(BATCH_AXES, None)
-SHORTEST = 32  # tokens; shapes are this, its doubles, and the window
-
-
-@dataclass(frozen=True)
-class Request:
-    """`tokens`, of which the last `scored` are predicted; the first is never predicted."""
-
-    tokens: tuple[int, ...]
-    scored: int
+NOTHING = -1  # fills a row up
 
 
 @dataclass(frozen=True)
@@ -52,8 +46,9 @@ class Scorer:
 
     `window` is the longest input, in tokens; None for the length the model was trained with.
     `rows` sequences of that length are read at once on each device along the batch axes, and as
-    many more of shorter ones as take the same memory. Every process calls with the same requests
-    and receives all results.
+    many more of shorter ones as take the same memory. A context that several requests share is
+    read once, into a cache of keys and values that each continues (`batches.py`). Every process
+    calls with the same requests and receives all results.
     """
 
     def __init__(self, trained: Trained, *, window: int | None = None, rows: int = 1):
@@ -66,67 +61,94 @@ class Scorer:
     def score(self, requests: Sequence[Request], task: str = "scoring") -> list[Scored]:
         """One result for each request, in their order; identical ones are computed once."""
         unique = sorted(set(requests), key=lambda r: (len(r.tokens), r.tokens, r.scored))
+        for request in unique:
+            assert 0 < request.scored < len(request.tokens) <= self.window + 1, request
+        grouped = families(unique, self.window)
         done: dict[Request, Scored] = {}
         with jax.set_mesh(self.trained.mesh), counting(task, len(unique)) as advance:
             # The longest first: what does not fit in memory fails at once.
-            for length, batch in self._batches(unique[::-1]):
-                done.update(zip(batch, self._run(length, batch), strict=True))
-                advance(len(batch))
+            for shape, batch in batches(grouped, self.window, self._rows):
+                for results in self._run(shape, batch):
+                    done.update(results)
+                    advance(len(results))
         return [done[request] for request in requests]
-
-    def _batches(self, requests: Sequence[Request]) -> Iterator[tuple[int, list[Request]]]:
-        """Groups of one padded length each, as many rows as fit."""
-        by_length: dict[int, list[Request]] = {}
-        for request in requests:
-            assert 0 < request.scored < len(request.tokens) <= self.window + 1, request
-            by_length.setdefault(padded(len(request.tokens) - 1, self.window), []).append(request)
-        for length, group in by_length.items():
-            rows = self._rows(length)
-            for start in range(0, len(group), rows):
-                yield length, group[start : start + rows]
 
     def _rows(self, length: int) -> int:
         return max(1, self.rows * self.window // length) * self._parts
 
-    def _run(self, length: int, batch: Sequence[Request]) -> list[Scored]:
-        rows = self._rows(length)
-        tokens = np.zeros((rows, length + 1), np.int32)  # causal: padding after a text is unseen
-        for row, request in enumerate(batch):
-            tokens[row, : len(request.tokens)] = request.tokens
-        mine = local_rows(self._sharding, tokens.shape)
-        placed = global_array(self._sharding, tokens[mine], rows)
-        # One at a time: XLA on CPU deadlocks when the collectives of several are under way.
-        nll, greedy = jax.block_until_ready(
-            _score(self.trained.forward, self.trained.weights, placed)
-        )
-        nll, greedy = np.asarray(nll, np.float64), np.asarray(greedy)
-        ends = [len(request.tokens) - 1 for request in batch]
-        starts = [end - request.scored for end, request in zip(ends, batch, strict=True)]
-        return [
-            Scored(nll[row, start:end], greedy[row, start:end])
-            for row, (start, end) in enumerate(zip(starts, ends, strict=True))
-        ]
+    def _run(
+        self, shape: tuple[int, int], batch: Sequence[Family]
+    ) -> Iterator[dict[Request, Scored]]:
+        """One row for each family: first for its prefix, then for its requests one by one."""
+        trained, (before, after) = self.trained, shape
+        rows = self._rows(before + after)
+        prefixes = [family.prefix for family in batch]
+        cache = None
+        if before:
+            tokens = self._placed(prefixes, (rows, before))
+            cache = _read(trained.extend, trained.weights, tokens, slots=before + after)
+            jax.block_until_ready(cache)
+        for requests in zip_longest(*(family.requests for family in batch)):
+            new = [r.tokens[len(p) :] if r else () for r, p in zip(requests, prefixes, strict=True)]
+            tokens = self._placed(new, (rows, after + 1))
+            # One at a time: XLA on CPU deadlocks when the collectives of several are under way.
+            nll, greedy = jax.block_until_ready(
+                _score(trained.forward, trained.extend, trained.weights, tokens, cache)
+            )
+            nll, greedy = np.asarray(nll, np.float64), np.asarray(greedy)
+            results = {}
+            for row, request in enumerate(requests):
+                if request:  # families of fewer requests than others in the batch are done
+                    end = len(new[row]) - 1
+                    scored = row, slice(end - request.scored, end)
+                    results[request] = Scored(nll[scored], greedy[scored])
+            yield results
+
+    def _placed(self, texts: Sequence[Sequence[int]], shape: tuple[int, int]) -> jax.Array:
+        """Texts as rows of an array of `shape`, filled up with `NOTHING`."""
+        tokens = np.full(shape, NOTHING, np.int32)
+        for row, text in enumerate(texts):
+            tokens[row, : len(text)] = text
+        return global_array(self._sharding, tokens[local_rows(self._sharding, shape)], shape[0])
 
 
-@partial(jax.jit, static_argnums=0)
-def _score(forward: Any, weights: Any, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+@partial(jax.jit, static_argnames=("extend", "slots"))
+def _read(extend: Any, weights: Any, tokens_BT: jax.Array, *, slots: int) -> Cache:
+    """The cache after `tokens_BT`, of `slots` slots."""
+    return with_slots(_extended(extend, weights, tokens_BT, None)[1], slots)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _score(
+    forward: Any, extend: Any, weights: Any, tokens: jax.Array, cache: Cache | None
+) -> tuple[jax.Array, jax.Array]:
     """Of tokens [B, T + 1]: nats of each target, float32 [B, T], and whether it is the argmax.
 
-    Both are replicated, so that every process can read them.
+    They follow the tokens of `cache`, whose last T slots are empty. Both are replicated, so that
+    every process can read them.
     """
-    logits_BTV, targets_BT = forward(weights, tokens[:, :-1]), tokens[:, 1:]
+    inputs_BT, targets_BT = tokens[:, :-1], jnp.maximum(tokens[:, 1:], 0)
+    if cache is None:  # causal: what fills a row up after a text is unseen
+        logits_BTV = forward(weights, jnp.maximum(inputs_BT, 0))
+    else:
+        logits_BTV = _extended(extend, weights, inputs_BT, cache)[0]
     greedy_BT = jnp.argmax(logits_BTV, axis=-1) == targets_BT
     everywhere = P(None, None)
     nll_BT = token_nll(logits_BTV, targets_BT)
     return jax.reshard(nll_BT, everywhere), jax.reshard(greedy_BT, everywhere)
 
 
-def padded(length: int, window: int) -> int:
-    """The shape in which an input of `length` tokens is computed."""
-    shape = SHORTEST
-    while shape < length:
-        shape *= 2
-    return min(shape, window)
+def _extended(
+    extend: Any, weights: Any, tokens_BT: jax.Array, cache: Cache | None
+) -> tuple[jax.Array, Cache]:
+    """Logits after each token [B, T, V], and the cache with them in its last slots."""
+    n_tokens = tokens_BT.shape[1]
+    places, slot = jnp.arange(n_tokens)[None], 0
+    if cache is not None:
+        places = places + jnp.sum(cache.positions_BS < EMPTY, axis=1, keepdims=True)
+        slot = cache.positions_BS.shape[1] - n_tokens
+    positions_BT = jnp.where(tokens_BT == NOTHING, EMPTY, places)
+    return extend(weights, jnp.maximum(tokens_BT, 0), positions_BT, cache, slot, every=True)
 
 
 def checked_window(trained: Trained, window: int | None) -> int:

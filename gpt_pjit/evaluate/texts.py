@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from gpt_pjit.errors import ConfigError
+from gpt_pjit.evaluate.batches import Request
 from gpt_pjit.evaluate.losses import loss_metrics, worst_tokens
 from gpt_pjit.evaluate.requests import rolling_requests
-from gpt_pjit.evaluate.scorer import Request, Scored, Scorer
+from gpt_pjit.evaluate.scorer import Scored, Scorer
 from gpt_pjit.evaluate.statistics import Metrics, mean, perplexity, ratio_stderr, with_stderr
 
 

@@ -38,12 +38,14 @@ def extend(
     cache: Cache | None,
     slot: jax.Array | int,
     at_use: Callable[[Any], Any],
+    every: bool = False,
 ) -> tuple[jax.Array, Cache]:
     """Logits after the last token of each row, float32 [B, V], and the cache with the new tokens.
 
     They go to slots `slot` to `slot + T` of `cache`; None begins one of T slots. A row shorter than
     T is filled up with tokens at position `EMPTY`. Learned positions end with their table: a token
-    beyond it gets the last one, and is for the caller to avoid.
+    beyond it gets the last one, and is for the caller to avoid. With `every`, the logits are those
+    after each new token, [B, T, V].
     """
     x_BTD = gpt.embed(tokens_BT)
     if gpt.config.positions == "learned":
@@ -64,8 +66,11 @@ def extend(
     if past is not None:
         # Once for all layers: a scan that gave whole caches back would copy them for each token.
         new = put(past[0], new[0], slot, 3), put(past[1], new[1], slot, 3)
+    cache = Cache(new[0], new[1], positions_BS)
+    if every:
+        return gpt.logits(gpt.norm_final(x_BTD)), cache
     logits_B1V = gpt.logits(gpt.norm_final(last_of_each_row(x_BTD, positions_BT)))
-    return logits_B1V[:, 0], Cache(new[0], new[1], positions_BS)
+    return logits_B1V[:, 0], cache
 
 
 def with_slots(cache: Cache, slots: int) -> Cache:

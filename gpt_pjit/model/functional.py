@@ -51,9 +51,11 @@ def extend(
     cache: Cache | None = None,
     slot: jax.Array | int = 0,
     at_use: Callable[[Any], Any] = lambda block: block,
+    every: bool = False,
 ) -> tuple[jax.Array, Cache]:
-    """Logits after each row's last token, float32 [B, V], and the cache. See `cache.extend`."""
-    return caches.extend(_model(c, params), tokens_BT, positions_BT, cache, slot, at_use)
+    """Logits after each row's last token, or every one, and the cache. See `cache.extend`."""
+    model = _model(c, params)
+    return caches.extend(model, tokens_BT, positions_BT, cache, slot, at_use, every)
 
 
 def _model(c: ModelConfig, params: Any) -> GPT:

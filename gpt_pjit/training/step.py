@@ -171,7 +171,7 @@ def make_forward(config: Config, placement: Placement) -> Callable[..., jax.Arra
 
 
 def make_extend(config: Config, placement: Placement) -> Callable[..., Any]:
-    """`extend(weights, tokens, positions, cache=None, slot=0)`: logits [B, V], and the cache."""
+    """`extend(weights, tokens, positions, cache=None, slot=0, every=False)`: logits, the cache."""
     return partial(extend, config.model, at_use=make_at_use(placement, None))
 
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from gpt_pjit.errors import ConfigError
-from gpt_pjit.evaluate import Request, Scorer
-from gpt_pjit.evaluate.scorer import padded
+from gpt_pjit.evaluate import Request, Scorer, scorer as scoring
+from gpt_pjit.evaluate.batches import Family
 from gpt_pjit.trained import load_trained
+from tests.generate.conftest import LEARNED, model
 
 
 def random_requests(lengths, seed=0):
@@ -49,19 +50,12 @@ def test_identical_requests_are_computed_once_and_shapes_are_few(trained):
     runs = []
     scorer = Scorer(counted, window=128)
     run = scorer._run
-    scorer._run = lambda length, batch: runs.append(len(batch)) or run(length, batch)
+    scorer._run = lambda shape, batch: runs.append(len(batch)) or run(shape, batch)
     results = scorer.score(requests * 3)
     assert sum(runs) == len(requests)
     assert len(shapes) == 1  # traced once for all lengths up to 32
     for first, again in zip(results[:4], results[4:8], strict=True):
         assert np.array_equal(first.nll, again.nll)
-
-
-def test_padded_lengths_are_a_handful():
-    lengths = {padded(length, 1000) for length in range(1, 1001)}
-    assert lengths == {32, 64, 128, 256, 512, 1000}
-    assert all(padded(length, 1000) >= length for length in range(1, 1001))
-    assert padded(3, 16) == 16
 
 
 def test_learned_positions_end_with_training(trained):
@@ -73,3 +67,40 @@ def test_learned_positions_end_with_training(trained):
         Scorer(learned, window=64)
     with pytest.raises(ConfigError, match=r"window=0: must be 1 or more"):
         Scorer(trained, window=0)
+
+
+def items(lengths, choices, seed=0, cut=None):
+    """Contexts of `lengths` tokens, each with as many continuations as `choices` says."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for context, n in zip(lengths, choices, strict=True):
+        shared = rng.integers(0, 257, context).tolist()
+        for _ in range(n):
+            scored = int(rng.integers(1, 30))
+            tokens = (*shared, *rng.integers(0, 257, scored).tolist())
+            found.append(Request(tokens[-cut:] if cut else tokens, scored))
+    rng.shuffle(found)
+    return [*found, found[0]]
+
+
+@pytest.mark.parametrize(
+    ("mesh", "positions"), [((1, 1, 1), "learned"), ((1, 2, 2), "alibi")], ids=str
+)
+def test_a_context_read_once_changes_nothing(mesh, positions, monkeypatch):
+    """Of unequal lengths, some cut from the left, on windows up to the last learned position."""
+    trained = model(mesh, positions=positions)
+    requests = items((2, 40, 64, 67, 70, 90, 5), (2, 3, 2, 1, 4, 3, 2), cut=LEARNED + 1)
+    requests += random_requests((1, 30, 60, LEARNED), seed=1)
+    scorer, prefixes = Scorer(trained, rows=2), []
+    run = scorer._run
+    scorer._run = lambda shape, batch: prefixes.append(shape[0]) or run(shape, batch)
+    shared = scorer.score(requests)
+    assert {0, 64} <= set(prefixes)
+    monkeypatch.setattr(scoring, "families", lambda found, _: [Family((), (r,)) for r in found])
+    alone = Scorer(trained, rows=2).score(requests)
+    for one, other, request in zip(shared, alone, requests, strict=True):
+        assert len(one.nll) == request.scored
+        np.testing.assert_allclose(one.nll, other.nll, atol=1e-5, rtol=0)
+        assert one.log_likelihood == pytest.approx(other.log_likelihood, rel=1e-6, abs=1e-5)
+        assert np.array_equal(one.greedy, other.greedy)
+    assert any(result.greedy.any() for result in shared)

@@ -173,11 +173,12 @@ def test_lm_eval_scores_each_request_alike_through_both(theirs, imported):
 
 
 @pytest.mark.slow
-def test_trained_averaged_exported_the_same_bits_per_byte(tmp_path):
-    """From text to a model in transformers, by the commands' own functions."""
+def test_trained_averaged_exported_the_same_bits_per_byte(tmp_path, monkeypatch, capsys):
+    """From text to a model in transformers, by the commands' own functions; then evaluated."""
     from gpt_pjit.checkpoint import read_arrays, saved_steps, write_state
     from gpt_pjit.checkpoint.average import mean_params, steps_to_average
     from gpt_pjit.data import held_out_batches, open_data
+    from gpt_pjit.evaluate import __main__ as evaluate, rolling_requests
     from gpt_pjit.model import param_shapes
     from gpt_pjit.runtime import derived_workdir, read_run
     from gpt_pjit.train import train
@@ -199,7 +200,7 @@ def test_trained_averaged_exported_the_same_bits_per_byte(tmp_path):
     with derived_workdir(
         tmp_path / "averaged",
         config,
-        source={"steps": steps},
+        source={"kind": "average", "from": str(run), "steps": steps},
         data=record["data"],
         tokenizer=(None, b""),
         starts=record["starts"],
@@ -222,3 +223,23 @@ def test_trained_averaged_exported_the_same_bits_per_byte(tmp_path):
     bits = loss / np.log(2) * opened.held_out_tokens / opened.held_out_bytes
     assert bits == pytest.approx(ours, abs=1e-4)
     assert json.loads((tmp_path / "hf" / "config.json").read_text())["max_seq_len"] == 128
+
+    # The evaluation of the held-out text predicts its first token too, after end-of-text.
+    (split,) = opened.held_out
+    tokens = split.read(np.array([0]), split.tokens)[0]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    text = tokenizer.decode(tokens[tokens != split.eot_id])
+    (tmp_path / "held_out.txt").write_text(text)
+    monkeypatch.setattr(evaluate, "start_devices", lambda **_: None)
+    capsys.readouterr()
+    task = f"file:{tmp_path / 'held_out.txt'}"
+    evaluate.main([f"--checkpoint={tmp_path / 'averaged'}", f"--tasks={task}", "--json"])
+    ours = json.loads(capsys.readouterr().out)[task]["bits_per_byte"]
+    nats, ids = 0.0, tokenizer(text)["input_ids"]
+    for request in rolling_requests(ids, tokenizer.eos_token_id, TRAINED, TRAINED):
+        row = torch.tensor(request.tokens)
+        with torch.no_grad():
+            logits = theirs(row[None, :-1]).logits[0]
+        each = torch.nn.functional.cross_entropy(logits, row[1:], reduction="none")
+        nats += float(each[-request.scored :].double().sum())
+    assert nats / np.log(2) / len(text.encode()) == pytest.approx(ours, abs=1e-4)
