@@ -1,5 +1,6 @@
 """What averaging and exporting keep in memory: measured in processes of their own."""
 
+import os
 import subprocess
 import sys
 
@@ -40,7 +41,11 @@ print(memory("VmHWM") - before)
 
 def peak(*arguments):
     command = [sys.executable, "-c", PEAK, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    # Else glibc keeps for each thread what was freed, more or less of it by chance.
+    environment = os.environ | {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "0"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     return int(done.stdout)
 

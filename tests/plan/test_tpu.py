@@ -51,7 +51,7 @@ def matrices(program):
 def test_state_and_peak_per_core(plan):
     assert plan.memory.compiler["arguments"] <= 0.22 * GIB
     assert plan.memory.state == pytest.approx(plan.memory.compiler["arguments"], rel=0.01)
-    assert plan.memory.peak < 12 * GIB
+    assert plan.memory.peak < 14.5 * GIB
     assert plan.memory.fits
 
 
@@ -84,7 +84,7 @@ def test_loops_are_counted(plan):
     for visit in Module(plan.executable.hlo).walk():
         labels = tuple(loop.trips for loop in visit.loops)
         trips.setdefault(labels, 0)
-    assert {(), (4,), (4, 18)} <= set(trips)
+    assert {(), (18,)} <= set(trips)
 
 
 def test_scopes_add_up_to_every_estimate_of_the_program(plan):
