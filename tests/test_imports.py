@@ -6,7 +6,7 @@ import sys
 from tests.helpers import ROOT
 
 FLOORS = (
-    ("errors", "chips"),
+    ("errors", "chips", "cores"),
     ("config", "partition"),
     ("validation",),
     ("model", "data", "checkpoint", "runtime"),

@@ -7,7 +7,6 @@ run goes on from there, and ends with the same bytes.
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 import sys
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_pjit.config import DataConfig
+from gpt_pjit.cores import usable_cores
 from gpt_pjit.data.ahead import ahead
 from gpt_pjit.data.corpus import SHOWN_PROBLEMS, Part
 from gpt_pjit.data.encode import Encoded, Settings
@@ -201,7 +201,3 @@ def _report_problems(problems: list[str], counts: Counts, effort: Effort) -> Non
         raise ConfigError(shown, "data.text")
     for problem in problems[: max(SHOWN_PROBLEMS - counts.skipped, 0)]:
         print(f"skipped: {problem}", file=sys.stderr)
-
-
-def usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -11,7 +11,7 @@ from gpt_pjit.partition.explain import (
     Explanation as Explanation,
     explain as explain,
 )
-from gpt_pjit.partition.html_assets import STYLE as STYLE
+from gpt_pjit.partition.html_assets import HEAD as HEAD, STYLE as STYLE
 from gpt_pjit.partition.layouts import LAYOUTS as LAYOUTS, Layout as Layout, axes_of as axes_of
 from gpt_pjit.partition.lint import lint as lint
 from gpt_pjit.partition.mesh import (

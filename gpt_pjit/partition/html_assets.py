@@ -1,10 +1,10 @@
-"""The fixed parts of the page: skeleton, style, script."""
+"""The fixed parts of a page: its head, style, and of that of a placement skeleton and script."""
 
 from __future__ import annotations
 
 from string import Template
 
-PAGE = Template("""\
+HEAD = """\
 <!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -13,6 +13,10 @@ PAGE = Template("""\
 <title>$title</title>
 <style>$style</style>
 <h1>$title</h1>
+"""
+PAGE = Template(
+    HEAD
+    + """\
 <p>$mesh. A <em>tree</em> is what a training step keeps of each parameter: as stored, as the passes
 use it, its gradient once reduced, its optimizer state. Bytes are those of one device.</p>
 
@@ -47,7 +51,8 @@ $moved
 <script type="application/json" id="data">$pictures</script>
 <script>$script</script>
 </html>
-""")
+"""
+)
 
 STYLE = """
 :root { --ink: #1b1f24; --dim: #59636e; --paper: #fff; --line: #d1d9e0; --empty: #eef1f4;

@@ -6,21 +6,15 @@ from collections.abc import Iterable
 from html import escape
 from string import Template
 
-from gpt_pjit.partition import STYLE, human_bytes, mesh_text
+from gpt_pjit.partition import HEAD, STYLE, human_bytes, mesh_text
 from gpt_pjit.plan.cost import Cost
 from gpt_pjit.plan.plan import Plan
 from gpt_pjit.plan.render import DIRECTIONS, caveat, time_rows, verdict
 
 OPERATIONS = 20
-PAGE = Template("""\
-<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<meta name="color-scheme" content="light dark">
-<title>$title</title>
-<style>$style</style>
-<h1>$title</h1>
+PAGE = Template(
+    HEAD
+    + """\
 <p>$devices. Everything is of one device and one step.</p>
 <p class="verdict $mood">$verdict</p>
 $remedies
@@ -30,7 +24,8 @@ $promises
 $collectives
 $cost
 </html>
-""")
+"""
+)
 MORE_STYLE = """
 :root { --good: #1a7f37; --bad: #cf222e; --c0: #3b6fb6; --c1: #7a5ea8; --c2: #2f8f83; --c3: #b7791f;
   --c4: #6b7785 }

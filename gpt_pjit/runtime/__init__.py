@@ -11,7 +11,6 @@ from gpt_pjit.runtime.hosts import (
     global_batch as global_batch,
     local_rows as local_rows,
     start as start,
-    usable_cores as usable_cores,
     wait_for_all as wait_for_all,
 )
 from gpt_pjit.runtime.interrupt import Interrupt as Interrupt

@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
 from gpt_pjit.config import Config
+from gpt_pjit.cores import usable_cores
 
 
 def start(config: Config, distributed: bool = False) -> None:
@@ -35,10 +36,6 @@ def start(config: Config, distributed: bool = False) -> None:
         "XLA_FLAGS", ""
     ):
         jax.config.update("jax_num_cpu_devices", cpu_devices(config, usable_cores()))
-
-
-def usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_devices(config: Config, cores: int) -> int:
