@@ -15,7 +15,7 @@ from gpt_pjit.evaluate.batches import Request
 from gpt_pjit.evaluate.losses import loss_metrics, worst_tokens
 from gpt_pjit.evaluate.requests import rolling_requests
 from gpt_pjit.evaluate.scorer import Scored, Scorer
-from gpt_pjit.evaluate.statistics import Metrics, mean, perplexity, ratio_stderr, with_stderr
+from gpt_pjit.evaluate.statistics import Metrics, perplexity, ratio_stderr, with_stderr
 
 
 @dataclass(frozen=True)
@@ -92,20 +92,24 @@ def evaluate_texts(scorer: Scorer, documents: Sequence[Document], stride: int, t
 def _metrics(
     documents: Sequence[Document], scored: Sequence[Scored], owner: np.ndarray, nll: np.ndarray
 ) -> Metrics:
+    lengths = np.array([len(result.nll) for result in scored], np.float64)
     sizes: dict[str, Any] = {
         "byte": np.array([document.bytes for document in documents], np.float64),
         "word": np.array([document.words for document in documents], np.float64),
-        "token": np.bincount(owner, [len(result.nll) for result in scored], len(documents)),
     }
-    nats = np.bincount(owner, [result.nll.sum() for result in scored], len(documents))
-    if len(documents) == 1:  # its windows, each with its part of the bytes and words
-        nats = np.array([result.nll.sum() for result in scored])
-        part = np.array([len(result.nll) for result in scored], np.float64) / len(nll)
-        sizes = {unit: total * part for unit, total in sizes.items()}
+    cluster, n = owner, len(documents)
+    if n == 1:  # its windows, each with its part of the bytes and words
+        cluster, n = np.arange(len(scored)), len(scored)
+        sizes = {unit: total * lengths / len(nll) for unit, total in sizes.items()}
+    sizes["token"] = np.bincount(cluster, lengths, n)
+    nats = np.bincount(cluster, [result.nll.sum() for result in scored], n)
+    right = np.bincount(cluster, [result.greedy.sum() for result in scored], n)
     ratios = {unit: float(nll.sum() / size.sum()) for unit, size in sizes.items()}
     errors = {unit: ratio_stderr(nats, size) for unit, size in sizes.items()}
     bits = None if errors["byte"] is None else errors["byte"] / math.log(2)
     metrics = with_stderr("bits_per_byte", ratios["byte"] / math.log(2), bits)
     for unit in ("token", "word", "byte"):
         metrics |= perplexity(f"{unit}_perplexity", ratios[unit], errors[unit])
-    return metrics | mean("acc", np.concatenate([r.greedy for r in scored])) | loss_metrics(nll)
+    share = float(right.sum() / len(nll))
+    metrics |= with_stderr("acc", share, ratio_stderr(right, sizes["token"]))
+    return metrics | loss_metrics(nll)

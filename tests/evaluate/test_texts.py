@@ -49,6 +49,18 @@ def test_bytes_are_those_of_the_original(trained):
     )
 
 
+def test_tokens_of_one_document_are_not_independent(with_logits):
+    """Half the documents are all right, half all wrong; a long word has no perplexity."""
+    table = np.zeros((257, 512))
+    table[:, ord("a")] = 9
+    documents = [Document.of(letter * 200) for letter in "aabb"]
+    metrics = evaluate_texts(Scorer(with_logits(table)), documents, 32, "text").metrics
+    assert metrics["acc"] == 0.5
+    assert metrics["acc_stderr"] == pytest.approx(math.sqrt(1 / 3) / 2)
+    assert metrics["word_perplexity"] is metrics["word_perplexity_stderr"] is None  # above e^700
+    assert math.isfinite(metrics["byte_perplexity"])
+
+
 def test_pages_begin_at_titles():
     raw = " \n = One = \n \n text \n = = Part = = \n more \n = Two = \n end \n"
     assert pages(raw) == [" = One = \n \n text \n = = Part = = \n more ", " = Two = \n end \n"]
