@@ -6,7 +6,7 @@ together and the context of several once (`batches.py`). On that stand bits per 
 losses (`losses.py`), and length extrapolation (`lengths.py`); their data (`sources.py`), names
 (`tasks.py`) and standard errors (`statistics.py`). Results become JSON and tables beside others
 (`report.py`, `published.py`).
-`lm_eval.py` is the model as lm-eval knows models; only it needs that package.
+`lm_eval/` is the model as lm-eval knows models; only it needs that package.
 `python -m gpt_pjit.evaluate` is the command line.
 """
 

@@ -1,34 +1,38 @@
-"""The model as lm-eval knows models, and lm-eval's command line with it registered.
-
-python -m gpt_pjit.evaluate.lm_eval --model gpt_pjit --model_args checkpoint=DIR --tasks piqa
-
-All flags are lm-eval's. Importing this module registers `gpt_pjit` with lm-eval, which then
-accepts it in a program too: `lm_eval.simple_evaluate(model="gpt_pjit", ...)`. Several processes are
-joined as for training; JAX_NUM_CPU_DEVICES sets the number of devices on a CPU.
-"""
+"""GptPjitLM: log-likelihoods by the scorer, texts by `generate`."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
+from lm_eval.models.utils import normalize_gen_kwargs
 
-from gpt_pjit.errors import EXIT_CONFIG, ConfigError
+from gpt_pjit.errors import ConfigError, Problem
 from gpt_pjit.evaluate.batches import Request
 from gpt_pjit.evaluate.progress import counting
 from gpt_pjit.evaluate.requests import fitted, rolling_requests
 from gpt_pjit.evaluate.scorer import Scorer
-from gpt_pjit.generate import Continuation, Sampling, stream
-from gpt_pjit.trained import load_trained, start_devices
+from gpt_pjit.generate import Sampling, stream
+from gpt_pjit.trained import load_trained
 
-MAX_NEW_TOKENS = 256  # lm-eval's default, for tasks that do not say
+SOURCE = "lm-eval"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a request for text asks for, beside its prompt."""
+
+    max_new_tokens: int
+    sampling: Sampling
+    stop: tuple[str, ...]
 
 
 @register_model("gpt_pjit")
@@ -42,18 +46,20 @@ class GptPjitLM(TemplateLM):
 
     def __init__(
         self,
-        checkpoint: str,
+        checkpoint: str = "",
         window: int | None = None,
         tensor: int = 1,
         dtype: str = "",
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
         device: str | None = None,
+        **unknown: Any,
     ):
         super().__init__()
-        self.trained = load_trained(checkpoint, tensor=tensor, dtype=dtype)
+        _check_arguments(checkpoint, window, batch_size, unknown)
+        self.trained = load_trained(str(checkpoint), tensor=tensor, dtype=dtype)
         # "auto" is for models that find out by failing; here any number fits that does for one.
-        rows = 1 if batch_size == "auto" else int(batch_size)
+        rows = 1 if str(batch_size).startswith("auto") else int(batch_size)
         self.scorer = Scorer(self.trained, window=window, rows=rows)
         # lm-eval writes results and tables where LOCAL_RANK is 0.
         os.environ["LOCAL_RANK"] = str(jax.process_index())
@@ -75,6 +81,22 @@ class GptPjitLM(TemplateLM):
     ) -> list[int]:
         return [int(i) for i in self.trained.tokenizer.encode(string)]
 
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        problem = "a base model has no chat template; leave --apply_chat_template out"
+        raise ConfigError([problem], SOURCE)
+
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        """Called for a cache of answers, of which each process would have its own."""
+        if jax.process_count() > 1:
+            problem = (
+                "with several processes, which must compute the same requests together, each would "
+                "find other answers in its cache; leave --use_cache out"
+            )
+            raise ConfigError([problem], SOURCE)
+        super().set_cache_hook(cache_hook)
+
     def _loglikelihood_tokens(
         self,
         requests: Sequence[tuple[tuple[str, str], list[int], list[int]]],
@@ -82,16 +104,11 @@ class GptPjitLM(TemplateLM):
         **kwargs: Any,
     ) -> list[tuple[float, bool]]:
         window = self.scorer.window
-        wanted = [
-            fitted(context + continuation, len(continuation), window, pair[1])
-            for pair, context, continuation in requests
-        ]
-        answers = []
-        for (pair, _, _), result in zip(requests, self.scorer.score(wanted), strict=True):
-            answer = (result.log_likelihood, result.is_greedy)
-            self.cache_hook.add_partial("loglikelihood", pair, answer)
-            answers.append(answer)
-        return answers
+        wanted = []
+        for (_, text), context, continuation in requests:
+            tokens = (context or [self.eot_token_id]) + continuation  # a context of spaces is empty
+            wanted.append(fitted(tokens, len(continuation), window, text))
+        return [(result.log_likelihood, result.is_greedy) for result in self.scorer.score(wanted)]
 
     def loglikelihood_rolling(
         self, requests: Sequence[Instance], disable_tqdm: bool = False
@@ -105,56 +122,83 @@ class GptPjitLM(TemplateLM):
             wanted.extend(rolling_requests(tokens, eot, window, window))
             ends.append(len(wanted))
         results = self.scorer.score(wanted)
-        answers = []
-        for request, start, end in zip(requests, [0, *ends], ends, strict=False):
-            answer = sum((result.log_likelihood for result in results[start:end]), 0.0)
-            self.cache_hook.add_partial("loglikelihood_rolling", request.args, answer)
-            answers.append(answer)
-        return answers
+        return [
+            sum((result.log_likelihood for result in results[start:end]), 0.0)
+            for start, end in zip([0, *ends], ends, strict=False)
+        ]
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
         """Requests of equal options together; a prompt leaves room for what is to follow it."""
         groups: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
             groups.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(number)
+        wishes = [wish(json.loads(written), self.max_length) for written in groups]
         answers = [""] * len(requests)
         with counting("generating", len(requests)) as advance:
-            for written, numbers in groups.items():
-                texts = self._generate([requests[n].args[0] for n in numbers], json.loads(written))
+            for wanted, numbers in zip(wishes, groups.values(), strict=True):
+                texts = self._generate([requests[n].args[0] for n in numbers], wanted, advance)
                 for number, text in zip(numbers, texts, strict=True):
                     answers[number] = text
-                    self.cache_hook.add_partial("generate_until", requests[number].args, text)
-                advance(len(numbers))
         return answers
 
-    def _generate(self, prompts: Sequence[str], options: dict[str, Any]) -> list[str]:
-        until = options.get("until") or []
-        n_tokens = int(options.get("max_gen_toks", MAX_NEW_TOKENS))
-        sampled = options.get("do_sample") or options.get("temperature")
-        temperature = float(options.get("temperature", 1.0)) if sampled else 0.0
-        room = max(self.max_length - n_tokens, 1)
-        rows: list[Continuation] = []
-        for rows in stream(  # noqa: B007  # the last is what counts
-            self.trained,
-            [(self.tok_encode(prompt) or [self.eot_token_id])[-room:] for prompt in prompts],
-            n_tokens,
-            Sampling(temperature),
-            [until] if isinstance(until, str) else list(until),
+    def _generate(
+        self, prompts: Sequence[str], wanted: Wish, advance: Callable[[int], None]
+    ) -> list[str]:
+        n_tokens = wanted.max_new_tokens
+        room = self.max_length - n_tokens
+        ids = [self.tok_encode(prompt) for prompt in prompts]
+        if cut := sum(len(prompt) > room for prompt in ids):
+            _warn(
+                f"{cut:,} of {len(ids):,} prompts are cut from the left to {room:,} tokens: with "
+                f"max_gen_toks={n_tokens} they would not fit the window of {self.max_length:,}"
+            )
+        ids = [prompt[-room:] for prompt in ids]
+        rows = self.scorer.batch_size(max(map(len, ids)) + n_tokens)
+        finished = 0
+        for written in stream(
+            self.trained, ids, n_tokens, wanted.sampling, wanted.stop, batch_size=rows
         ):
-            pass
-        return [row.text for row in rows]
+            done = sum(bool(row.finish_reason) for row in written)
+            advance(done - finished)
+            finished = done
+        return [row.text for row in written]
 
 
-def main() -> None:
-    from lm_eval.__main__ import cli_evaluate
+def wish(options: dict[str, Any], window: int) -> Wish:
+    """By lm-eval's reading of `options`; ConfigError where `window` has no room for a prompt."""
+    options = dict(normalize_gen_kwargs(options))
+    n_tokens = options.pop("max_gen_toks")
+    if n_tokens >= window:
+        constraint = f"leaves no room for a prompt in the window of {window} tokens"
+        remedy = f"give --model_args window=N above it, or --gen_kwargs max_gen_toks={window // 2}"
+        raise ConfigError([Problem("max_gen_toks", n_tokens, constraint, remedy)], SOURCE)
+    stop = tuple(filter(None, options.pop("until")))
+    temperature = float(options.pop("temperature", 1.0))
+    sampling = Sampling(
+        temperature if options.pop("do_sample") else 0.0,
+        int(options.pop("top_k", None) or 0),
+        float(options.pop("top_p", None) or 1.0),
+    )
+    if options:
+        _warn(f"generation ignores {', '.join(f'{k}={v}' for k, v in options.items())}")
+    return Wish(n_tokens, sampling, stop)
 
-    start_devices()
-    try:
-        cli_evaluate()
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        sys.exit(EXIT_CONFIG)
+
+def _check_arguments(
+    checkpoint: object, window: object, batch_size: object, unknown: dict[str, Any]
+) -> None:
+    known = "checkpoint, window, tensor, dtype"
+    problems = [Problem(name, value, "no such argument", known) for name, value in unknown.items()]
+    if not checkpoint:
+        problems.append(Problem("checkpoint", checkpoint, "is needed", "a run's workdir"))
+    if window is not None and type(window) is not int:
+        problems.append(Problem("window", window, "is no number", "leave it out: as trained"))
+    if not (str(batch_size).isdigit() or str(batch_size).startswith("auto")):
+        problems.append(Problem("batch_size", batch_size, "must be a number or auto", "try 1"))
+    if problems:
+        raise ConfigError(problems, "--model_args")
 
 
-if __name__ == "__main__":
-    main()
+def _warn(message: str) -> None:
+    if jax.process_index() == 0:
+        logging.getLogger(__name__).warning(message)
