@@ -13,8 +13,8 @@ losses (`losses.py`), and length extrapolation (`lengths.py`); their data (`sour
 from gpt_pjit.evaluate.batches import Request
 from gpt_pjit.evaluate.requests import rolling_requests
 from gpt_pjit.evaluate.scorer import Scored, Scorer
-from gpt_pjit.evaluate.tasks import prepare_tasks
-from gpt_pjit.evaluate.texts import Document, Result, evaluate_texts
+from gpt_pjit.evaluate.tasks import prepare_jobs, prepare_tasks
+from gpt_pjit.evaluate.texts import Document, Result, prepare_texts
 
 __all__ = [
     "Document",
@@ -22,7 +22,8 @@ __all__ = [
     "Result",
     "Scored",
     "Scorer",
-    "evaluate_texts",
+    "prepare_jobs",
     "prepare_tasks",
+    "prepare_texts",
     "rolling_requests",
 ]

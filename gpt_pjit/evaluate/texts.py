@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +40,10 @@ class Result:
     details: dict[str, Any] = field(default_factory=dict)
 
 
+# A task whose requests are built: what can be wrong with its input has been said.
+Job = Callable[[], Result]
+
+
 def decoded(content: bytes, source: str) -> str:
     """The text of `content`, a piece of a UTF-8 file; characters cut at its ends are left out.
 
@@ -56,7 +60,7 @@ def decoded(content: bytes, source: str) -> str:
         raise ConfigError([problem]) from None
 
 
-def evaluate_texts(scorer: Scorer, documents: Sequence[Document], stride: int, task: str) -> Result:
+def prepare_texts(scorer: Scorer, documents: Sequence[Document], stride: int, task: str) -> Job:
     """Bits per byte, and perplexity per token, word and byte, of documents scored one by one.
 
     Standard errors take documents as independent, or the windows of a single one.
@@ -71,22 +75,25 @@ def evaluate_texts(scorer: Scorer, documents: Sequence[Document], stride: int, t
         owner.extend([number] * (len(requests) - len(owner)))
     if not requests:
         raise ConfigError([f"{task} holds no text; give a file with some"], "evaluation")
-    scored = scorer.score(requests, task)
-    nll = np.concatenate([result.nll for result in scored])
-    assert len(nll) == sum(map(len, encoded))
-    return Result(
-        _metrics(documents, scored, np.array(owner), nll),
-        {
-            "documents": len(documents),
-            "bytes": sum(document.bytes for document in documents),
-            "words": sum(document.words for document in documents),
-            "tokens": len(nll),
-            "window": scorer.window,
-            "stride": stride,
-            "text_changed_by_tokenizer": any(tokenizer.changes(d.text) for d in documents),
-            "worst_tokens": worst_tokens(requests, scored, tokenizer),
-        },
-    )
+    details = {
+        "documents": len(documents),
+        "bytes": sum(document.bytes for document in documents),
+        "words": sum(document.words for document in documents),
+        "tokens": sum(map(len, encoded)),
+        "window": scorer.window,
+        "stride": stride,
+        "text_changed_by_tokenizer": any(tokenizer.changes(d.text) for d in documents),
+    }
+
+    def compute() -> Result:
+        scored = scorer.score(requests, task)
+        nll = np.concatenate([result.nll for result in scored])
+        assert len(nll) == details["tokens"]
+        metrics = _metrics(documents, scored, np.array(owner), nll)
+        worst = worst_tokens(requests, scored, tokenizer)
+        return Result(metrics, details | {"worst_tokens": worst})
+
+    return compute
 
 
 def _metrics(

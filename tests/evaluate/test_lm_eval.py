@@ -13,7 +13,7 @@ import pytest
 from gpt_pjit.data import train_bpe
 from gpt_pjit.errors import ConfigError
 from gpt_pjit.evaluate import Scorer
-from gpt_pjit.evaluate.choices import ITEMS, evaluate_items
+from gpt_pjit.evaluate.choices import prepare_items, read_items
 from gpt_pjit.evaluate.requests import choice_request
 from gpt_pjit.evaluate.sources import json_lines
 from gpt_pjit.evaluate.tasks import prepare_tasks
@@ -108,7 +108,7 @@ def test_tasks_agree(task, model, simple_evaluate):
     if task == "piqa":
         if not (SHARED / "piqa").exists():
             pytest.skip("wants ../shared/data")
-        records = json_lines((SHARED / "piqa" / "valid.jsonl").read_bytes())
+        records = json_lines((SHARED / "piqa" / "valid.jsonl").read_bytes(), "valid.jsonl")
         labels = (SHARED / "piqa" / "valid-labels.lst").read_text().split()
         records = [r | {"label": int(x)} for r, x in zip(records, labels, strict=True)]
     else:
@@ -121,7 +121,7 @@ def test_tasks_agree(task, model, simple_evaluate):
     theirs = simple_evaluate(task, definition, split, records)
 
     scorer = Scorer(load_trained(model), rows=2)
-    items = [ITEMS[task](record) for record in records]
+    items = read_items(records, task, task)
     pairs = [pair for item in items for pair in item.pairs]
     encode = scorer.trained.tokenizer
     scored = scorer.score([choice_request(encode, *pair, WINDOW) for pair in pairs])
@@ -136,7 +136,7 @@ def test_tasks_agree(task, model, simple_evaluate):
     assert worst < 1e-4
     assert [answer[1] for answer in answers] == [result.is_greedy for result in scored]
 
-    metrics = evaluate_items(scorer, records, task).metrics
+    metrics = prepare_items(scorer, items, task)().metrics
     reported = theirs["results"][f"{task}_local"]
     for name in ("acc", "acc_norm"):
         if f"{name},none" in reported and name in metrics:
@@ -154,7 +154,7 @@ def test_wikitext_agrees(model, simple_evaluate):
     theirs = simple_evaluate("wikitext", "wikitext/wikitext.yaml", "test", records)
     scorer = Scorer(load_trained(model), rows=4)
     (task,) = prepare_tasks(["wikitext2"], SHARED).values()
-    metrics = task(scorer, WINDOW).metrics
+    metrics = task(scorer, WINDOW)().metrics
     reported = theirs["results"]["wikitext_local"]
     for name in ("bits_per_byte", "byte_perplexity", "word_perplexity"):
         print(f"{name}: {metrics[name]} and {reported[f'{name},none']}")
