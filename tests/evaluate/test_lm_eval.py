@@ -1,6 +1,7 @@
 """The real lm-eval, on its own task definitions and local data, agrees with the fast path."""
 
 import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from gpt_pjit.data import train_bpe
-from gpt_pjit.errors import ConfigError
+from gpt_pjit.errors import EXIT_CONFIG, ConfigError
 from gpt_pjit.evaluate import Scorer
 from gpt_pjit.evaluate.choices import prepare_items, read_items
 from gpt_pjit.evaluate.requests import choice_request
@@ -283,7 +284,7 @@ def test_the_module_that_runs_is_the_one_of_the_entry_point(monkeypatch):
 
 
 def test_command_line(model, tmp_path):
-    """lm-eval's own command line finds the model, and a wrong checkpoint is one message."""
+    """lm-eval's own command line, alone and as two processes; a mistake is one message."""
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, LAMBADA)))
     files = json.dumps({"data_files": {"test": str(tmp_path / "data.jsonl")}})
     (tmp_path / "local.yaml").write_text(
@@ -291,20 +292,30 @@ def test_command_line(model, tmp_path):
         f"dataset_kwargs: {files}\n"
         "doc_to_text: \"{{text.split(' ')[:-1]|join(' ')}}\"\n"
         "doc_to_target: \"{{' '+text.split(' ')[-1]}}\"\n"
-        "metric_list:\n  - metric: acc\n"
+        "metric_list:\n  - metric: perplexity\n"
     )
+    alone = [sys.executable, "-m", "gpt_pjit.evaluate.lm_eval"]
+    script = str(ROOT / "launch" / "local.sh")
+    module = "--module=gpt_pjit.evaluate.lm_eval"
+    together = [script, "--processes=2", "--devices=2", module, "--distributed"]
 
-    def command(checkpoint):
-        arguments = [sys.executable, "-m", "gpt_pjit.evaluate.lm_eval", "--model", "gpt_pjit"]
-        arguments += ["--model_args", f"checkpoint={checkpoint}", "--tasks", "last_words"]
-        arguments += ["--include_path", str(tmp_path), "--output_path", str(tmp_path / "out")]
-        return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    def run(command, checkpoint, *flags):
+        flags = (*flags, "--tasks", "last_words", "--include_path", str(tmp_path))
+        flags = ("--model", "gpt_pjit", "--model_args", f"checkpoint={checkpoint}", *flags)
+        environment = os.environ | {"PYTHON": sys.executable}
+        return subprocess.run(
+            [*command, *flags], cwd=ROOT, env=environment, capture_output=True, text=True,
+            timeout=300,
+        )  # fmt: skip
 
-    done = command(model)
-    assert done.returncode == 0, done.stderr
-    (path,) = (tmp_path / "out").rglob("results_*.json")
-    assert "acc,none" in json.loads(path.read_text())["results"]["last_words"]
-    wrong = command(tmp_path / "nothing")
-    assert wrong.returncode == 78
+    found = []
+    for name, command in (("alone", alone), ("together", together)):
+        done = run(command, model, "--output_path", str(tmp_path / name))
+        assert done.returncode == 0, done.stderr
+        (path,) = (tmp_path / name).rglob("results_*.json")  # of one process
+        found.append(json.loads(path.read_text())["results"]["last_words"]["perplexity,none"])
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    wrong = run(alone, tmp_path / "nothing")
+    assert wrong.returncode == EXIT_CONFIG
     assert "holds no run.json" in wrong.stderr
     assert "Traceback" not in wrong.stderr

@@ -63,6 +63,9 @@ class GptPjitLM(TemplateLM):
         self.scorer = Scorer(self.trained, window=window, rows=rows)
         # lm-eval writes results and tables where LOCAL_RANK is 0.
         os.environ["LOCAL_RANK"] = str(jax.process_index())
+        if jax.process_count() > 1:
+            # Beside jax.distributed the forks that draw some of its standard errors never end.
+            os.environ["DISABLE_MULTIPROC"] = "1"
 
     @property
     def eot_token_id(self) -> int:
