@@ -190,7 +190,7 @@ def wish(options: dict[str, Any], window: int) -> Wish:
 def _check_arguments(
     checkpoint: object, window: object, batch_size: object, unknown: dict[str, Any]
 ) -> None:
-    known = "checkpoint, window, tensor, dtype"
+    known = "known: checkpoint, window, tensor, dtype"
     problems = [Problem(name, value, "no such argument", known) for name, value in unknown.items()]
     if not checkpoint:
         problems.append(Problem("checkpoint", checkpoint, "is needed", "a run's workdir"))
