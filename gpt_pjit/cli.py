@@ -15,7 +15,7 @@ from ml_collections import config_flags
 from rich.console import Console, RenderableType
 
 from gpt_pjit.config import Config, from_config_dict
-from gpt_pjit.errors import EXIT_CONFIG, ConfigError
+from gpt_pjit.errors import EXIT_CONFIG, EXIT_INTERRUPTED, ConfigError
 from gpt_pjit.validation import validate
 
 PIPED_WIDTH = 100
@@ -29,6 +29,13 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> Any:
         self.exit(EXIT_CONFIG, f"{self.prog}: {message}; --help lists all flags\n")
+
+
+def count(text: str) -> int:
+    """The type of a flag of `Parser` that is a number from 1 on."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
+    return int(text)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -89,23 +96,30 @@ def config_source(holder: flags.FlagHolder[Any]) -> Path:
 
 @contextmanager
 def report_errors() -> Iterator[None]:
-    """Prints a ConfigError and exits with its code; other errors keep their traceback."""
+    """Prints a ConfigError, or that Ctrl-C came, and exits; other errors keep their traceback."""
     try:
         yield
     except ConfigError as error:
         _fail(str(error))
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
 
 
 def answer(code: int, record: Any, shown: Iterable[RenderableType], *, as_json: bool) -> None:
     """Prints one or the other, and exits."""
+    show(record, shown, as_json=as_json)
+    sys.exit(code)
+
+
+def show(record: Any, shown: Iterable[RenderableType], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(record, indent=2, default=str))
-    else:
-        console = Console(highlight=False)
-        console.width = console.width if console.is_terminal else PIPED_WIDTH
-        for renderable in shown:
-            console.print(renderable, soft_wrap=isinstance(renderable, str), markup=False)
-    sys.exit(code)
+        return
+    console = Console(highlight=False)
+    console.width = console.width if console.is_terminal else PIPED_WIDTH
+    for renderable in shown:
+        console.print(renderable, soft_wrap=isinstance(renderable, str), markup=False)
 
 
 def _config_argument(argv: list[str]) -> str:

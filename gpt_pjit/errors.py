@@ -8,7 +8,7 @@ from typing import Any
 
 EXIT_DONE = 0
 EXIT_BROKEN = 1  # a check failed: a broken promise, a placement or plan other than recorded
-EXIT_INTERRUPTED = 130  # Ctrl-C, after the state was saved
+EXIT_INTERRUPTED = 130  # Ctrl-C; a run says whether it saved
 EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h: do not retry, the input must change
 
 

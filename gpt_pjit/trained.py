@@ -19,6 +19,7 @@ from gpt_pjit.model import Cache
 from gpt_pjit.partition import make_mesh, mesh_shape
 from gpt_pjit.runtime import read_run, start
 from gpt_pjit.training import Program, build, validation_metrics
+from gpt_pjit.validation import CHOICES
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,11 @@ def load_trained(checkpoint: str | Path, *, tensor: int = 1, dtype: str = "") ->
     """The model of `checkpoint`: a workdir, whose newest step it is, or WORKDIR/checkpoints/STEP.
 
     All devices that `tensor` does not take split the batch. `dtype` replaces `model.dtype`. Raises
-    ConfigError where there is no such checkpoint.
+    ConfigError where there is no such checkpoint, or the model is not to be had so.
     """
     workdir, step = find_checkpoint(Path(checkpoint))
     config, record = read_run(workdir)
-    _check_tensor(config.model.n_heads, tensor)
+    _check(config.model.n_heads, tensor, dtype)
     model = dataclasses.replace(config.model, dtype=dtype or config.model.dtype)
     optim = dataclasses.replace(config.optim, microbatches=1)
     config = dataclasses.replace(config, model=model, optim=optim, mesh=MeshConfig(tensor=tensor))
@@ -123,12 +124,19 @@ def find_checkpoint(path: Path) -> tuple[Path, int]:
     return workdir, steps[-1] if wanted is None else wanted
 
 
-def _check_tensor(n_heads: int, tensor: int) -> None:
-    if n_heads % tensor:
-        works = [str(size) for size in range(1, n_heads + 1) if n_heads % size == 0]
+def _check(n_heads: int, tensor: int, dtype: str) -> None:
+    problems = []
+    works = [size for size in range(1, n_heads + 1) if n_heads % size == 0]
+    if tensor not in works:
         constraint = f"must divide the model's {n_heads} heads"
-        remedy = f"try {', '.join(works)}"
-        raise ConfigError([Problem("tensor", tensor, constraint, remedy)], "checkpoint")
+        remedy = f"try {', '.join(map(str, works))}"
+        problems.append(Problem("tensor", tensor, constraint, remedy))
+    known = CHOICES["model.dtype"]
+    if dtype and dtype not in known:
+        remedy = f"{' or '.join(known)}, or leave it out: as trained"
+        problems.append(Problem("dtype", dtype, "no such dtype", remedy))
+    if problems:
+        raise ConfigError(problems, "checkpoint")
 
 
 def run_tokenizer(workdir: Path, record: dict[str, Any]) -> Tokenizer:

@@ -54,6 +54,13 @@ def test_a_wrong_path_says_what_there_is(run, tmp_path):
         find_checkpoint(tmp_path / "empty")
 
 
+@pytest.mark.parametrize("tensor", [0, -1, 3, "2"])
+def test_what_the_model_cannot_be_is_said(run, tensor):
+    with pytest.raises(ConfigError, match=r"must divide the model's 4 heads; try 1, 2, 4") as error:
+        load_trained(run[0], tensor=tensor, dtype="int8")
+    assert "dtype='int8': no such dtype; bfloat16 or float32" in str(error.value)
+
+
 def test_another_tokenizer_is_refused(tmp_path):
     config = tiny()
     make_workdir(tmp_path / "run", config)

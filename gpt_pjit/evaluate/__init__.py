@@ -6,15 +6,15 @@ together and the context of several once (`batches.py`). On that stand bits per 
 losses (`losses.py`), and length extrapolation (`lengths.py`); their data (`sources.py`), names
 (`tasks.py`) and standard errors (`statistics.py`). Results become JSON and tables beside others
 (`report.py`, `published.py`).
-`lm_eval.py` is the model as lm-eval knows models; only it needs that package.
+`lm_eval/` is the model as lm-eval knows models; only it needs that package.
 `python -m gpt_pjit.evaluate` is the command line.
 """
 
 from gpt_pjit.evaluate.batches import Request
 from gpt_pjit.evaluate.requests import rolling_requests
 from gpt_pjit.evaluate.scorer import Scored, Scorer
-from gpt_pjit.evaluate.tasks import prepare_tasks
-from gpt_pjit.evaluate.texts import Document, Result, evaluate_texts
+from gpt_pjit.evaluate.tasks import prepare_jobs, prepare_tasks
+from gpt_pjit.evaluate.texts import Document, Result, prepare_texts
 
 __all__ = [
     "Document",
@@ -22,7 +22,8 @@ __all__ = [
     "Result",
     "Scored",
     "Scorer",
-    "evaluate_texts",
+    "prepare_jobs",
     "prepare_tasks",
+    "prepare_texts",
     "rolling_requests",
 ]

@@ -10,18 +10,21 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-from rich.console import Console
+from rich.console import RenderableType
 from rich.table import Table as RichTable
+from rich.text import Text
 
-from gpt_pjit.cli import Parser, report_errors
+from gpt_pjit.cli import Parser, count, report_errors, show
 from gpt_pjit.errors import ConfigError, Problem
 from gpt_pjit.evaluate.report import (
     ALL_PUBLISHED,
+    Row,
     comparison_rows,
     markdown,
     notes,
@@ -29,56 +32,53 @@ from gpt_pjit.evaluate.report import (
     tables,
 )
 from gpt_pjit.evaluate.scorer import Scorer
-from gpt_pjit.evaluate.tasks import KNOWN, check_tasks, prepare_tasks
+from gpt_pjit.evaluate.tasks import KNOWN, prepare_jobs, prepare_tasks
 from gpt_pjit.trained import Trained, load_trained, start_devices
-
-PIPED_WIDTH = 120
+from gpt_pjit.validation import CHOICES
 
 
 def main(argv: Sequence[str]) -> None:
     flags = _parser().parse_args(argv)
     with report_errors():
-        names = _checked_names(flags)
-        others = comparison_rows(flags.compare, names)
-        tasks = prepare_tasks(names, flags.data_dir)
+        others = comparison_rows(flags.compare, flags.tasks)
+        if flags.out:
+            _make_folder(flags.out)
+        tasks = prepare_tasks(flags.tasks, flags.data_dir)
         start_devices(tensor=flags.tensor, distributed=flags.distributed)
         trained = load_trained(flags.checkpoint, tensor=flags.tensor, dtype=flags.dtype)
         scorer = Scorer(trained, window=flags.window, rows=flags.rows)
-        stride = _checked_stride(flags.stride, scorer.window)
-        check_tasks(names, trained)
-        results = {name: compute(scorer, stride) for name, compute in tasks.items()}
+        jobs = prepare_jobs(tasks, scorer, _checked_stride(flags.stride, scorer.window))
+        results = {name: compute() for name, compute in jobs.items()}
     record = results_record(results, _settings(flags, trained))
     if jax.process_index() != 0:
         return
     if flags.out:
-        flags.out.mkdir(parents=True, exist_ok=True)
         (flags.out / "results.json").write_text(json.dumps(record, indent=2) + "\n")
         (flags.out / "results.md").write_text(markdown(record, others), encoding="utf-8")
-    if flags.json:
-        print(json.dumps(record, indent=2))
-        return
-    console = Console(highlight=False)
-    console.width = console.width if console.is_terminal else PIPED_WIDTH
+    show(record, _shown(record, others), as_json=flags.json)
+
+
+def _shown(record: dict[str, Any], others: Sequence[Row]) -> Iterator[RenderableType]:
     for table in tables(record, others):
         shown = RichTable(*table.header, title=table.title, title_justify="left")
         for row in table.rows:
-            shown.add_row(*row)
-        console.print(shown, markup=False)
+            shown.add_row(*map(Text, row))
+        yield shown
     for note in notes(record, others):
-        console.print(note, style="bold red" if note.startswith("WARNING") else "", markup=False)
+        yield Text(note, style="bold red") if note.startswith("WARNING") else note
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m gpt_pjit.evaluate", description="Score a checkpoint.")
     add = parser.add_argument
     add("--checkpoint", required=True, help="a workdir, or WORKDIR/checkpoints/STEP")
-    add("--tasks", required=True, help=f"by commas, of: {KNOWN}")
+    add("--tasks", type=_tasks, required=True, help=f"by commas, of: {KNOWN}")
     add("--data_dir", type=Path, help="folder of the files as published; default: the hub")
     add("--window", type=int, help="longest input in tokens; default: as trained")
     add("--stride", type=int, help="tokens scored a window; default: all, without overlap")
-    add("--rows", type=int, default=4, help="full windows at once on each device")
-    add("--tensor", type=int, default=1, help="devices that split the model")
-    add("--dtype", default="", help="of matmul operands, float32 or bfloat16; default: the run's")
+    add("--rows", type=count, default=4, help="full windows at once on each device")
+    add("--tensor", type=count, default=1, help="devices that split the model")
+    add("--dtype", choices=CHOICES["model.dtype"], default="", help="default: the run's")
     add("--compare", type=_comma, default=[], help=f"results.json files, or {ALL_PUBLISHED}")
     add("--name", help="of this model in tables; default: the workdir's")
     add("--out", type=Path, help="folder for results.json and results.md")
@@ -88,22 +88,23 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _comma(text: str) -> list[str]:
-    return [part for part in text.split(",") if part]
+    return [part for part in dict.fromkeys(text.split(",")) if part]
 
 
-def _checked_names(flags: argparse.Namespace) -> list[str]:
-    names = list(dict.fromkeys(_comma(flags.tasks)))
-    problems: list[Problem | str] = []
-    if not names:
-        problems.append(Problem("tasks", flags.tasks, "names no task", f"known: {KNOWN}"))
-    for field in ("rows", "tensor"):
-        if (value := getattr(flags, field)) < 1:
-            problems.append(Problem(field, value, "must be 1 or more", "try 1"))
-    if flags.dtype not in ("", "float32", "bfloat16"):
-        problems.append(Problem("dtype", flags.dtype, "no such dtype", "float32 or bfloat16"))
-    if problems:
-        raise ConfigError(problems, "flags")
-    return names
+def _tasks(text: str) -> list[str]:
+    if names := _comma(text):
+        return names
+    raise argparse.ArgumentTypeError(f"{text!r} names no task; known: {KNOWN}")
+
+
+def _make_folder(path: Path) -> None:
+    """Before the work, so that its results have a place."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        problem = Problem("out", str(path), f"cannot be written: {error.strerror}", "name a folder")
+        raise ConfigError([problem], "flags") from None
 
 
 def _checked_stride(stride: int | None, window: int) -> int:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from gpt_pjit.errors import ConfigError
+from gpt_pjit.evaluate.batches import Request
 from gpt_pjit.evaluate.losses import loss_metrics, worst_tokens
 from gpt_pjit.evaluate.requests import choice_request
 from gpt_pjit.evaluate.scorer import Scored, Scorer
 from gpt_pjit.evaluate.statistics import mean, perplexity
-from gpt_pjit.evaluate.texts import Result
+from gpt_pjit.evaluate.texts import Job, Result
 
 Record = Mapping[str, Any]
 
@@ -63,20 +65,40 @@ ITEMS: dict[str, Callable[[Record], Item]] = {
 }
 
 
-def evaluate_items(scorer: Scorer, records: Iterable[Record], task: str) -> Result:
+def read_items(records: Sequence[Record], task: str, source: str) -> list[Item]:
+    """The items of a task of `ITEMS`; ConfigError with the first record, a line, that is none."""
+    items = []
+    for number, record in enumerate(records, 1):
+        try:
+            items.append(ITEMS[task](record))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            reason = f"is no item of {task} ({type(error).__name__}: {error})"
+            problem = f"{source}, line {number}, {reason}; give the published file"
+            raise ConfigError([problem], "data") from None
+    if not items:
+        raise ConfigError([f"{source} holds no items of {task}; give the published file"], "data")
+    return items
+
+
+def prepare_items(scorer: Scorer, items: Sequence[Item], task: str) -> Job:
     """Accuracies of a task of `ITEMS`; for LAMBADA also the perplexity of the last word."""
-    items = [ITEMS[task](record) for record in records]
     tokenizer, window = scorer.trained.tokenizer, scorer.window
     requests = [choice_request(tokenizer, *pair, window) for item in items for pair in item.pairs]
+    return lambda: _result(scorer, items, requests, task)
+
+
+def _result(
+    scorer: Scorer, items: Sequence[Item], requests: Sequence[Request], task: str
+) -> Result:
     scored = scorer.score(requests, task)
-    details: dict[str, Any] = {"items": len(items), "window": window}
+    details: dict[str, Any] = {"items": len(items), "window": scorer.window}
     if task == "lambada":
         nats = np.array([-result.log_likelihood for result in scored])
         average = mean("nats", nats)
         metrics = perplexity("perplexity", float(nats.mean()), average["nats_stderr"])
         metrics |= mean("acc", [result.is_greedy for result in scored])
         metrics |= loss_metrics(np.concatenate([result.nll for result in scored]))
-        worst = worst_tokens(requests, scored, tokenizer)
+        worst = worst_tokens(requests, scored, scorer.trained.tokenizer)
         return Result(metrics, details | {"worst_tokens": worst})
     right, right_normalised = accuracies(items, scored)
     return Result(mean("acc", right) | mean("acc_norm", right_normalised), details)

@@ -9,24 +9,15 @@ import numpy as np
 
 from gpt_pjit.errors import ConfigError
 from gpt_pjit.evaluate.batches import Request
-from gpt_pjit.evaluate.requests import rolling_requests
 from gpt_pjit.evaluate.scorer import Scorer, learned_limit
 from gpt_pjit.evaluate.statistics import Metrics, ratio_stderr, with_stderr
-from gpt_pjit.evaluate.texts import Document, Result
-from gpt_pjit.trained import Trained
+from gpt_pjit.evaluate.texts import Document, Job, Result
 
 MULTIPLES = (1, 2, 4)
 BUCKETS = 4  # of positions, in each training context
 
 
-def check_lengths(trained: Trained, task: str) -> None:
-    """Raises ConfigError where the model cannot read further than it was trained."""
-    length = trained.config.data.sequence_length
-    if trained.config.model.positions == "learned":
-        raise ConfigError([learned_limit("tasks", task, length)])
-
-
-def evaluate_lengths(scorer: Scorer, documents: Sequence[Document], task: str) -> Result:
+def prepare_lengths(scorer: Scorer, documents: Sequence[Document], task: str) -> Job:
     """Nats a token at 1, 2 and 4 times the training context, and by position in the window.
 
     Every length reads the same tokens, cut into windows that do not overlap: those of each
@@ -35,6 +26,8 @@ def evaluate_lengths(scorer: Scorer, documents: Sequence[Document], task: str) -
     """
     trained = scorer.trained
     context = trained.config.data.sequence_length
+    if trained.config.model.positions == "learned":
+        raise ConfigError([learned_limit("tasks", task, context)])
     longest = MULTIPLES[-1] * context
     encoded = trained.tokenizer.encode_batch([document.text for document in documents])
     texts = [ids[: len(ids) // longest * longest].tolist() for ids in encoded]
@@ -42,12 +35,20 @@ def evaluate_lengths(scorer: Scorer, documents: Sequence[Document], task: str) -
     if not texts:
         problem = f"{task} needs a document of {longest:,} tokens, 4 times the training context"
         raise ConfigError([f"{problem}; give a longer text"], "tasks")
+    return lambda: _result(scorer, texts, context, task)
+
+
+def _result(scorer: Scorer, texts: Sequence[Sequence[int]], context: int, task: str) -> Result:
+    longest = MULTIPLES[-1] * context
     losses = {}
-    for multiple in MULTIPLES:
-        reader = Scorer(trained, window=multiple * context, rows=scorer.rows)
-        requests = _windows(texts, trained.tokenizer.eot_id, multiple * context)
+    for multiple in reversed(MULTIPLES):  # what does not fit in memory fails at once
+        window = multiple * context
+        rows = max(1, scorer.rows * scorer.window // window)
+        reader = Scorer(scorer.trained, window=window, rows=rows)
+        requests = _windows(texts, scorer.trained.tokenizer.eot_id, window)
         scored = reader.score(requests, f"{task} {multiple}x")
         losses[multiple] = np.concatenate([result.nll for result in scored])
+    losses = {multiple: losses[multiple] for multiple in MULTIPLES}
     metrics: Metrics = {}
     for multiple, nll in losses.items():
         metrics |= _mean_loss(f"loss_{multiple}x", nll, longest)
@@ -63,10 +64,9 @@ def evaluate_lengths(scorer: Scorer, documents: Sequence[Document], task: str) -
 def _windows(texts: Sequence[Sequence[int]], prefix: int, window: int) -> list[Request]:
     """Each window starts anew from `prefix`: no token sees more than its own window."""
     return [
-        request
+        Request((prefix, *ids[start : start + window]), window)
         for ids in texts
         for start in range(0, len(ids), window)
-        for request in rolling_requests(ids[start : start + window], prefix, window, window)
     ]
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,16 @@ PERCENT = ("acc", "acc_norm", "share_above_20", "loss_share_above_20")
 
 @dataclass(frozen=True)
 class Row:
-    """One model's results, `{task: {metric: value, metric_stderr: value}}`, and where from."""
+    """One model's results, `{task: {metric: value, metric_stderr: value}}`, and where from.
+
+    `details` are those of its `Result`s, by task; of published ones there are none.
+    """
 
     name: str
     results: dict[str, dict[str, Any]]
     source: str
     published: bool = False
+    details: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ def comparison_rows(names: Iterable[str], tasks: Iterable[str]) -> list[Row]:
         try:
             record = json.loads(Path(name).read_text(encoding="utf-8"))
             settings = record.pop(SETTINGS)
-            rows.append(Row(settings["name"], record, name))
+            rows.append(Row(settings["name"], record, name, details=settings["tasks"]))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             problem = f"{name} is no results file ({type(error).__name__}: {error}); give the"
             problems.append(f"{problem} results.json of an evaluation, or {ALL_PUBLISHED}")
@@ -95,6 +99,7 @@ def notes(record: dict[str, Any], others: Sequence[Row]) -> list[str]:
         counts = ("items", "documents", "bytes", "tokens")
         size = [f"{details[count]:,} {count}" for count in counts if count in details]
         lines.append(f"{task}: {', '.join([*size, *window])}")
+    lines += [line for row in others for line in _unlike(settings["tasks"], row)]
     lines.append(f"{settings['name']}: step {settings['step']:,} of {settings['checkpoint']}")
     sources = {row.source: [r.name for r in others if r.source == row.source] for row in others}
     lines += [f"{', '.join(names)}: {source}" for source, names in sources.items()]
@@ -110,6 +115,23 @@ def markdown(record: dict[str, Any], others: Sequence[Row]) -> str:
         parts.append(f"## {table.title}\n\n{body}")
     parts.append("\n".join(f"- {note}" for note in notes(record, others)))
     return "\n\n".join(parts) + "\n"
+
+
+def _unlike(mine: dict[str, dict[str, Any]], other: Row) -> Iterator[str]:
+    """What keeps the figures of `other` from being compared with mine, a line for each task."""
+    for task, here in mine.items():
+        there = other.details.get(task, {})
+        keys = _differing(here, there, ("window", "stride", "training_context"))
+        found = [f"{key} {there[key]:,}, here {here[key]:,}" for key in keys]
+        if _differing(here.get("data", {}), there.get("data", {}), ("sha256", "hub")):
+            found.append("other data")
+        if found:
+            yield f"WARNING, {task}: {other.name} is not to be compared: {'; '.join(found)}"
+
+
+def _differing(one: dict[str, Any], other: dict[str, Any], keys: Iterable[str]) -> list[str]:
+    """Of `keys`, those that both have with different values."""
+    return [key for key in keys if key in one and key in other and one[key] != other[key]]
 
 
 def _headline(task: str) -> tuple[str, ...]:

@@ -47,10 +47,12 @@ def choice_request(tokenizer: Tokenizer, context: str, continuation: str, window
 
 def fitted(tokens: Sequence[int], scored: int, window: int, text: str) -> Request:
     """The request whose input is cut from the left to `window` tokens."""
-    if not 0 < scored <= window:
+    if not scored:
+        raise ConfigError([f"nothing is to be scored: {text[:60]!r} has no tokens"], "evaluation")
+    if scored > window:
         problem = (
-            f"a continuation of {scored} tokens is to be scored, between 1 and {window} fit: "
-            f"{text[:60]!r}; give a larger --window"
+            f"a continuation of {scored} tokens is to be scored, at most {window} fit: "
+            f"{text[:60]!r}; give a larger window"
         )
         raise ConfigError([problem], "evaluation")
     return Request(tuple(tokens[-(window + 1) :]), scored)

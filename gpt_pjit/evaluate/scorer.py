@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
@@ -54,12 +54,17 @@ class Scorer:
     def __init__(self, trained: Trained, *, window: int | None = None, rows: int = 1):
         self.trained = trained
         self.window = checked_window(trained, window)
+        if rows < 1:
+            raise ConfigError([Problem("rows", rows, "must be 1 or more", "try 1")])
         self.rows = rows
         self._sharding = NamedSharding(trained.mesh, ROWS)
         self._parts = int(np.prod([trained.mesh.shape[axis] for axis in BATCH_AXES]))
 
     def score(self, requests: Sequence[Request], task: str = "scoring") -> list[Scored]:
-        """One result for each request, in their order; identical ones are computed once."""
+        """One result for each request, in their order; identical ones are computed once.
+
+        Raises ConfigError where a loss is no number.
+        """
         unique = sorted(set(requests), key=lambda r: (len(r.tokens), r.tokens, r.scored))
         for request in unique:
             assert 0 < request.scored < len(request.tokens) <= self.window + 1, request
@@ -67,13 +72,15 @@ class Scorer:
         done: dict[Request, Scored] = {}
         with jax.set_mesh(self.trained.mesh), counting(task, len(unique)) as advance:
             # The longest first: what does not fit in memory fails at once.
-            for shape, batch in batches(grouped, self.window, self._rows):
+            for shape, batch in batches(grouped, self.window, self.batch_size):
                 for results in self._run(shape, batch):
+                    _check_finite(results.values(), task)
                     done.update(results)
                     advance(len(results))
         return [done[request] for request in requests]
 
-    def _rows(self, length: int) -> int:
+    def batch_size(self, length: int) -> int:
+        """How many sequences of `length` tokens are read at once, over all devices."""
         return max(1, self.rows * self.window // length) * self._parts
 
     def _run(
@@ -81,7 +88,7 @@ class Scorer:
     ) -> Iterator[dict[Request, Scored]]:
         """One row for each family: first for its prefix, then for its requests one by one."""
         trained, (before, after) = self.trained, shape
-        rows = self._rows(before + after)
+        rows = self.batch_size(before + after)
         prefixes = [family.prefix for family in batch]
         cache = None
         if before:
@@ -149,6 +156,16 @@ def _extended(
         slot = cache.positions_BS.shape[1] - n_tokens
     positions_BT = jnp.where(tokens_BT == NOTHING, EMPTY, places)
     return extend(weights, jnp.maximum(tokens_BT, 0), positions_BT, cache, slot, every=True)
+
+
+def _check_finite(results: Iterable[Scored], task: str) -> None:
+    if not all(np.isfinite(result.nll).all() for result in results):
+        problem = (
+            f"{task}: the model gives losses that are no numbers (nan, inf), as broken weights "
+            "do; see the run's metrics.jsonl, and score an earlier step, "
+            "--checkpoint=WORKDIR/checkpoints/STEP"
+        )
+        raise ConfigError([problem], "evaluation")
 
 
 def checked_window(trained: Trained, window: int | None) -> int:

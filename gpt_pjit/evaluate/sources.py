@@ -1,6 +1,6 @@
 """Where evaluation data comes from: files as published, checked by hash, or the Hugging Face hub.
 
-A file is looked for in DATA_DIR and in DATA_DIR/TASK. Hub revisions are pinned: the data sets of
+A file is looked for in DATA_DIR/TASK, then in DATA_DIR. Hub revisions are pinned: the data sets of
 lm-eval's tasks.
 """
 
@@ -132,14 +132,22 @@ def read_file(path: Path) -> Data:
     return Data({path.name: content}, None, origin)
 
 
-def json_lines(content: bytes) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in content.decode().splitlines() if line.strip()]
+def json_lines(content: bytes, name: str) -> list[dict[str, Any]]:
+    """A record a line. Raises ConfigError with the first line of the file `name` that is none."""
+    records = []
+    for number, line in enumerate(content.rstrip().split(b"\n"), 1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            problem = f"{name}, line {number}, is no JSON ({error}); get the file again"
+            raise ConfigError([problem], "data") from None
+    return records
 
 
 def _read_files(task: str, source: Source, data_dir: Path) -> Data:
     contents, hashes, problems = {}, {}, []
     for name, expected in source.files.items():
-        places = (data_dir / name, data_dir / task / name)
+        places = (data_dir / task / name, data_dir / name)
         path = next((place for place in places if place.is_file()), None)
         if path is None:
             looked = " and ".join(map(str, places))

@@ -10,7 +10,7 @@ import numpy as np
 Metrics = dict[str, float | None]
 
 
-def with_stderr(name: str, value: float, stderr: float | None) -> Metrics:
+def with_stderr(name: str, value: float | None, stderr: float | None) -> Metrics:
     return {name: value, f"{name}_stderr": stderr}
 
 
@@ -35,6 +35,8 @@ def ratio_stderr(parts: np.ndarray, sizes: np.ndarray) -> float | None:
 
 
 def perplexity(name: str, nats: float, stderr: float | None) -> Metrics:
-    """The exponential of a mean in nats; its standard error by the delta method."""
-    value = math.exp(min(nats, 700.0))  # exp(710) is infinite
+    """The exponential of a mean in nats, None above e^700; standard error by the delta method."""
+    if nats > 700:  # exp(710) is infinite
+        return with_stderr(name, None, None)
+    value = math.exp(nats)
     return with_stderr(name, value, None if stderr is None else value * stderr)

@@ -1,78 +1,81 @@
-"""Task names to data to results."""
+"""Task names to data, to requests, to results; what is wrong with any is said for all at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from gpt_pjit.errors import ConfigError, Problem
-from gpt_pjit.evaluate.choices import ITEMS, Record, evaluate_items
-from gpt_pjit.evaluate.lengths import check_lengths, evaluate_lengths
+from gpt_pjit.evaluate.choices import ITEMS, Record, prepare_items, read_items
+from gpt_pjit.evaluate.lengths import prepare_lengths
 from gpt_pjit.evaluate.scorer import Scorer
 from gpt_pjit.evaluate.sources import Data, json_lines, read_data, read_file
-from gpt_pjit.evaluate.texts import Document, Result, decoded, evaluate_texts
+from gpt_pjit.evaluate.texts import Document, Job, Result, decoded, prepare_texts
 from gpt_pjit.evaluate.wikitext import detokenize, pages
-from gpt_pjit.trained import Trained
+
+T = TypeVar("T")
 
 TEST_BYTES = 5_000_000  # the last of text8 and enwik8, by convention
 TEXTS = ("wikitext2", "text8", "enwik8")
 FILE, LENGTHS = "file:", "lengths:"
 KNOWN = f"{', '.join((*TEXTS, *ITEMS))}, {FILE}PATH, {LENGTHS}TEXT"
 
-# What computes a result, given the stride of sliding windows too.
-Task = Callable[[Scorer, int], Result]
+# What a task becomes with a scorer and the stride of sliding windows.
+Task = Callable[[Scorer, int], Job]
 
 
 def prepare_tasks(names: Sequence[str], data_dir: Path | None) -> dict[str, Task]:
-    """For each name what computes its result; the data is read and checked here.
+    """Each task with its data, which is read and checked here."""
+    return _each(names, lambda name: _task(name, data_dir))
 
-    Raises ConfigError with the problems of all tasks at once.
-    """
-    tasks: dict[str, Task] = {}
+
+def prepare_jobs(tasks: Mapping[str, Task], scorer: Scorer, stride: int) -> dict[str, Job]:
+    """Each task with its requests: none is scored before all are found right."""
+    return _each(tasks, lambda name: tasks[name](scorer, stride))
+
+
+def _each(names: Iterable[str], make: Callable[[str], T]) -> dict[str, T]:
+    """What `make` gives for each name; ConfigError with the problems of all."""
+    made: dict[str, T] = {}
     problems: list[Problem | str] = []
     for name in names:
         try:
-            tasks[name] = _task(name, data_dir)
+            made[name] = make(name)
         except ConfigError as error:
             problems.extend(error.problems)
     if problems:
         raise ConfigError(problems, "--tasks")
-    return tasks
-
-
-def check_tasks(names: Sequence[str], trained: Trained) -> None:
-    """Raises ConfigError where a task is not for this model, before any is computed."""
-    for name in names:
-        if name.startswith(LENGTHS):
-            check_lengths(trained, name)
+    return made
 
 
 def _task(name: str, data_dir: Path | None) -> Task:
     if name in ITEMS:
         data = read_data(name, data_dir)
-        records = data.rows if data.rows is not None else _records(name, data)
-        return lambda scorer, _: _with_origin(evaluate_items(scorer, records, name), data)
+        source = next(iter(data.contents), str(data.origin.get("hub")))
+        items = read_items(_records(name, data), name, source)
+        return lambda scorer, _: _with_origin(prepare_items(scorer, items, name), data)
     text = name.removeprefix(LENGTHS)
     if text not in TEXTS and not text.startswith(FILE):
         raise ConfigError([Problem("tasks", name, "no such task", f"known: {KNOWN}")])
     data = read_file(Path(text[len(FILE) :])) if text not in TEXTS else read_data(text, data_dir)
     documents = _documents(text, data)
-
-    def compute(scorer: Scorer, stride: int) -> Result:
-        if name == text:
-            return _with_origin(evaluate_texts(scorer, documents, stride, name), data)
-        return _with_origin(evaluate_lengths(scorer, documents, name), data)
-
-    return compute
+    if name == text:
+        return lambda scorer, stride: _with_origin(
+            prepare_texts(scorer, documents, stride, name), data
+        )
+    return lambda scorer, _: _with_origin(prepare_lengths(scorer, documents, name), data)
 
 
-def _records(task: str, data: Data) -> list[Record]:
-    contents = list(data.contents.values())
-    records = json_lines(contents[0])
+def _records(task: str, data: Data) -> Sequence[Record]:
+    if data.rows is not None:
+        return data.rows
+    (name, content), *rest = data.contents.items()
+    records = json_lines(content, name)
     if task == "piqa":  # the labels have a file of their own
-        labels = contents[1].decode().split()
+        labels = rest[0][1].decode().split()
         records = [r | {"label": int(x)} for r, x in zip(records, labels, strict=True)]
-    return list(records)
+    return records
 
 
 def _documents(text: str, data: Data) -> list[Document]:
@@ -88,5 +91,9 @@ def _documents(text: str, data: Data) -> list[Document]:
     return [Document.of(decoded(content, name))]
 
 
-def _with_origin(result: Result, data: Data) -> Result:
-    return Result(result.metrics, {"data": data.origin, **result.details})
+def _with_origin(job: Job, data: Data) -> Job:
+    def compute() -> Result:
+        result = job()
+        return Result(result.metrics, {"data": data.origin, **result.details})
+
+    return compute

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from gpt_pjit.evaluate.batches import Request
 from gpt_pjit.evaluate.losses import loss_metrics, worst_tokens
 from gpt_pjit.evaluate.requests import rolling_requests
 from gpt_pjit.evaluate.scorer import Scored, Scorer
-from gpt_pjit.evaluate.statistics import Metrics, mean, perplexity, ratio_stderr, with_stderr
+from gpt_pjit.evaluate.statistics import Metrics, perplexity, ratio_stderr, with_stderr
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,10 @@ class Result:
     details: dict[str, Any] = field(default_factory=dict)
 
 
+# A task whose requests are built: what can be wrong with its input has been said.
+Job = Callable[[], Result]
+
+
 def decoded(content: bytes, source: str) -> str:
     """The text of `content`, a piece of a UTF-8 file; characters cut at its ends are left out.
 
@@ -56,7 +60,7 @@ def decoded(content: bytes, source: str) -> str:
         raise ConfigError([problem]) from None
 
 
-def evaluate_texts(scorer: Scorer, documents: Sequence[Document], stride: int, task: str) -> Result:
+def prepare_texts(scorer: Scorer, documents: Sequence[Document], stride: int, task: str) -> Job:
     """Bits per byte, and perplexity per token, word and byte, of documents scored one by one.
 
     Standard errors take documents as independent, or the windows of a single one.
@@ -71,41 +75,48 @@ def evaluate_texts(scorer: Scorer, documents: Sequence[Document], stride: int, t
         owner.extend([number] * (len(requests) - len(owner)))
     if not requests:
         raise ConfigError([f"{task} holds no text; give a file with some"], "evaluation")
-    scored = scorer.score(requests, task)
-    nll = np.concatenate([result.nll for result in scored])
-    assert len(nll) == sum(map(len, encoded))
-    return Result(
-        _metrics(documents, scored, np.array(owner), nll),
-        {
-            "documents": len(documents),
-            "bytes": sum(document.bytes for document in documents),
-            "words": sum(document.words for document in documents),
-            "tokens": len(nll),
-            "window": scorer.window,
-            "stride": stride,
-            "text_changed_by_tokenizer": any(tokenizer.changes(d.text) for d in documents),
-            "worst_tokens": worst_tokens(requests, scored, tokenizer),
-        },
-    )
+    details = {
+        "documents": len(documents),
+        "bytes": sum(document.bytes for document in documents),
+        "words": sum(document.words for document in documents),
+        "tokens": sum(map(len, encoded)),
+        "window": scorer.window,
+        "stride": stride,
+        "text_changed_by_tokenizer": any(tokenizer.changes(d.text) for d in documents),
+    }
+
+    def compute() -> Result:
+        scored = scorer.score(requests, task)
+        nll = np.concatenate([result.nll for result in scored])
+        assert len(nll) == details["tokens"]
+        metrics = _metrics(documents, scored, np.array(owner), nll)
+        worst = worst_tokens(requests, scored, tokenizer)
+        return Result(metrics, details | {"worst_tokens": worst})
+
+    return compute
 
 
 def _metrics(
     documents: Sequence[Document], scored: Sequence[Scored], owner: np.ndarray, nll: np.ndarray
 ) -> Metrics:
+    lengths = np.array([len(result.nll) for result in scored], np.float64)
     sizes: dict[str, Any] = {
         "byte": np.array([document.bytes for document in documents], np.float64),
         "word": np.array([document.words for document in documents], np.float64),
-        "token": np.bincount(owner, [len(result.nll) for result in scored], len(documents)),
     }
-    nats = np.bincount(owner, [result.nll.sum() for result in scored], len(documents))
-    if len(documents) == 1:  # its windows, each with its part of the bytes and words
-        nats = np.array([result.nll.sum() for result in scored])
-        part = np.array([len(result.nll) for result in scored], np.float64) / len(nll)
-        sizes = {unit: total * part for unit, total in sizes.items()}
+    cluster, n = owner, len(documents)
+    if n == 1:  # its windows, each with its part of the bytes and words
+        cluster, n = np.arange(len(scored)), len(scored)
+        sizes = {unit: total * lengths / len(nll) for unit, total in sizes.items()}
+    sizes["token"] = np.bincount(cluster, lengths, n)
+    nats = np.bincount(cluster, [result.nll.sum() for result in scored], n)
+    right = np.bincount(cluster, [result.greedy.sum() for result in scored], n)
     ratios = {unit: float(nll.sum() / size.sum()) for unit, size in sizes.items()}
     errors = {unit: ratio_stderr(nats, size) for unit, size in sizes.items()}
     bits = None if errors["byte"] is None else errors["byte"] / math.log(2)
     metrics = with_stderr("bits_per_byte", ratios["byte"] / math.log(2), bits)
     for unit in ("token", "word", "byte"):
         metrics |= perplexity(f"{unit}_perplexity", ratios[unit], errors[unit])
-    return metrics | mean("acc", np.concatenate([r.greedy for r in scored])) | loss_metrics(nll)
+    share = float(right.sum() / len(nll))
+    metrics |= with_stderr("acc", share, ratio_stderr(right, sizes["token"]))
+    return metrics | loss_metrics(nll)

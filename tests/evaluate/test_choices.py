@@ -6,10 +6,11 @@ import pytest
 from gpt_pjit.evaluate import Scored, Scorer
 from gpt_pjit.evaluate.choices import (
     accuracies,
-    evaluate_items,
     hellaswag,
     lambada,
     piqa,
+    prepare_items,
+    read_items,
     winogrande,
 )
 
@@ -50,7 +51,7 @@ def test_lambada_is_accuracy_and_perplexity_of_the_last_word(with_logits):
         table[here, following] = 30.0
     scorer = Scorer(with_logits(table))
     records = [{"text": "x y ab"}, {"text": "x y a"}, {"text": "x y ba"}]
-    metrics = evaluate_items(scorer, records, "lambada").metrics
+    metrics = prepare_items(scorer, read_items(records, "lambada", "f"), "lambada")().metrics
     # The space itself is never likely; "x y" ends in y, after which all bytes are equal.
     assert metrics["acc"] == 0
     nats = [np.log(512), np.log(512), np.log(512) + 60]

@@ -9,9 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from gpt_pjit.errors import EXIT_CONFIG, ConfigError
-from gpt_pjit.evaluate import __main__ as command, sources
-from gpt_pjit.evaluate.report import comparison_rows
+from gpt_pjit.errors import EXIT_CONFIG, EXIT_INTERRUPTED, ConfigError
+from gpt_pjit.evaluate import Scorer, __main__ as command, prepare_tasks, sources
+from gpt_pjit.evaluate.choices import read_items
+from gpt_pjit.evaluate.report import comparison_rows, notes
 from gpt_pjit.evaluate.sources import Source, read_data
 
 TEXT = "The first page has several words, and so has the second one.\n" * 4
@@ -112,12 +113,69 @@ def test_all_mistakes_at_once(evaluate, data_dir, capsys):
 
 
 def test_flags_are_checked(evaluate, capsys):
-    error = failure(evaluate, capsys, "--tasks=", "--rows=0", "--dtype=int8")
-    assert "flags has 3 problems" in error
-    error = failure(evaluate, capsys, f"--tasks=file:{__file__}", "--stride=99")
-    assert "stride=99: must be between 1 and the window, 32; try 16" in error
-    assert "needs a file: text8 of http" in failure(evaluate, capsys, "--tasks=text8")
-    assert "--help lists all flags" in failure(evaluate, capsys, "--task=text8", "--bogus")
+    task = f"--tasks=file:{__file__}"
+    wrong = {
+        "--tasks=,": "',' names no task; known: wikitext2",
+        "--rows=0": "'0' is no number from 1 on",
+        "--dtype=int8": "invalid choice: 'int8'",
+        "--stride=99": "stride=99: must be between 1 and the window, 32; try 16",
+        "--tasks=text8": "needs a file: text8 of http",
+        "--bogus": "--help lists all flags",
+        f"--out={__file__}": f"out='{__file__}': cannot be written: File exists; name a folder",
+    }
+    for flag, words in wrong.items():
+        assert words in failure(evaluate, capsys, task, flag)
+
+
+def test_ctrl_c_is_no_traceback(evaluate, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "load_trained", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        evaluate(f"--tasks=file:{__file__}")
+    assert stop.value.code == EXIT_INTERRUPTED
+    assert capsys.readouterr().err == "\nstopped\n"
+
+
+def test_nothing_is_scored_before_all_inputs_are_found_right(
+    evaluate, trained, monkeypatch, data_dir, capsys
+):
+    def score(*_):
+        raise AssertionError("scored")
+
+    monkeypatch.setattr(command, "load_trained", lambda *_, **__: trained)
+    monkeypatch.setattr(Scorer, "score", score)
+    (data_dir / "short.txt").write_text("short")
+    (data_dir / "empty.txt").write_text("")
+    files = [f"file:{data_dir / name}.txt" for name in ("short", "empty")]
+    tasks = [files[0], f"lengths:{files[0]}", files[1], "piqa"]
+    flags = (f"--tasks={','.join(tasks)}", f"--data_dir={data_dir}", "--window=6")
+    error = failure(evaluate, capsys, *flags)
+    assert "--tasks has 3 problems" in error
+    assert "short.txt needs a document of 128 tokens" in error
+    assert "empty.txt holds no text" in error
+    assert "a continuation of 8 tokens is to be scored, at most 6 fit: ' a spoon'" in error
+
+
+def test_files_of_another_data_set_are_one_message(tmp_path):
+    """Only Winogrande's has no hash; its folder comes before a file of the same name beside it."""
+    (tmp_path / "dev.jsonl").write_text("beside")
+    (tmp_path / "winogrande").mkdir()
+    good = {"sentence": "A\u2028 _ b", "option1": "x", "option2": "y", "answer": "1"}
+    good = json.dumps(good, ensure_ascii=False)
+    for content, words in {
+        f"{good}\n{{}}": r"dev.jsonl, line 2, is no item of winogrande \(KeyError: 'sentence'\)",
+        f"{good}\n{good[:-9]}": r"dev.jsonl, line 2, is no JSON",
+        "": r"dev.jsonl, line 1, is no JSON",
+    }.items():
+        (tmp_path / "winogrande" / "dev.jsonl").write_text(content, encoding="utf-8")
+        with pytest.raises(ConfigError, match=words):
+            prepare_tasks(["winogrande"], tmp_path)
+    (tmp_path / "winogrande" / "dev.jsonl").write_text(good, encoding="utf-8")
+    assert prepare_tasks(["winogrande"], tmp_path)
+    with pytest.raises(ConfigError, match=r"the hub holds no items of piqa"):
+        read_items([], "piqa", "the hub")
 
 
 def test_the_hub_is_read_at_a_pinned_revision(monkeypatch):
@@ -154,6 +212,25 @@ def test_learned_positions_are_said_before_anything_is_computed(
     error = failure(evaluate, capsys, f"--tasks=file:{__file__},lengths:file:{__file__}")
     assert "model.positions is learned and holds 32 positions, none after them" in error
     assert "models with alibi positions read longer texts" in error
+
+
+def test_results_of_another_window_or_text_are_not_to_be_compared(tmp_path):
+    def settings(name, **details):
+        tasks = {"text8": details, "piqa": {"window": 32}}
+        return {"name": name, "step": 1, "checkpoint": "c", "tasks": tasks}
+
+    common = {"window": 1024, "stride": 512, "data": {"sha256": "ab"}}
+    mine = {"text8": {"bits_per_byte": 1.0}, "piqa": {}, "settings": settings("mine", **common)}
+    paths = []
+    for number, other in enumerate(({}, {"stride": 1024}, {"data": {"sha256": "cd"}})):
+        record = mine | {"settings": settings(f"other{number}", **common | other)}
+        paths.append(str(tmp_path / f"{number}.json"))
+        Path(paths[-1]).write_text(json.dumps(record))
+    lines = [line for line in notes(mine, comparison_rows(paths, ["text8"])) if "WARN" in line]
+    assert lines == [
+        "WARNING, text8: other1 is not to be compared: stride 1,024, here 512",
+        "WARNING, text8: other2 is not to be compared: other data",
+    ]
 
 
 def test_compare_wants_results(tmp_path):

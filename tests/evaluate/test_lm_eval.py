@@ -1,17 +1,20 @@
 """The real lm-eval, on its own task definitions and local data, agrees with the fast path."""
 
 import json
+import os
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from gpt_pjit.data import train_bpe
+from gpt_pjit.errors import EXIT_CONFIG, ConfigError
 from gpt_pjit.evaluate import Scorer
-from gpt_pjit.evaluate.choices import ITEMS, evaluate_items
+from gpt_pjit.evaluate.choices import prepare_items, read_items
 from gpt_pjit.evaluate.requests import choice_request
 from gpt_pjit.evaluate.sources import json_lines
 from gpt_pjit.evaluate.tasks import prepare_tasks
@@ -106,7 +109,7 @@ def test_tasks_agree(task, model, simple_evaluate):
     if task == "piqa":
         if not (SHARED / "piqa").exists():
             pytest.skip("wants ../shared/data")
-        records = json_lines((SHARED / "piqa" / "valid.jsonl").read_bytes())
+        records = json_lines((SHARED / "piqa" / "valid.jsonl").read_bytes(), "valid.jsonl")
         labels = (SHARED / "piqa" / "valid-labels.lst").read_text().split()
         records = [r | {"label": int(x)} for r, x in zip(records, labels, strict=True)]
     else:
@@ -119,7 +122,7 @@ def test_tasks_agree(task, model, simple_evaluate):
     theirs = simple_evaluate(task, definition, split, records)
 
     scorer = Scorer(load_trained(model), rows=2)
-    items = [ITEMS[task](record) for record in records]
+    items = read_items(records, task, task)
     pairs = [pair for item in items for pair in item.pairs]
     encode = scorer.trained.tokenizer
     scored = scorer.score([choice_request(encode, *pair, WINDOW) for pair in pairs])
@@ -134,7 +137,7 @@ def test_tasks_agree(task, model, simple_evaluate):
     assert worst < 1e-4
     assert [answer[1] for answer in answers] == [result.is_greedy for result in scored]
 
-    metrics = evaluate_items(scorer, records, task).metrics
+    metrics = prepare_items(scorer, items, task)().metrics
     reported = theirs["results"][f"{task}_local"]
     for name in ("acc", "acc_norm"):
         if f"{name},none" in reported and name in metrics:
@@ -152,7 +155,7 @@ def test_wikitext_agrees(model, simple_evaluate):
     theirs = simple_evaluate("wikitext", "wikitext/wikitext.yaml", "test", records)
     scorer = Scorer(load_trained(model), rows=4)
     (task,) = prepare_tasks(["wikitext2"], SHARED).values()
-    metrics = task(scorer, WINDOW).metrics
+    metrics = task(scorer, WINDOW)().metrics
     reported = theirs["results"]["wikitext_local"]
     for name in ("bits_per_byte", "byte_perplexity", "word_perplexity"):
         print(f"{name}: {metrics[name]} and {reported[f'{name},none']}")
@@ -173,28 +176,115 @@ def test_entry_point_is_the_model():
     assert name == "gpt_pjit"
 
 
-def test_generation_stops(model):
-    from lm_eval.api.instance import Instance
-
+@pytest.fixture(scope="module")
+def lm(model):
     from gpt_pjit.evaluate.lm_eval import GptPjitLM
 
-    lm = GptPjitLM(str(model))
-    request = {"until": ["\n"], "max_gen_toks": 40, "do_sample": False}
-    instances = [
-        Instance("generate_until", {}, (context, request), 0) for context in ("Once", "Twice", "")
-    ]
-    texts = lm.generate_until(instances)
+    return GptPjitLM(str(model))
+
+
+def instances(kind, *arguments):
+    from lm_eval.api.instance import Instance
+
+    return [Instance(kind, {}, pair, number) for number, pair in enumerate(arguments)]
+
+
+def test_generation_stops(lm):
+    def generate(*arguments):
+        return lm.generate_until(instances("generate_until", *arguments))
+
+    request = {"until": ["\n", ""], "max_gen_toks": 40, "do_sample": False}
+    texts = generate(*((context, request) for context in ("Once", "Twice", "")))
     assert len(texts) == 3
     assert all("\n" not in text for text in texts)
-    whole = lm.generate_until([Instance("generate_until", {}, ("Once", {"max_gen_toks": 40}), 0)])
+    whole = generate(("Once", {"max_gen_toks": 40}))
     assert whole[0].startswith(texts[0])
     stopped = {"until": [whole[0][10:14]], "max_gen_toks": 40}
-    (short,) = lm.generate_until([Instance("generate_until", {}, ("Once", stopped), 0)])
+    (short,) = generate(("Once", stopped))
     assert short == whole[0][: whole[0].index(whole[0][10:14])]
 
 
+def test_options_of_generation_are_read_as_lm_eval_reads_them(caplog):
+    from gpt_pjit.evaluate.lm_eval.model import Wish, wish
+    from gpt_pjit.generate import Sampling
+
+    greedy, window = Sampling(0.0), 300
+    assert wish({"do_sample": False, "temperature": 1}, window) == Wish(256, greedy, ())
+    assert wish({"max_gen_toks": None, "max_tokens": 9}, window).max_new_tokens == 9
+    assert wish({"until": ["", "."]}, window).stop == (".",)
+    assert wish({"do_sample": True}, window).sampling == Sampling(1.0)
+    sampled = {"temperature": 0.5, "top_k": 4, "top_p": 0.9}
+    assert wish(sampled, window).sampling == Sampling(0.5, 4, 0.9)
+    assert not [record for record in caplog.records if "ignores" in record.message]
+    assert wish({"num_beams": 2}, window) == Wish(256, greedy, ())
+    assert "generation ignores num_beams=2" in caplog.text
+
+
+def test_prompts_have_room_or_it_is_said(lm, caplog):
+    long = "one and two and " * 500
+    lm.generate_until(instances("generate_until", (long, {"max_gen_toks": 8})))
+    assert f"1 of 1 prompts are cut from the left to {WINDOW - 8} tokens" in caplog.text
+    with pytest.raises(ConfigError, match=rf"max_gen_toks={WINDOW}: leaves no room .* {WINDOW} "):
+        lm.generate_until(instances("generate_until", ("a", {"max_gen_toks": WINDOW})))
+
+
+def test_batches_of_generation_are_as_large_as_asked(lm, monkeypatch):
+    """As many sequences as take the memory of `batch_size` full windows on each device."""
+    import gpt_pjit.evaluate.lm_eval.model as module
+
+    sizes = []
+    stream = module.stream
+
+    def spied(*arguments, batch_size):
+        sizes.append(batch_size)
+        return stream(*arguments, batch_size=batch_size)
+
+    monkeypatch.setattr(module, "stream", spied)
+    lm.generate_until(instances("generate_until", ("once" * 10, {"max_gen_toks": 20})))
+    length = len(lm.tok_encode("once" * 10)) + 20
+    assert sizes == [WINDOW // length * lm.trained.mesh.shape["data"]]
+
+
+def test_mistakes_are_one_message(model, lm, monkeypatch):
+    from gpt_pjit.evaluate.lm_eval import GptPjitLM
+
+    with pytest.raises(ConfigError, match="4 problems") as error:
+        GptPjitLM(windw=5, window="big", batch_size="many")
+    for words in ("windw=5: no such argument; known: checkpoint", "window='big': is no number"):
+        assert words in str(error.value)
+    assert GptPjitLM(str(model), batch_size="auto:4").scorer.rows == 1
+    (spaces, empty) = lm.loglikelihood(instances("loglikelihood", (" ", "yes"), ("", " yes")))
+    assert spaces == empty
+    with pytest.raises(ConfigError, match="nothing is to be scored: '' has no tokens"):
+        lm.loglikelihood(instances("loglikelihood", ("yes", "")))
+    with pytest.raises(ConfigError, match="leave --apply_chat_template out"):
+        lm.apply_chat_template([])
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ConfigError, match="leave --use_cache out"):
+        lm.set_cache_hook(None)
+
+
+def test_the_module_that_runs_is_the_one_of_the_entry_point(monkeypatch):
+    """One class for both ways in, or lm-eval finds the name taken."""
+    import runpy
+
+    import lm_eval.__main__
+    from lm_eval.api.registry import get_model
+
+    from gpt_pjit import trained
+    from gpt_pjit.evaluate.lm_eval import GptPjitLM
+
+    seen = []
+    monkeypatch.setattr(trained, "start_devices", lambda **options: seen.append(options))
+    monkeypatch.setattr(lm_eval.__main__, "cli_evaluate", lambda: seen.append(sys.argv[1:]))
+    monkeypatch.setattr(sys, "argv", ["lm_eval", "--distributed", "--model", "gpt_pjit"])
+    runpy.run_module("gpt_pjit.evaluate.lm_eval", run_name="__main__")
+    assert seen == [{"distributed": True}, ["--model", "gpt_pjit"]]
+    assert get_model("gpt_pjit") is GptPjitLM
+
+
 def test_command_line(model, tmp_path):
-    """lm-eval's own command line finds the model, and a wrong checkpoint is one message."""
+    """lm-eval's own command line, alone and as two processes; a mistake is one message."""
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, LAMBADA)))
     files = json.dumps({"data_files": {"test": str(tmp_path / "data.jsonl")}})
     (tmp_path / "local.yaml").write_text(
@@ -202,20 +292,30 @@ def test_command_line(model, tmp_path):
         f"dataset_kwargs: {files}\n"
         "doc_to_text: \"{{text.split(' ')[:-1]|join(' ')}}\"\n"
         "doc_to_target: \"{{' '+text.split(' ')[-1]}}\"\n"
-        "metric_list:\n  - metric: acc\n"
+        "metric_list:\n  - metric: perplexity\n"
     )
+    alone = [sys.executable, "-m", "gpt_pjit.evaluate.lm_eval"]
+    script = str(ROOT / "launch" / "local.sh")
+    module = "--module=gpt_pjit.evaluate.lm_eval"
+    together = [script, "--processes=2", "--devices=2", module, "--distributed"]
 
-    def command(checkpoint):
-        arguments = [sys.executable, "-m", "gpt_pjit.evaluate.lm_eval", "--model", "gpt_pjit"]
-        arguments += ["--model_args", f"checkpoint={checkpoint}", "--tasks", "last_words"]
-        arguments += ["--include_path", str(tmp_path), "--output_path", str(tmp_path / "out")]
-        return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    def run(command, checkpoint, *flags):
+        flags = (*flags, "--tasks", "last_words", "--include_path", str(tmp_path))
+        flags = ("--model", "gpt_pjit", "--model_args", f"checkpoint={checkpoint}", *flags)
+        environment = os.environ | {"PYTHON": sys.executable}
+        return subprocess.run(
+            [*command, *flags], cwd=ROOT, env=environment, capture_output=True, text=True,
+            timeout=300,
+        )  # fmt: skip
 
-    done = command(model)
-    assert done.returncode == 0, done.stderr
-    (path,) = (tmp_path / "out").rglob("results_*.json")
-    assert "acc,none" in json.loads(path.read_text())["results"]["last_words"]
-    wrong = command(tmp_path / "nothing")
-    assert wrong.returncode == 78
+    found = []
+    for name, command in (("alone", alone), ("together", together)):
+        done = run(command, model, "--output_path", str(tmp_path / name))
+        assert done.returncode == 0, done.stderr
+        (path,) = (tmp_path / name).rglob("results_*.json")  # of one process
+        found.append(json.loads(path.read_text())["results"]["last_words"]["perplexity,none"])
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    wrong = run(alone, tmp_path / "nothing")
+    assert wrong.returncode == EXIT_CONFIG
     assert "holds no run.json" in wrong.stderr
     assert "Traceback" not in wrong.stderr

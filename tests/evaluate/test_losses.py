@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from gpt_pjit.evaluate import Document, Scorer, evaluate_texts
+from gpt_pjit.evaluate import Document, Scorer, prepare_texts
 from gpt_pjit.evaluate.losses import WORST, loss_metrics, warning
 from gpt_pjit.evaluate.report import notes, results_record
 
@@ -34,7 +34,7 @@ def cast(logits):
 
 def record(with_logits, table, change):
     scorer = Scorer(with_logits(table, change))
-    result = evaluate_texts(scorer, [Document.of(OWN_TEXT[:2000])], scorer.window, "text")
+    result = prepare_texts(scorer, [Document.of(OWN_TEXT[:2000])], scorer.window, "text")()
     return results_record({"text": result}, {"name": "m", "step": 1, "checkpoint": "c"})
 
 
@@ -57,7 +57,7 @@ def test_worst_tokens_have_their_text(with_logits):
     table[:, ord("#")] = -15.0  # the model cannot believe a #
     text = "a plain text, and then # comes; " * 2 + "no more of it " * 20
     scorer = Scorer(with_logits(table))
-    result = evaluate_texts(scorer, [Document.of(text)], scorer.window, "text")
+    result = prepare_texts(scorer, [Document.of(text)], scorer.window, "text")()
     worst = result.details["worst_tokens"]
     assert len(worst) == WORST
     assert [w["text"] for w in worst[:3]].count("#") == 2

@@ -36,5 +36,7 @@ def test_context_and_continuation_are_encoded_as_one():
     assert choice_request(tokenizer, "", "yes", 100).tokens == (256, *b"yes")
     cut = choice_request(tokenizer, "a long context", " yes", 6)
     assert bytes(cut.tokens) == b"ext yes"
-    with pytest.raises(ConfigError, match=r"4 tokens is to be scored, between 1 and 3 fit: ' yes'"):
+    with pytest.raises(ConfigError, match=r"4 tokens is to be scored, at most 3 fit: ' yes'"):
         choice_request(tokenizer, "context", " yes", 3)
+    with pytest.raises(ConfigError, match=r"nothing is to be scored: '' has no tokens"):
+        choice_request(tokenizer, "context", "", 3)

@@ -67,6 +67,18 @@ def test_learned_positions_end_with_training(trained):
         Scorer(learned, window=64)
     with pytest.raises(ConfigError, match=r"window=0: must be 1 or more"):
         Scorer(trained, window=0)
+    with pytest.raises(ConfigError, match=r"rows=0: must be 1 or more"):
+        Scorer(trained, rows=0)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_losses_that_are_no_numbers_are_refused(value, with_logits):
+    table = np.zeros((257, 512))
+    table[7, 7] = value
+    scorer = Scorer(with_logits(table))
+    assert scorer.score([Request((1, 2), 1)])
+    with pytest.raises(ConfigError, match=r"piqa: the model gives losses that are no numbers"):
+        scorer.score([Request((7, 7, 7), 2)], "piqa")
 
 
 def items(lengths, choices, seed=0, cut=None):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gpt_pjit.errors import ConfigError
-from gpt_pjit.evaluate import Document, Request, Scorer, evaluate_texts
+from gpt_pjit.evaluate import Document, Request, Scorer, prepare_texts
 from gpt_pjit.evaluate.statistics import mean, perplexity, ratio_stderr
 from gpt_pjit.evaluate.texts import decoded
 from gpt_pjit.evaluate.wikitext import detokenize, pages
@@ -16,7 +16,7 @@ TEXT = "Dass es regnet, wei\N{LATIN SMALL LETTER SHARP S} man; why, nobody knows
 
 def test_a_short_text_is_scored_as_a_whole(trained, plain):
     document = Document.of("to be or not to be")
-    result = evaluate_texts(Scorer(trained), [document], 32, "text")
+    result = prepare_texts(Scorer(trained), [document], 32, "text")()
     ids = list(document.text.encode())
     nll, greedy = plain(Request((256, *ids), len(ids)))
     metrics = result.metrics
@@ -31,7 +31,7 @@ def test_a_short_text_is_scored_as_a_whole(trained, plain):
 def test_each_byte_once_whatever_the_stride(trained, stride):
     text = TEXT * 3
     documents = [Document.of(text), Document.of(TEXT[:5])]
-    result = evaluate_texts(Scorer(trained), documents, stride, "text")
+    result = prepare_texts(Scorer(trained), documents, stride, "text")()
     assert result.details["bytes"] == len(text.encode()) + 5
     assert result.details["tokens"] == result.details["bytes"]  # the tokenizer is that of bytes
     assert (result.details["window"], result.details["stride"]) == (32, stride)
@@ -40,13 +40,25 @@ def test_each_byte_once_whatever_the_stride(trained, stride):
 
 def test_bytes_are_those_of_the_original(trained):
     page = "it 's a 2 @-@ way @,@ street ."
-    result = evaluate_texts(Scorer(trained), [Document.of(page, detokenize(page))], 32, "text")
+    result = prepare_texts(Scorer(trained), [Document.of(page, detokenize(page))], 32, "text")()
     assert detokenize(page) == "it's a 2-way,street ."
     assert (result.details["bytes"], result.details["words"]) == (len(page), 9)
     nats = result.metrics["bits_per_byte"] * math.log(2) * len(page)
     assert math.log(result.metrics["token_perplexity"]) * len(detokenize(page)) == (
         pytest.approx(nats, rel=1e-6)
     )
+
+
+def test_tokens_of_one_document_are_not_independent(with_logits):
+    """Half the documents are all right, half all wrong; a long word has no perplexity."""
+    table = np.zeros((257, 512))
+    table[:, ord("a")] = 9
+    documents = [Document.of(letter * 200) for letter in "aabb"]
+    metrics = prepare_texts(Scorer(with_logits(table)), documents, 32, "text")().metrics
+    assert metrics["acc"] == 0.5
+    assert metrics["acc_stderr"] == pytest.approx(math.sqrt(1 / 3) / 2)
+    assert metrics["word_perplexity"] is metrics["word_perplexity_stderr"] is None  # above e^700
+    assert math.isfinite(metrics["byte_perplexity"])
 
 
 def test_pages_begin_at_titles():

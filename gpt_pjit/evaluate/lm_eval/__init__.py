@@ -1,0 +1,10 @@
+"""The model as lm-eval knows models (`model.py`); only this room needs that package.
+
+Importing it registers `gpt_pjit` with lm-eval, which then accepts it in a program too:
+`lm_eval.simple_evaluate(model="gpt_pjit", ...)`. `python -m gpt_pjit.evaluate.lm_eval` is lm-eval's
+own command line.
+"""
+
+from gpt_pjit.evaluate.lm_eval.model import GptPjitLM
+
+__all__ = ["GptPjitLM"]

@@ -1,0 +1,30 @@
+"""lm-eval's command line, with our model registered.
+
+python -m gpt_pjit.evaluate.lm_eval --model gpt_pjit --model_args checkpoint=DIR --tasks piqa
+
+All flags are lm-eval's, and --distributed: let JAX find the other hosts. Several processes are
+joined as for training; JAX_NUM_CPU_DEVICES sets the number of devices on a CPU.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import gpt_pjit.evaluate.lm_eval  # noqa: F401  registers the model
+from gpt_pjit.cli import report_errors
+from gpt_pjit.trained import start_devices
+
+DISTRIBUTED = "--distributed"
+
+
+def main() -> None:
+    from lm_eval.__main__ import cli_evaluate
+
+    with report_errors():
+        start_devices(distributed=DISTRIBUTED in sys.argv)
+        sys.argv = [argument for argument in sys.argv if argument != DISTRIBUTED]
+        cli_evaluate()
+
+
+if __name__ == "__main__":
+    main()

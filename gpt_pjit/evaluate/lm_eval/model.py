@@ -1,0 +1,207 @@
+"""GptPjitLM: log-likelihoods by the scorer, texts by `generate`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.models.utils import normalize_gen_kwargs
+
+from gpt_pjit.errors import ConfigError, Problem
+from gpt_pjit.evaluate.batches import Request
+from gpt_pjit.evaluate.progress import counting
+from gpt_pjit.evaluate.requests import fitted, rolling_requests
+from gpt_pjit.evaluate.scorer import Scorer
+from gpt_pjit.generate import Sampling, stream
+from gpt_pjit.trained import load_trained
+
+SOURCE = "lm-eval"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a request for text asks for, beside its prompt."""
+
+    max_new_tokens: int
+    sampling: Sampling
+    stop: tuple[str, ...]
+
+
+@register_model("gpt_pjit")
+class GptPjitLM(TemplateLM):
+    """Arguments, by `--model_args`: `checkpoint` (as for `python -m gpt_pjit.evaluate`), `window`
+    (longest input in tokens; as trained), `tensor` (devices that split the model), `dtype`.
+
+    `batch_size` is the number of full windows at once on each device. The devices of all processes
+    share each batch, so that lm-eval sees one rank on every process.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str = "",
+        window: int | None = None,
+        tensor: int = 1,
+        dtype: str = "",
+        batch_size: int | str = 1,
+        max_batch_size: int | None = None,
+        device: str | None = None,
+        **unknown: Any,
+    ):
+        super().__init__()
+        _check_arguments(checkpoint, window, batch_size, unknown)
+        self.trained = load_trained(str(checkpoint), tensor=tensor, dtype=dtype)
+        # "auto" is for models that find out by failing; here any number fits that does for one.
+        rows = 1 if str(batch_size).startswith("auto") else int(batch_size)
+        self.scorer = Scorer(self.trained, window=window, rows=rows)
+        # lm-eval writes results and tables where LOCAL_RANK is 0.
+        os.environ["LOCAL_RANK"] = str(jax.process_index())
+        if jax.process_count() > 1:
+            # Beside jax.distributed the forks that draw some of its standard errors never end.
+            os.environ["DISABLE_MULTIPROC"] = "1"
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.trained.tokenizer.eot_id
+
+    @property
+    def max_length(self) -> int:
+        return self.scorer.window
+
+    @property
+    def tokenizer_name(self) -> str:
+        return self.trained.tokenizer.sha256
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
+    ) -> list[int]:
+        return [int(i) for i in self.trained.tokenizer.encode(string)]
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        problem = "a base model has no chat template; leave --apply_chat_template out"
+        raise ConfigError([problem], SOURCE)
+
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        """Called for a cache of answers, of which each process would have its own."""
+        if jax.process_count() > 1:
+            problem = (
+                "with several processes, which must compute the same requests together, each would "
+                "find other answers in its cache; leave --use_cache out"
+            )
+            raise ConfigError([problem], SOURCE)
+        super().set_cache_hook(cache_hook)
+
+    def _loglikelihood_tokens(
+        self,
+        requests: Sequence[tuple[tuple[str, str], list[int], list[int]]],
+        disable_tqdm: bool = False,
+        **kwargs: Any,
+    ) -> list[tuple[float, bool]]:
+        window = self.scorer.window
+        wanted = []
+        for (_, text), context, continuation in requests:
+            tokens = (context or [self.eot_token_id]) + continuation  # a context of spaces is empty
+            wanted.append(fitted(tokens, len(continuation), window, text))
+        return [(result.log_likelihood, result.is_greedy) for result in self.scorer.score(wanted)]
+
+    def loglikelihood_rolling(
+        self, requests: Sequence[Instance], disable_tqdm: bool = False
+    ) -> list[float]:
+        """Windows without overlap, each text after end-of-text: lm-eval's own, as in HFLM."""
+        window, eot = self.scorer.window, self.eot_token_id
+        wanted: list[Request] = []
+        ends = []
+        for request in requests:
+            tokens = self.tok_encode(request.args[0])
+            wanted.extend(rolling_requests(tokens, eot, window, window))
+            ends.append(len(wanted))
+        results = self.scorer.score(wanted)
+        return [
+            sum((result.log_likelihood for result in results[start:end]), 0.0)
+            for start, end in zip([0, *ends], ends, strict=False)
+        ]
+
+    def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Requests of equal options together; a prompt leaves room for what is to follow it."""
+        groups: dict[str, list[int]] = {}
+        for number, request in enumerate(requests):
+            groups.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(number)
+        wishes = [wish(json.loads(written), self.max_length) for written in groups]
+        answers = [""] * len(requests)
+        with counting("generating", len(requests)) as advance:
+            for wanted, numbers in zip(wishes, groups.values(), strict=True):
+                texts = self._generate([requests[n].args[0] for n in numbers], wanted, advance)
+                for number, text in zip(numbers, texts, strict=True):
+                    answers[number] = text
+        return answers
+
+    def _generate(
+        self, prompts: Sequence[str], wanted: Wish, advance: Callable[[int], None]
+    ) -> list[str]:
+        n_tokens = wanted.max_new_tokens
+        room = self.max_length - n_tokens
+        ids = [self.tok_encode(prompt) for prompt in prompts]
+        if cut := sum(len(prompt) > room for prompt in ids):
+            _warn(
+                f"{cut:,} of {len(ids):,} prompts are cut from the left to {room:,} tokens: with "
+                f"max_gen_toks={n_tokens} they would not fit the window of {self.max_length:,}"
+            )
+        ids = [prompt[-room:] for prompt in ids]
+        rows = self.scorer.batch_size(max(map(len, ids)) + n_tokens)
+        finished = 0
+        for written in stream(
+            self.trained, ids, n_tokens, wanted.sampling, wanted.stop, batch_size=rows
+        ):
+            done = sum(bool(row.finish_reason) for row in written)
+            advance(done - finished)
+            finished = done
+        return [row.text for row in written]
+
+
+def wish(options: dict[str, Any], window: int) -> Wish:
+    """By lm-eval's reading of `options`; ConfigError where `window` has no room for a prompt."""
+    options = dict(normalize_gen_kwargs(options))
+    n_tokens = options.pop("max_gen_toks")
+    if n_tokens >= window:
+        constraint = f"leaves no room for a prompt in the window of {window} tokens"
+        remedy = f"give --model_args window=N above it, or --gen_kwargs max_gen_toks={window // 2}"
+        raise ConfigError([Problem("max_gen_toks", n_tokens, constraint, remedy)], SOURCE)
+    stop = tuple(filter(None, options.pop("until")))
+    temperature = float(options.pop("temperature", 1.0))
+    sampling = Sampling(
+        temperature if options.pop("do_sample") else 0.0,
+        int(options.pop("top_k", None) or 0),
+        float(options.pop("top_p", None) or 1.0),
+    )
+    if options:
+        _warn(f"generation ignores {', '.join(f'{k}={v}' for k, v in options.items())}")
+    return Wish(n_tokens, sampling, stop)
+
+
+def _check_arguments(
+    checkpoint: object, window: object, batch_size: object, unknown: dict[str, Any]
+) -> None:
+    known = "known: checkpoint, window, tensor, dtype"
+    problems = [Problem(name, value, "no such argument", known) for name, value in unknown.items()]
+    if not checkpoint:
+        problems.append(Problem("checkpoint", checkpoint, "is needed", "a run's workdir"))
+    if window is not None and type(window) is not int:
+        problems.append(Problem("window", window, "is no number", "leave it out: as trained"))
+    if not (str(batch_size).isdigit() or str(batch_size).startswith("auto")):
+        problems.append(Problem("batch_size", batch_size, "must be a number or auto", "try 1"))
+    if problems:
+        raise ConfigError(problems, "--model_args")
+
+
+def _warn(message: str) -> None:
+    if jax.process_index() == 0:
+        logging.getLogger(__name__).warning(message)
