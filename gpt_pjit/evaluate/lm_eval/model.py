@@ -61,9 +61,9 @@ class GptPjitLM(TemplateLM):
         # "auto" is for models that find out by failing; here any number fits that does for one.
         rows = 1 if str(batch_size).startswith("auto") else int(batch_size)
         self.scorer = Scorer(self.trained, window=window, rows=rows)
-        # lm-eval writes results and tables where LOCAL_RANK is 0.
-        os.environ["LOCAL_RANK"] = str(jax.process_index())
         if jax.process_count() > 1:
+            # lm-eval writes results and tables where LOCAL_RANK is 0.
+            os.environ["LOCAL_RANK"] = str(jax.process_index())
             # Beside jax.distributed the forks that draw some of its standard errors never end.
             os.environ["DISABLE_MULTIPROC"] = "1"
 
