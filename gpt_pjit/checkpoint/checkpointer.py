@@ -11,6 +11,7 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import unflatten_dict
 
 ITEM = "default"  # the name that Orbax gives a checkpoint of one item
+PARTS = ("_CHECKPOINT_METADATA", f"{ITEM}/_METADATA", f"{ITEM}/manifest.ocdbt")
 
 
 class Checkpointer:
@@ -43,6 +44,14 @@ def saved_steps(directory: Path) -> list[int]:
     if not directory.is_dir():
         return []
     return sorted(ocp.utils.checkpoint_steps(directory.resolve()))
+
+
+def missing_parts(directory: Path, step: int) -> list[str]:
+    """The files that `step` should have and has not, as after a copy that was cut short.
+
+    They are looked for, not read: damage inside a file does not show here.
+    """
+    return [part for part in PARTS if not (directory / str(step) / part).exists()]
 
 
 def restore_params(directory: Path, step: int, target: Any) -> Any:

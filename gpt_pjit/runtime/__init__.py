@@ -1,6 +1,6 @@
 """What surrounds a computation: start-up of hosts, the workdir, metrics, the console."""
 
-from gpt_pjit.runtime.console import say as say
+from gpt_pjit.runtime.console import say as say, warn as warn
 from gpt_pjit.runtime.derived import (
     derived_workdir as derived_workdir,
     no_data_yet as no_data_yet,
