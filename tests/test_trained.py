@@ -70,7 +70,7 @@ def test_a_damaged_step_is_refused_and_passed_over(tmp_path, capsys):
     assert capsys.readouterr().err == ""
     for step in "12":
         (steps / step / "_CHECKPOINT_METADATA").unlink()
-    with pytest.raises(ConfigError, match="is damaged, .*; whole steps here: none"):
+    with pytest.raises(ConfigError, match=r"is damaged, .*; whole steps here: none"):
         find_checkpoint(tmp_path / "run")
 
 

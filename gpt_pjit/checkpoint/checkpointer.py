@@ -10,6 +10,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import unflatten_dict
 
+from gpt_pjit.errors import ConfigError
+
 ITEM = "default"  # the name that Orbax gives a checkpoint of one item
 PARTS = ("_CHECKPOINT_METADATA", f"{ITEM}/_METADATA", f"{ITEM}/manifest.ocdbt")
 
@@ -66,14 +68,23 @@ def restore_params(directory: Path, step: int, target: Any) -> Any:
 
 
 def read_arrays(directory: Path, step: int, tree: Any) -> Any:
-    """The arrays of `step` that `tree`, a part of a state, names: NumPy arrays on this host."""
+    """The arrays of `step` that `tree`, a part of a state, names: NumPy arrays on this host.
+
+    Raises ConfigError where it does not hold them all.
+    """
     args = ocp.args.PyTreeRestore(
         item=tree,
         restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree),
         partial_restore=True,
     )
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        return reader.restore(directory.resolve() / str(step) / ITEM, args=args)
+        read = reader.restore(directory.resolve() / str(step) / ITEM, args=args)
+    # Orbax leaves what it has not found as it was asked for.
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(read)):
+        problem = f"{directory / str(step)} does not hold all of {', '.join(tree)}"
+        remedy = "choose a step that was trained: imported and grown ones are parameters alone"
+        raise ConfigError([f"{problem}; {remedy}"], "checkpoint")
+    return read
 
 
 def write_state(directory: Path, step: int, state: Any) -> None:

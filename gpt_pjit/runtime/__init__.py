@@ -17,6 +17,7 @@ from gpt_pjit.runtime.interrupt import Interrupt as Interrupt
 from gpt_pjit.runtime.metrics import StepLog as StepLog
 from gpt_pjit.runtime.workdir import (
     check_data as check_data,
+    check_same_data as check_same_data,
     open_workdir as open_workdir,
     read_run as read_run,
 )
