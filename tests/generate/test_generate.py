@@ -125,6 +125,21 @@ def test_the_cache_is_split_over_batch_and_heads():
         }
 
 
+def test_a_prompt_takes_no_memory_of_the_size_of_its_scores(trained):
+    """Several blocks of queries long, with the text of recomputing it, and a bounded peak."""
+    prompt = [[i * i % 250 for i in range(300)]]
+    assert generate(trained, prompt, max_new_tokens=4)[0] == until_end(
+        recompute(trained, prompt, 4)[0]
+    )
+    heads, length = trained.config.model.n_heads, 4096
+    row = jax.ShapeDtypeStruct((1,), jnp.int32, sharding=jax.NamedSharding(trained.mesh, jax.P()))
+    rows = row.update(shape=(1, length))
+    with jax.set_mesh(trained.mesh):
+        lowered = prefill.lower(trained.extend, trained.weights, rows, row, row, slots=length)
+        peak = lowered.compile().memory_analysis().temp_size_in_bytes
+    assert peak < heads * length**2 * 4 / 4
+
+
 def test_a_draw_depends_on_seed_and_prompt_and_not_on_the_rest(trained):
     flags = {"max_new_tokens": TOKENS, "temperature": 1.0, "seed": 3}
     first = generate(trained, PROMPTS, **flags)
