@@ -41,6 +41,10 @@ SIZES = {
     "mpt": ("n_layers", "n_heads", "d_model", "vocab_size", "max_seq_len"),
     "gpt2": ("n_layer", "n_head", "n_embd", "vocab_size", "n_positions"),
 }
+DROPOUTS = {  # after the sublayers, of attention weights, of embeddings
+    "mpt": ("resid_pdrop", "attn_config.attn_pdrop", "emb_pdrop"),
+    "gpt2": ("resid_pdrop", "attn_pdrop", "embd_pdrop"),
+}
 ACTIVATIONS = {  # of GPT-2
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -83,16 +87,19 @@ def _no_class(needed: str) -> tuple[str, str]:
 def to_json(form: Form, max_length: int, eot_id: int, dtype: str) -> dict[str, Any]:
     """The config.json, for contexts up to `max_length`."""
     c = form.model
-    fixed: dict[str, Any] = {}
-    for name, value in FIXED[form.family].items():
+    # Not left out: the default of transformers for GPT-2 is 0.1.
+    rates = (c.dropout_residual, c.dropout_attention, c.dropout_embedding)
+    dropouts = dict(zip(DROPOUTS[form.family], rates, strict=True))
+    grouped: dict[str, Any] = {}
+    for name, value in (FIXED[form.family] | dropouts).items():
         group, _, inner = name.rpartition(".")
-        (fixed.setdefault(group, {}) if group else fixed)[inner] = value
+        (grouped.setdefault(group, {}) if group else grouped)[inner] = value
     sizes = (c.n_layers, c.n_heads, c.d_model, c.vocab_size, max_length)
     fields = {
         "architectures": [CLASSES[form.family]],
         "model_type": form.family,
         **dict(zip(SIZES[form.family], sizes, strict=True)),
-        **fixed,
+        **grouped,
         "dtype": dtype,
         "torch_dtype": dtype,  # the name of older versions
         "use_cache": True,
@@ -118,9 +125,10 @@ def from_json(fields: dict[str, Any], source: str) -> Form:
         for name, expected in FIXED[family].items()
         if (got := _field(fields, name, expected)) != expected
     ]
+    optional = [name for name in ("n_inner", TRAINED_LENGTH) if fields.get(name) is not None]
     problems += [
         Problem(name, fields.get(name), "must be a positive integer", "mend the file")
-        for name in SIZES[family]
+        for name in (*SIZES[family], *optional)
         if type(fields.get(name)) is not int or fields[name] < 1
     ]
     activation = fields.get("activation_function", "gelu_new") if family == "gpt2" else "gelu"
@@ -144,10 +152,11 @@ def from_json(fields: dict[str, Any], source: str) -> Form:
         activation=ACTIVATIONS[activation],
         bias=family == "gpt2",
     )
-    trained = length if family == "gpt2" else fields.get(TRAINED_LENGTH, length)
+    trained = length if family == "gpt2" else fields.get(TRAINED_LENGTH) or length
     return Form(family, model, trained)
 
 
 def _field(fields: dict[str, Any], name: str, default: Any) -> Any:
     group, _, inner = name.rpartition(".")
-    return ((fields.get(group) or {}) if group else fields).get(inner, default)
+    inside = (fields.get(group) or {}) if group else fields
+    return inside.get(inner, default) if isinstance(inside, dict) else inside

@@ -76,7 +76,7 @@ def export(
         card = model_card(
             form,
             tokenizer,
-            name=out.name,
+            name=out.resolve().name,
             history=history(step, step * per_step, record.get("source")),
             n_params=n_params,
             max_length=longest,

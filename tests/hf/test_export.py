@@ -17,6 +17,8 @@ from tests.hf.checkpoints import write_checkpoint
 from tests.hf.ours import logits_of, write_run
 
 MPT = {"d_ff": 256}
+IMPORT = {"kind": "import", "from": "a/gpt2"}
+AVERAGED_IMPORT = {"kind": "average", "steps": [5, 7], "source": IMPORT}
 LEARNED = {"positions": "learned", "activation": "gelu_tanh"}
 
 
@@ -69,9 +71,11 @@ def test_one_step_in_shards(run, tmp_path):
 
 
 def test_missing_biases_are_written_as_zeros(tmp_path):
-    write_run(tmp_path / "run", tiny(model=LEARNED))
+    write_run(tmp_path / "run", tiny(model=LEARNED | {"dropout_attention": 0.25}))
     done = export(tmp_path / "run", tmp_path / "out", dtype="float32")
     assert (done.family, done.max_length) == ("GPT2LMHeadModel", 32)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert [config[f"{part}_pdrop"] for part in ("resid", "attn", "embd")] == [0, 0.25, 0]
     import_model(str(tmp_path / "out"), tmp_path / "again")
     assert read_run(tmp_path / "again")[0].model.bias
     tokens = np.arange(64).reshape(2, 32)
@@ -116,6 +120,8 @@ def test_an_import_names_every_tensor_that_is_wrong(tmp_path):
     [
         ({"model_type": "llama"}, "model_type='llama': unknown; known: mpt, gpt2"),
         ({"attn_config": {"clip_qkv": 6}}, "attn_config.clip_qkv=6: our model has None only"),
+        ({"attn_config": "none"}, "attn_config.alibi='none': our model has True only"),
+        ({"trained_sequence_length": "x"}, "trained_sequence_length='x': must be a positive"),
         ({"attn_config": {"alibi": False}}, "attn_config.alibi=False: our model has True only"),
         ({"d_model": None}, "d_model=None: must be a positive integer"),
         ({"n_heads": 5}, "d_model=32: must be divisible by n_heads=5"),
@@ -132,7 +138,10 @@ def test_a_config_that_is_not_ours_is_refused(fields, message):
     [
         (None, 7, "Trained with gpt_pjit, 7 steps, 70 tokens."),
         ({"kind": "average", "steps": [5, 7]}, 7, "70 tokens; the mean of the checkpoints of"),
-        ({"kind": "import", "from": "a/gpt2"}, 0, "Holds weights imported from gpt2."),
+        ({"kind": "average", "steps": [5, 7]}, 9, "90 tokens, beginning with the mean of the"),
+        (AVERAGED_IMPORT, 7, "beginning with weights imported from gpt2; the mean of the check"),
+        (AVERAGED_IMPORT, 9, "steps 5, 7, which began with weights imported from gpt2."),
+        (IMPORT, 0, "Holds weights imported from gpt2."),
         ({"kind": "grow", "from": "a/580m"}, 7, "beginning with weights grown from 580m."),
     ],
 )
