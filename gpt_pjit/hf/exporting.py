@@ -95,9 +95,8 @@ def _longest(form: Form, wanted: int | None) -> int:
             raise ConfigError([Problem("max_length", wanted, constraint, "leave it out")], "export")
         return trained
     if wanted is not None and wanted < 1:
-        raise ConfigError(
-            [Problem("max_length", wanted, "must be 1 or more", "try 2048")], "export"
-        )
+        problem = Problem("max_length", wanted, "must be 1 or more", f"try {LONGEST * trained}")
+        raise ConfigError([problem], "export")
     return wanted or LONGEST * trained
 
 

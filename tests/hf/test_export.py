@@ -68,6 +68,10 @@ def test_one_step_in_shards(run, tmp_path):
     (out / done.files[2]).unlink()
     with pytest.raises(ConfigError, match=rf"has no {done.files[2]}"):
         stored_tensors(out)
+    for damaged in ("", "{}", '{"weight_map": [1]}'):
+        (out / "model.safetensors.index.json").write_text(damaged)
+        with pytest.raises(ConfigError, match=r"index.json is damaged or cut short"):
+            stored_tensors(out)
 
 
 def test_missing_biases_are_written_as_zeros(tmp_path):
@@ -102,6 +106,12 @@ def test_an_import_names_every_tensor_that_is_wrong(tmp_path):
     with pytest.raises(ConfigError) as raised:
         import_model(str(folder), tmp_path / "run")
     assert len(raised.value.problems) == 1 + 6  # the embedding, and the parts of a third layer
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 256}))
+    with pytest.raises(ConfigError, match="vocab_size=256: is smaller than the 257 ids of bytes"):
+        import_model(str(folder), tmp_path / "run")
+    (folder / "config.json").write_text("[1]")
+    with pytest.raises(ConfigError, match=r"config.json holds no fields"):
+        import_model(str(folder), tmp_path / "run")
     assert "wte.weight: expected shape (999, 32), got (264, 32)" in str(raised.value)
     (folder / "config.json").write_text(json.dumps(config))
     weights = folder / "model.safetensors"
@@ -110,7 +120,9 @@ def test_an_import_names_every_tensor_that_is_wrong(tmp_path):
     with pytest.raises(ConfigError, match=r"is damaged or cut short"):
         import_model(str(folder), tmp_path / "run")
     weights.rename(folder / "pytorch_model.bin")
-    with pytest.raises(ConfigError, match=r"has no model.safetensors; its .bin files are Python"):
+    with pytest.raises(
+        ConfigError, match=r"has no model.safetensors; .* a .bin is a Python pickle"
+    ):
         import_model(str(folder), tmp_path / "run")
     assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
 
@@ -131,6 +143,30 @@ def test_a_config_that_is_not_ours_is_refused(fields, message):
     mpt = {"n_layers": 2, "n_heads": 4, "d_model": 32, "vocab_size": 264, "max_seq_len": 96}
     with pytest.raises(ConfigError, match=message):
         from_json({"model_type": "mpt", **mpt, **fields}, "config.json")
+
+
+def test_a_width_of_gpt2_that_is_no_number_is_refused():
+    sizes = {"n_layer": 2, "n_head": 4, "n_embd": 32, "vocab_size": 264, "n_positions": 96}
+    assert from_json({"model_type": "gpt2", **sizes, "n_inner": None}, "").model.d_ff == 128
+    with pytest.raises(ConfigError, match="n_inner='x': must be a positive integer"):
+        from_json({"model_type": "gpt2", **sizes, "n_inner": "x"}, "")
+
+
+def test_the_commit_of_the_hub_is_recorded(tmp_path, monkeypatch):
+    """Of what `main` is today, and nothing is fetched for a folder that is there already."""
+    theirs = write_checkpoint(tmp_path / "snapshots" / "0a1b2c", "mpt-4")
+    fetched = []
+
+    def fetch(name, **wanted):
+        fetched.append((name, wanted["revision"]))
+        return str(theirs)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    import_model("someone/model", tmp_path / "run", "main")
+    assert read_run(tmp_path / "run")[1]["source"]["revision"] == "0a1b2c"
+    with pytest.raises(ConfigError, match="is there already"):
+        import_model("someone/model", tmp_path / "run", "main")
+    assert fetched == [("someone/model", "main")]
 
 
 @pytest.mark.parametrize(
