@@ -185,8 +185,10 @@ def test_learned_positions_end_with_a_reason():
         (16, "length"),
     ]
     assert rows[1].tokens == recompute(trained, prompts[1:2], 10)[0].tolist() + rows[1].tokens[10:]
-    with pytest.raises(ConfigError, match=r"prompt 2='97 tokens'.*keep its last 96 tokens"):
-        generate(trained, [[1], [1] * 97], max_new_tokens=1)
+    with pytest.raises(
+        ConfigError, match=r"1 problem:\n.*prompt 2='97 tokens'.*; shorten it by 1$"
+    ):
+        generate(trained, [[1], *[[1] * 97] * 3], max_new_tokens=1)
 
 
 def test_all_that_is_wrong_is_said_at_once(trained):
@@ -282,6 +284,13 @@ def test_temperature_0_takes_the_likeliest():
     np.testing.assert_array_equal(
         draw(logits, keys(5), Sampling(1.0, top_k=1)), logits.argmax(axis=-1)
     )
+
+
+@pytest.mark.parametrize("sampling", [Sampling(1e-38), Sampling(1e-44, 5), Sampling(1.0, 0, 1e-46)])
+def test_the_smallest_numbers_are_no_other_draw(sampling):
+    """Divided by such a temperature, or below such a share, float32 knows no numbers."""
+    logits = jnp.asarray(3 * np.random.default_rng(0).normal(size=(50, 100)).astype(np.float32))
+    np.testing.assert_array_equal(draw(logits, keys(50), sampling), logits.argmax(axis=-1))
 
 
 def test_a_row_is_drawn_by_its_own_key_and_logits():
