@@ -41,10 +41,6 @@ SIZES = {
     "mpt": ("n_layers", "n_heads", "d_model", "vocab_size", "max_seq_len"),
     "gpt2": ("n_layer", "n_head", "n_embd", "vocab_size", "n_positions"),
 }
-DROPOUTS = {  # after the sublayers, of attention weights, of embeddings
-    "mpt": ("resid_pdrop", "attn_config.attn_pdrop", "emb_pdrop"),
-    "gpt2": ("resid_pdrop", "attn_pdrop", "embd_pdrop"),
-}
 ACTIVATIONS = {  # of GPT-2
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -87,11 +83,8 @@ def _no_class(needed: str) -> tuple[str, str]:
 def to_json(form: Form, max_length: int, eot_id: int, dtype: str) -> dict[str, Any]:
     """The config.json, for contexts up to `max_length`."""
     c = form.model
-    # Not left out: the default of transformers for GPT-2 is 0.1.
-    rates = (c.dropout_residual, c.dropout_attention, c.dropout_embedding)
-    dropouts = dict(zip(DROPOUTS[form.family], rates, strict=True))
     grouped: dict[str, Any] = {}
-    for name, value in (FIXED[form.family] | dropouts).items():
+    for name, value in FIXED[form.family].items():
         group, _, inner = name.rpartition(".")
         (grouped.setdefault(group, {}) if group else grouped)[inner] = value
     sizes = (c.n_layers, c.n_heads, c.d_model, c.vocab_size, max_length)
@@ -111,6 +104,10 @@ def to_json(form: Form, max_length: int, eot_id: int, dtype: str) -> dict[str, A
     if form.family == "gpt2":
         fields["n_inner"] = c.d_ff
         fields["activation_function"] = {"gelu_tanh": "gelu_new", "gelu": "gelu"}[c.activation]
+        # Their default is 0.1; MPT's is 0, and as an attn_pdrop it takes no fraction.
+        fields["resid_pdrop"] = c.dropout_residual
+        fields["attn_pdrop"] = c.dropout_attention
+        fields["embd_pdrop"] = c.dropout_embedding
     return fields
 
 
