@@ -11,13 +11,13 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from gpt_pjit.checkpoint import restore_params, saved_steps
+from gpt_pjit.checkpoint import missing_parts, restore_params, saved_steps
 from gpt_pjit.config import Config, MeshConfig
 from gpt_pjit.data import Tokenizer, TrainingData, held_out_batches, saved_tokenizer
 from gpt_pjit.errors import ConfigError, Problem
 from gpt_pjit.model import Cache
 from gpt_pjit.partition import make_mesh, mesh_shape
-from gpt_pjit.runtime import read_run, start
+from gpt_pjit.runtime import read_run, start, warn
 from gpt_pjit.training import Program, build, validation_metrics
 from gpt_pjit.validation import CHOICES
 
@@ -108,7 +108,10 @@ def held_out_metrics(checkpoint: str | Path, data: TrainingData) -> dict[str, fl
 
 
 def find_checkpoint(path: Path) -> tuple[Path, int]:
-    """The workdir and the step that `path` names."""
+    """The workdir and the step that `path` names: of a workdir, the newest that is whole.
+
+    Raises ConfigError where there is no such step, or it lacks a part.
+    """
     if path.parent.name == "checkpoints" and path.name.isdigit():
         workdir, wanted = path.parent.parent, int(path.name)
     else:
@@ -121,7 +124,17 @@ def find_checkpoint(path: Path) -> tuple[Path, int]:
     if wanted is not None and wanted not in steps:
         problem = f"{workdir} holds no step {wanted}; it holds {', '.join(map(str, steps))}"
         raise ConfigError([problem], "checkpoint")
-    return workdir, steps[-1] if wanted is None else wanted
+    missing = {step: ", ".join(missing_parts(workdir / "checkpoints", step)) for step in steps}
+    whole = [step for step in steps if not missing[step]]
+    step = wanted if wanted is not None else max(whole, default=steps[-1])
+    if missing[step]:
+        problem = f"step {step} of {workdir} is damaged, it has no {missing[step]}"
+        has = ", ".join(map(str, whole)) or "none"
+        raise ConfigError([f"{problem}; whole steps here: {has}"], "checkpoint")
+    if wanted is None and missing[steps[-1]]:
+        lacks = missing[steps[-1]]
+        warn(f"step {steps[-1]} of {workdir} is damaged, it has no {lacks}; step {step} is taken")
+    return workdir, step
 
 
 def _check(n_heads: int, tensor: int, dtype: str) -> None:

@@ -1,5 +1,7 @@
 """A checkpoint is read as a model, by name, onto any mesh, without its optimizer state."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from gpt_pjit.model import forward
 from gpt_pjit.partition import make_mesh
 from gpt_pjit.trained import find_checkpoint, load_trained
 from tests.helpers import make_workdir, tiny
+from tests.hf.ours import write_run
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +64,25 @@ def test_what_the_model_cannot_be_is_said(run, tensor):
     assert "dtype='int8': no such dtype; bfloat16 or float32" in str(error.value)
 
 
+def test_a_damaged_step_is_refused_and_passed_over(tmp_path, capsys):
+    write_run(tmp_path / "run", tiny(), (1, 2, 3))
+    steps = tmp_path / "run" / "checkpoints"
+    (steps / "3" / "default" / "manifest.ocdbt").unlink()
+    assert find_checkpoint(tmp_path / "run") == (tmp_path / "run", 2)
+    lacks = r"step 3 of .*run is damaged, it has no default/manifest.ocdbt; "
+    assert re.match(f"warning: {lacks}step 2 is taken", capsys.readouterr().err)
+    with pytest.raises(ConfigError, match=f"{lacks}whole steps here: 1, 2"):
+        find_checkpoint(steps / "3")
+    assert find_checkpoint(steps / "2") == (tmp_path / "run", 2)
+    assert capsys.readouterr().err == ""
+    for step in "12":
+        (steps / step / "_CHECKPOINT_METADATA").unlink()
+    with pytest.raises(ConfigError, match=r"is damaged, .*; whole steps here: none"):
+        find_checkpoint(tmp_path / "run")
+
+
 def test_another_tokenizer_is_refused(tmp_path):
-    config = tiny()
-    make_workdir(tmp_path / "run", config)
+    write_run(tmp_path / "run", tiny())
     record = tmp_path / "run" / "run.json"
     record.write_text(record.read_text().replace('"tokenizer": "', '"tokenizer": "0'))
     with pytest.raises(ConfigError, match=r"copy tokenizer.json or tokenizer.model"):

@@ -5,78 +5,73 @@ python -m gpt_pjit.checkpoint average DIR [--last=4] [--fraction=0.2] [--steps=7
 python -m gpt_pjit.checkpoint grow DIR --layers=N [--out=NEW]
 
 DIR is a workdir; for `grow` it may be one step, WORKDIR/checkpoints/STEP. `average` and `grow` make
-a workdir, by default DIR/averaged and DIR/grown,
-and report validation loss, before and after, unless --noloss is given. All take --json.
+a workdir, by default DIR/averaged and DIR/grown, and report validation loss, before and after,
+unless --noloss is given. All take --json.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
-import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags, logging
-from rich.console import Console
+from absl import logging
 from rich.table import Table
 
-from gpt_pjit.checkpoint import read_arrays, saved_steps, write_state
+from gpt_pjit.checkpoint import missing_parts, read_arrays, saved_steps, write_state
 from gpt_pjit.checkpoint.average import mean_params, steps_to_average
 from gpt_pjit.checkpoint.grow import grown_config, grown_params, layer_sources
 from gpt_pjit.checkpoint.listing import list_checkpoints
-from gpt_pjit.cli import parse_command, report_errors, required
-from gpt_pjit.config import MeshConfig
-from gpt_pjit.data import open_data
-from gpt_pjit.errors import ConfigError
+from gpt_pjit.cli import Answer, Parser, answer, report_errors
+from gpt_pjit.config import Config, MeshConfig
+from gpt_pjit.data import TrainingData, open_data
+from gpt_pjit.errors import EXIT_DONE, ConfigError
 from gpt_pjit.model import param_shapes
 from gpt_pjit.partition import make_mesh
-from gpt_pjit.runtime import derived_workdir, no_data_yet, read_run
+from gpt_pjit.runtime import check_new, check_same_data, derived_workdir, no_data_yet, read_run
 from gpt_pjit.trained import find_checkpoint, held_out_metrics, run_tokenizer, start_devices
 from gpt_pjit.training import build
 
-_LAST = flags.DEFINE_integer("last", 4, "average: how many checkpoints.", lower_bound=1)
-_FRACTION = flags.DEFINE_float(
-    "fraction", 0.2, "average: of the steps, from whose end they come.", 0.0, 1.0
-)
-_STEPS = flags.DEFINE_list("steps", None, "average: these steps, and not --last of them.")
-_LAYERS = flags.DEFINE_integer("layers", None, "grow: how many layers to have.")
-_LOSS = flags.DEFINE_bool("loss", True, "Measure validation loss, before and after.")
-_OUT = flags.DEFINE_string("out", None, "The workdir to make.")
-_JSON = flags.DEFINE_bool("json", False, "JSON instead of words.")
-
-# What a command gives back: a value for --json, and what to show without.
-Answer = tuple[Any, Any]
+Run = dict[str, Any]  # a run.json
 
 
-def list_command(path: Path) -> Answer:
+def list_command(flags: argparse.Namespace) -> Answer:
+    path = _workdir(flags)
     _, run = read_run(path)
     listed = list_checkpoints(path / "checkpoints")
     source = run.get("source")
     record = {"source": source, "checkpoints": [dataclasses.asdict(c) for c in listed]}
-    table = Table(title=f"Checkpoints of {path}", title_justify="left")
+    table = Table()
     for name in ("step", "date", "MB", "complete"):
         table.add_column(name, justify="right")
     for c in listed:
         table.add_row(f"{c.step:,}", c.date, f"{c.size / 1e6:,.1f}", "yes" if c.complete else "NO")
-    if source:
-        made = "\n".join(f"{k}: {v}" for k, v in source.items() if k != "made" and v is not None)
-        table.caption, table.caption_justify = f"not from training\n{made}", "left"
-    return record, table
+    made = []
+    while source:
+        shown = {k: v for k, v in source.items() if k not in ("made", "source") and v is not None}
+        made.append("began with " + ", ".join(f"{k} {v}" for k, v in shown.items()))
+        source = source.get("source")
+    return EXIT_DONE, record, [f"checkpoints of {path}", table, *made]
 
 
-def average_command(path: Path) -> Answer:
+def average_command(flags: argparse.Namespace) -> Answer:
+    path = _workdir(flags)
+    out = flags.out or path / "averaged"
+    check_new(out)
     config, run = read_run(path)
-    steps = _steps_of(path)
+    steps = _steps_of(path, run, flags)
     directory = path / "checkpoints"
     # One device and one microbatch: the state's shapes are those of any mesh.
     optim = dataclasses.replace(config.optim, microbatches=1)
     alone = dataclasses.replace(config, optim=optim, mesh=MeshConfig())
     state = build(alone, make_mesh((1, 1, 1), jax.devices()[:1])).state
     tokenizer = run_tokenizer(path, run)
-    out = Path(_OUT.value) if _OUT.value else path / "averaged"
-    source = {"kind": "average", "from": str(path), "steps": steps}
+    source = _source("average", path, run, steps=steps)
     with derived_workdir(
         out,
         config,
@@ -90,19 +85,20 @@ def average_command(path: Path) -> Answer:
         # The newest one's moments and step: the run can go on from here.
         rest = read_arrays(directory, steps[-1], rest)
         write_state(draft / "checkpoints", steps[-1], state._replace(params=params, **rest))
-    losses, words = _losses(path, steps[-1], out)
+    losses, words = _losses(path, steps[-1], out, flags.loss)
     shown = f"{out}: the mean of steps {', '.join(map(str, steps))} of {path}\n{words}"
-    return {"workdir": str(out), **source, "validation_loss": losses}, shown
+    return EXIT_DONE, {"workdir": str(out), **source, "validation_loss": losses}, [shown]
 
 
-def grow_command(path: Path) -> Answer:
-    workdir, step = find_checkpoint(path)
+def grow_command(flags: argparse.Namespace) -> Answer:
+    workdir, step = find_checkpoint(flags.folder)
+    out = flags.out or workdir / "grown"
+    check_new(out)
     config, run = read_run(workdir)
-    sources = layer_sources(config.model.n_layers, required(_LAYERS))
+    sources = layer_sources(config.model.n_layers, flags.layers)
     shapes = param_shapes(config.model, config.data.sequence_length)
     tokenizer = run_tokenizer(workdir, run)
-    out = Path(_OUT.value) if _OUT.value else workdir / "grown"
-    source = {"kind": "grow", "from": str(workdir), "step": step, "layers": sources}
+    source = _source("grow", workdir, run, step=step, layers=sources)
     with derived_workdir(
         out,
         grown_config(config, sources),
@@ -113,18 +109,25 @@ def grow_command(path: Path) -> Answer:
     ) as draft:
         params = grown_params(workdir / "checkpoints", step, shapes, sources)
         write_state(draft / "checkpoints", 0, {"step": np.int32(0), "params": params})
-    losses, words = _losses(workdir, step, out)
+    losses, words = _losses(workdir, step, out, flags.loss)
     shown = f"{out}: {len(sources)} layers, from layers {sources} of step {step}\n{words}"
-    return {"workdir": str(out), **source, "validation_loss": losses}, shown
+    return EXIT_DONE, {"workdir": str(out), **source, "validation_loss": losses}, [shown]
 
 
-def _losses(workdir: Path, step: int, out: Path) -> tuple[dict[str, float] | None, str]:
+def _source(kind: str, workdir: Path, run: Run, **what: Any) -> dict[str, Any]:
+    """What new weights are made of, and under `source` what those were made of in their turn."""
+    source = {"kind": kind, "from": str(workdir.resolve()), **what}
+    return source | ({"source": run["source"]} if "source" in run else {})
+
+
+def _losses(
+    workdir: Path, step: int, out: Path, wanted: bool
+) -> tuple[dict[str, float] | None, str]:
     """Validation loss of `step` and of `out`, on the run's own data, where they are."""
-    if not _LOSS.value:
+    if not wanted:
         return None, "validation loss not measured"
-    config, _ = read_run(workdir)
     try:
-        data = open_data(config.data, workdir / "data", config.model.vocab_size)
+        data = _own_data(workdir, *read_run(workdir))
     except ConfigError as error:
         return None, f"validation loss not measured, the run's data are not here: {error}"
     pair = {"before": workdir / "checkpoints" / str(step), "after": out}
@@ -133,41 +136,84 @@ def _losses(workdir: Path, step: int, out: Path) -> tuple[dict[str, float] | Non
     return losses, f"validation loss {before:.4f} at step {step}, {after:.4f} now"
 
 
-def _steps_of(path: Path) -> list[int]:
+def _own_data(workdir: Path, config: Config, run: Run) -> TrainingData:
+    """What the run trained on; of text, what was made of it: here, or where its weights began."""
+    wanted, folder, source = config.data, workdir, run.get("source")
+    while not (folder / "data").exists() and source:
+        folder, source = Path(source["from"]), source.get("source")
+    if wanted.text:
+        wanted = dataclasses.replace(wanted, text="", path=str(folder / "data"))
+    data = open_data(wanted, folder, config.model.vocab_size)
+    check_same_data(run["data"], data.identity(), workdir)
+    return data
+
+
+def _workdir(flags: argparse.Namespace) -> Path:
+    folder: Path = flags.folder
+    if folder.parent.name == "checkpoints":
+        problem = f"{folder} is one step, and {flags.command} takes a run; give {folder.parents[1]}"
+        raise ConfigError([problem], flags.command)
+    return folder
+
+
+def _steps_of(path: Path, run: Run, flags: argparse.Namespace) -> list[int]:
+    find_checkpoint(path)  # raises where there is none, and says why
+    if not run["starts"]:
+        made = f"{path} was made by {run['source']['kind']} and nothing has trained there yet"
+        raise ConfigError([f"{made}: it has one checkpoint, and no mean"], "average")
     saved = saved_steps(path / "checkpoints")
-    if not saved:
-        find_checkpoint(path)  # raises, and says why
-    if _STEPS.value is None:
-        return steps_to_average(saved, _LAST.value, _FRACTION.value)
-    wrong = [step for step in _STEPS.value if not step.isdigit() or int(step) not in saved]
-    if wrong:
-        has = ", ".join(map(str, saved))
-        raise ConfigError([f"{path} has no step {', '.join(wrong)}; it has {has}"], "--steps")
-    return sorted(set(map(int, _STEPS.value)))
+    whole = [step for step in saved if not missing_parts(path / "checkpoints", step)]
+    if flags.steps is None:
+        return steps_to_average(whole, flags.last, flags.fraction)
+    if wrong := sorted(set(flags.steps) - set(whole)):
+        no, has = (", ".join(map(str, steps)) for steps in (wrong, whole))
+        raise ConfigError([f"{path} has no whole step {no}; it has {has}"], "--steps")
+    return sorted(set(flags.steps))
 
 
-COMMANDS = {"list": list_command, "average": average_command, "grow": grow_command}
-
-
-def main(argv: list[str]) -> None:
+def main(argv: Sequence[str]) -> None:
+    flags = _parser().parse_args(argv)
     logging.set_verbosity(logging.ERROR)  # Orbax tells every file it touches
     with report_errors():
-        if len(argv) < 3:
-            raise ConfigError([f"which run? python -m gpt_pjit.checkpoint {argv[1]} DIR"], argv[1])
         start_devices()
-        record, shown = COMMANDS[argv[1]](Path(argv[2]))
-    if _JSON.value:
-        print(json.dumps(record, indent=2))
-    else:
-        Console(highlight=False).print(shown, markup=False, soft_wrap=True)
+        code, record, shown = flags.run(flags)
+    answer(code, record, shown, as_json=flags.json)
 
 
-def _parse(argv: list[str]) -> list[str]:
-    """The command and the folder, which come first, and flags."""
-    words = [arg for arg in argv[1:3] if not arg.startswith("-")]
-    folder, others = words[1:], [arg for arg in argv if arg not in words[1:]]
-    return [*parse_command(others, COMMANDS), *folder]
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m gpt_pjit.checkpoint", description="Look at, average, grow checkpoints."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def command(name: str, run: Any, summary: str, folder: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=summary, description=summary)
+        added.set_defaults(run=run)
+        added.add_argument("folder", type=Path, metavar="DIR", help=folder)
+        added.add_argument("--json", action="store_true", help="JSON instead of words")
+        return added
+
+    step = "a workdir, or WORKDIR/checkpoints/STEP"
+    command("list", list_command, "what lies in a run", "a workdir")
+    average = command("average", average_command, "the mean of late checkpoints", "a workdir")
+    average.add_argument("--last", type=int, default=4, help="how many; default 4")
+    average.add_argument(
+        "--fraction", type=float, default=0.2, help="of the steps, from whose end; default 0.2"
+    )
+    average.add_argument("--steps", type=_steps, help="these, 700,800, and not --last of them")
+    grow = command("grow", grow_command, "a deeper model that computes the same", step)
+    grow.add_argument("--layers", type=int, required=True, help="how many to have")
+    for made in (average, grow):
+        made.add_argument("--out", type=Path, help="the workdir to make")
+        made.add_argument("--noloss", dest="loss", action="store_false", help="measure no loss")
+    return parser
+
+
+def _steps(text: str) -> list[int]:
+    if not all(step.isdigit() for step in text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of steps, as 700,800 is")
+    return [int(step) for step in text.split(",")]
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse)
+    main(sys.argv[1:])

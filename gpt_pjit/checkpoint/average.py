@@ -10,19 +10,27 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from gpt_pjit.checkpoint.checkpointer import read_parameter
-from gpt_pjit.errors import ConfigError
+from gpt_pjit.errors import ConfigError, Problem
 
 
 def steps_to_average(saved: Sequence[int], last: int, fraction: float) -> list[int]:
     """`last` steps, evenly from those `saved` in the last `fraction` of the steps, newest included.
 
-    Raises ConfigError where there are not so many.
+    Raises ConfigError where there are not so many, or that is no number or share.
     """
+    problems = []
+    if last < 1:
+        problems.append(Problem("--last", last, "must be at least 1", "try 4"))
+    if not 0 <= fraction <= 1:
+        problems.append(Problem("--fraction", fraction, "must be from 0 to 1", "try 0.2"))
+    if problems:
+        raise ConfigError(problems, "average")
     newest = max(saved)
-    late = [step for step in sorted(saved) if step > newest * (1 - fraction)]
+    reach = max(1, round(fraction * newest, 6))  # 0.9 of 1,000 steps is 900, and no more
+    late = [step for step in sorted(saved) if newest - step < reach]
     if len(late) < last:
         problem = (
-            f"the last {fraction:.0%} of {newest} steps holds {len(late)} checkpoints, "
+            f"the last {fraction:.0%} of {newest} steps holds {len(late)} of {last} checkpoints, "
             f"{', '.join(map(str, late))}; --last={last} needs a larger --fraction, or a run with "
             "a smaller checkpoint.every and a larger checkpoint.keep"
         )

@@ -10,7 +10,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import unflatten_dict
 
+from gpt_pjit.errors import ConfigError
+
 ITEM = "default"  # the name that Orbax gives a checkpoint of one item
+PARTS = ("_CHECKPOINT_METADATA", f"{ITEM}/_METADATA", f"{ITEM}/manifest.ocdbt")
 
 
 class Checkpointer:
@@ -45,6 +48,14 @@ def saved_steps(directory: Path) -> list[int]:
     return sorted(ocp.utils.checkpoint_steps(directory.resolve()))
 
 
+def missing_parts(directory: Path, step: int) -> list[str]:
+    """The files that `step` should have and has not, as after a copy that was cut short.
+
+    They are looked for, not read: damage inside a file does not show here.
+    """
+    return [part for part in PARTS if not (directory / str(step) / part).exists()]
+
+
 def restore_params(directory: Path, step: int, target: Any) -> Any:
     """Only the parameters of `step`, as `target` says; its optimizer state is not read."""
     args = ocp.args.PyTreeRestore(
@@ -57,14 +68,23 @@ def restore_params(directory: Path, step: int, target: Any) -> Any:
 
 
 def read_arrays(directory: Path, step: int, tree: Any) -> Any:
-    """The arrays of `step` that `tree`, a part of a state, names: NumPy arrays on this host."""
+    """The arrays of `step` that `tree`, a part of a state, names: NumPy arrays on this host.
+
+    Raises ConfigError where it does not hold them all.
+    """
     args = ocp.args.PyTreeRestore(
         item=tree,
         restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree),
         partial_restore=True,
     )
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        return reader.restore(directory.resolve() / str(step) / ITEM, args=args)
+        read = reader.restore(directory.resolve() / str(step) / ITEM, args=args)
+    # Orbax leaves what it has not found as it was asked for.
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(read)):
+        problem = f"{directory / str(step)} does not hold all of {', '.join(tree)}"
+        remedy = "choose a step that was trained: imported and grown ones are parameters alone"
+        raise ConfigError([f"{problem}; {remedy}"], "checkpoint")
+    return read
 
 
 def write_state(directory: Path, step: int, state: Any) -> None:

@@ -29,7 +29,9 @@ def layer_sources(old: int, new: int) -> list[int]:
     Raises ConfigError unless `new` is above `old`.
     """
     if new <= old:
-        problem = f"--layers={new}: the model has {old}, and only grows; try {old + old // 2 or 2}"
+        problem = (
+            f"--layers={new}: the model has {old}, and only grows; try {old + max(1, old // 2)}"
+        )
         raise ConfigError([problem], "grow")
     return [i * old // new for i in range(new)]
 

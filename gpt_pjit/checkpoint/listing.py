@@ -6,17 +6,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from gpt_pjit.checkpoint.checkpointer import ITEM
-
-WHOLE = ("_CHECKPOINT_METADATA", f"{ITEM}/_METADATA", f"{ITEM}/manifest.ocdbt")
+from gpt_pjit.checkpoint.checkpointer import missing_parts
 
 
 @dataclass(frozen=True)
 class Listed:
-    """A checkpoint: its step, when it was written, its size, and whether all its parts are there.
-
-    Parts are looked for, not read: damage inside a file does not show here.
-    """
+    """A checkpoint: its step, when it was written, its size, and whether it has all its parts."""
 
     step: int
     date: str
@@ -31,14 +26,17 @@ def list_checkpoints(directory: Path) -> list[Listed]:
         step, _, unfinished = folder.name.partition(".")  # Orbax writes in STEP.orbax-...-tmp-N
         if not step.isdigit() or not folder.is_dir():
             continue
-        stats = [file.stat() for file in folder.rglob("*") if file.is_file()]
-        newest = max((stat.st_mtime for stat in stats), default=folder.stat().st_mtime)
+        try:
+            stats = [file.stat() for file in folder.rglob("*") if file.is_file()]
+            newest = max((stat.st_mtime for stat in stats), default=folder.stat().st_mtime)
+        except FileNotFoundError:  # a run under way has just pruned or renamed it
+            continue
         found.append(
             Listed(
                 step=int(step),
                 date=datetime.fromtimestamp(newest, UTC).isoformat(timespec="seconds"),
                 size=sum(stat.st_size for stat in stats),
-                complete=not unfinished and all((folder / part).exists() for part in WHOLE),
+                complete=not unfinished and not missing_parts(directory, int(step)),
             )
         )
     return sorted(found, key=lambda listed: listed.step)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ from gpt_pjit.cli import Parser, report_errors
 from gpt_pjit.config import SampleConfig
 from gpt_pjit.errors import EXIT_INTERRUPTED, ConfigError, Problem
 from gpt_pjit.generate.continuation import Continuation
-from gpt_pjit.generate.generate import ROWS, stream
+from gpt_pjit.generate.generate import ROWS, setting_problems, stream
 from gpt_pjit.generate.sample import Sampling
 from gpt_pjit.trained import Trained, load_trained, start_devices
 
@@ -31,18 +32,24 @@ def main(argv: Sequence[str]) -> None:
         start_devices(tensor=flags.tensor, distributed=flags.distributed)
         try:
             run(flags)
+            sys.stdout.flush()
+        except BrokenPipeError:  # whoever read has what it wants, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except KeyboardInterrupt:
             print("\nstopped", file=sys.stderr)
             sys.exit(EXIT_INTERRUPTED)
 
 
 def run(flags: argparse.Namespace) -> None:
+    sampling = Sampling(flags.temperature, flags.top_k, flags.top_p)
+    # Before the model is read, which may take long.
+    if wrong := setting_problems(flags.max_new_tokens, sampling, flags.stop, flags.batch_size):
+        raise ConfigError(wrong, "generate")
     texts = _prompts(flags) * flags.num_samples
     trained = load_trained(flags.checkpoint, tensor=flags.tensor, dtype=flags.dtype)
     tokenizer = trained.tokenizer
     # As documents begin in training: after end-of-text.
     prompts = [[tokenizer.eot_id, *map(int, tokenizer.encode(text))] for text in texts]
-    sampling = Sampling(flags.temperature, flags.top_k, flags.top_p)
     under_way = stream(
         trained, prompts, flags.max_new_tokens, sampling, flags.stop, flags.seed, flags.batch_size
     )
@@ -140,6 +147,8 @@ def _say_how_it_ended(trained: Trained, rows: Sequence[Continuation], speed: Spe
 def _prompts(flags: argparse.Namespace) -> list[str]:
     files = [_read(Path(path)) for path in flags.prompt_file]
     if flags.prompt or files:
+        for text in flags.prompt:
+            _check_utf8("--prompt", text)
         return [*flags.prompt, *files]
     if jax.process_count() > 1:
         problem = "several processes cannot share one stdin; give --prompt or --prompt_file"
@@ -147,7 +156,24 @@ def _prompts(flags: argparse.Namespace) -> list[str]:
     if sys.stdin.isatty():
         problem = "no prompt; give --prompt=TEXT (--prompt= for none), --prompt_file, or stdin"
         raise ConfigError([problem], "generate")
-    return [sys.stdin.read().removesuffix("\n")]
+    try:
+        text = sys.stdin.read()
+    except UnicodeDecodeError:
+        raise _not_utf8("stdin") from None
+    _check_utf8("stdin", text)
+    return [text.removesuffix("\n")]
+
+
+def _check_utf8(source: str, text: str) -> None:
+    """Raises ConfigError where Python has put surrogates for bytes that are no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise _not_utf8(source) from None
+
+
+def _not_utf8(source: str) -> ConfigError:
+    return ConfigError([f"{source} is not UTF-8; give UTF-8 text"], "generate")
 
 
 def _read(path: Path) -> str:

@@ -33,7 +33,8 @@ class Continuation:
         self._tokenizer, self._at_limit = tokenizer, at_limit
         self._stop = stop
         self._before = list(prompt[-CONTEXT:])
-        self._known = len(tokenizer.decode(self._before))
+        # Without the beginning of a character that the prompt leaves to be finished.
+        self._known = len(tokenizer.decode(self._before).rstrip(UNFINISHED))
 
     def add(self, ids: Sequence[int]) -> None:
         """Takes the next ids; those after the end are ignored."""

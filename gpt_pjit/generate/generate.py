@@ -62,7 +62,9 @@ def stream(
     that is wrong with the arguments.
     """
     ids = [list(map(int, prompt)) or [trained.tokenizer.eot_id] for prompt in prompts]
-    check(trained, ids, max_new_tokens, sampling, stop, batch_size)
+    wrong = setting_problems(max_new_tokens, sampling, stop, batch_size)
+    if problems := wrong + _prompt_problems(trained, ids):
+        raise ConfigError(problems, "generate")
     rows = [_continuation(trained, prompt, max_new_tokens, stop) for prompt in ids]
     seeds = _row_seeds(ids, seed)
     longest = max((row.limit for row in rows), default=1)
@@ -113,15 +115,10 @@ def _write(
         yield np.asarray(written).tolist()
 
 
-def check(
-    trained: Trained,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    sampling: Sampling,
-    stop: Sequence[str],
-    batch_size: int,
-) -> None:
-    """Raises ConfigError with every argument of `stream` that cannot be."""
+def setting_problems(
+    max_new_tokens: int, sampling: Sampling, stop: Sequence[str], batch_size: int
+) -> list[Problem]:
+    """What cannot be of the arguments of `stream` that are the same for every model."""
     problems: list[Problem] = []
 
     def need(holds: bool, field: str, value: object, constraint: str, remedy: str) -> None:
@@ -136,17 +133,26 @@ def check(
     need(top_k >= 0, "top_k", top_k, "must be 0 or above", "0 keeps all tokens")
     need(0 < top_p <= 1, "top_p", top_p, "must be in (0, 1]", "1 keeps all tokens, 0.9 is usual")
     need("" not in stop, "stop", "", "an empty string is everywhere", "remove it")
-    context = learned_context(trained)
-    for number, prompt in enumerate(prompts):
-        field, size = f"prompt {number + 1}", f"{len(prompt):,} tokens"
-        constraint = f"the model has learned {context} positions and can read no more"
-        fits = context is None or len(prompt) <= context
-        need(fits, field, size, constraint, f"keep its last {context} tokens")
-        wrong = [i for i in prompt if not 0 <= i < trained.config.model.vocab_size]
-        constraint = f"the model has ids 0 to {trained.config.model.vocab_size - 1}"
-        need(not wrong, field, wrong[:3], constraint, "encode it with the run's tokenizer")
-    if problems:
-        raise ConfigError(problems, "generate")
+    return problems
+
+
+def _prompt_problems(trained: Trained, prompts: Sequence[Sequence[int]]) -> list[Problem]:
+    """Each prompt that the model cannot read, once, by the number of the first like it."""
+    problems, first = [], dict[tuple[int, ...], int]()
+    for number, prompt in enumerate(prompts, 1):
+        first.setdefault(tuple(prompt), number)
+    context, vocab_size = learned_context(trained), trained.config.model.vocab_size
+    for prompt, number in first.items():
+        field = f"prompt {number}"
+        if context is not None and len(prompt) > context:
+            constraint = f"the model has learned {context:,} positions and can read no more"
+            remedy = f"shorten it by {len(prompt) - context:,}"
+            problems.append(Problem(field, f"{len(prompt):,} tokens", constraint, remedy))
+        if wrong := [i for i in prompt if not 0 <= i < vocab_size]:
+            constraint = f"the model has ids 0 to {vocab_size - 1}"
+            remedy = "encode it with the run's tokenizer"
+            problems.append(Problem(field, wrong[:3], constraint, remedy))
+    return problems
 
 
 def learned_context(trained: Trained) -> int | None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+LOWEST = 1e-30  # temperature: in float32 the likeliest token is certain long before
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -23,7 +25,10 @@ def draw(logits_BV: jax.Array, keys_B: jax.Array, sampling: Sampling) -> jax.Arr
     """A token for each row, int32 [B]; its row of logits and its key decide, and nothing else."""
     if sampling.temperature == 0:
         return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-    kept_BV = keep_likeliest(logits_BV / sampling.temperature, sampling.top_k, sampling.top_p)
+    # Nothing above 0, and no division by less than float32 can take: no temperature is too low.
+    logits_BV = logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)
+    logits_BV = logits_BV / max(sampling.temperature, LOWEST)
+    kept_BV = keep_likeliest(logits_BV, sampling.top_k, sampling.top_p)
     return jax.vmap(jax.random.categorical)(keys_B, kept_BV).astype(jnp.int32)
 
 
@@ -40,6 +45,6 @@ def keep_likeliest(logits_BV: jax.Array, top_k: int, top_p: float) -> jax.Array:
     best_BK = jax.lax.top_k(logits_BV, top_k)[0]
     shares_BK = jax.nn.softmax(best_BK, axis=-1)
     before_BK = jnp.cumsum(shares_BK, axis=-1) - shares_BK
-    n_kept_B1 = jnp.sum(before_BK < top_p, axis=-1, keepdims=True)
+    n_kept_B1 = jnp.maximum(jnp.sum(before_BK < top_p, axis=-1, keepdims=True), 1)
     least_B1 = jnp.take_along_axis(best_BK, n_kept_B1 - 1, axis=-1)
     return jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)

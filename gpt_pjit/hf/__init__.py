@@ -3,7 +3,8 @@
 One table gives every parameter its name and layout there (`names.py`), both ways; `configs.py` does
 the same for what a model is. `exporting.py` writes a folder with weights (`tensors.py`), tokenizer
 (`tokenizer_files.py`) and model card (`card.py`); `importing.py` makes a workdir of such a folder.
-One tensor is in memory at a time, and neither torch nor transformers is needed.
+An export has one array of the model in memory at a time, all layers of a kind; an import the model
+once, in float32. Neither torch nor transformers is needed.
 `python -m gpt_pjit.hf` is its command line.
 """
 

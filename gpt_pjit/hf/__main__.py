@@ -11,66 +11,75 @@ of the same model. Both take --json.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
-import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from absl import app, flags, logging
+from absl import logging
 
-from gpt_pjit.cli import parse_command, report_errors, required
+from gpt_pjit.cli import Answer, Parser, answer, report_errors
+from gpt_pjit.errors import EXIT_DONE
 from gpt_pjit.hf import export, import_model
 from gpt_pjit.hf.card import read_results
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "export: a workdir, or one step of it.")
-_OUT = flags.DEFINE_string("out", None, "The folder to make.")
-_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "export: of the weights.")
-_MAX_LENGTH = flags.DEFINE_integer(
-    "max_length", None, "export: longest context; default four times the trained.", lower_bound=1
-)
-_RESULTS = flags.DEFINE_string("results", None, "export: JSON of evaluate, for the model card.")
-_SOURCE = flags.DEFINE_string("source", None, "import: a folder, or a name on the hub.")
-_REVISION = flags.DEFINE_string("revision", None, "import: a commit or tag of the hub.")
-_JSON = flags.DEFINE_bool("json", False, "JSON instead of words.")
 
-
-def export_command() -> tuple[dict[str, Any], str]:
+def export_command(flags: argparse.Namespace) -> Answer:
     done = export(
-        Path(required(_CHECKPOINT)),
-        Path(required(_OUT)),
-        dtype=_DTYPE.value,
-        max_length=_MAX_LENGTH.value,
-        results=read_results(Path(_RESULTS.value)) if _RESULTS.value else None,
+        flags.checkpoint,
+        flags.out,
+        dtype=flags.dtype,
+        max_length=flags.max_length,
+        results=read_results(flags.results) if flags.results else None,
     )
     record = dataclasses.asdict(done) | {"folder": str(done.folder)}
     shown = (
         f"{done.folder}: {done.family}, {done.n_params:,} parameters of step {done.step:,}, in "
-        f"{_DTYPE.value}, contexts up to {done.max_length:,} tokens"
+        f"{flags.dtype}, contexts up to {done.max_length:,} tokens"
     )
-    return record, shown
+    return EXIT_DONE, record, [shown]
 
 
-def import_command() -> tuple[dict[str, Any], str]:
-    source, out = required(_SOURCE), required(_OUT)
-    form = import_model(source, Path(out), _REVISION.value)
-    record = {"workdir": out, "source": source, **dataclasses.asdict(form)}
+def import_command(flags: argparse.Namespace) -> Answer:
+    form = import_model(flags.source, flags.out, flags.revision)
+    record = {"workdir": str(flags.out), "source": flags.source, **dataclasses.asdict(form)}
     c = form.model
     shown = (
-        f"{out}: {form.family}, {c.n_layers} layers, {c.n_heads} heads, width {c.d_model:,}, "
+        f"{flags.out}: {form.family}, {c.n_layers} layers, {c.n_heads} heads, width {c.d_model:,}, "
         f"vocabulary {c.vocab_size:,}, context {form.sequence_length:,}"
     )
-    return record, shown
+    return EXIT_DONE, record, [shown]
 
 
-COMMANDS = {"export": export_command, "import": import_command}
-
-
-def main(argv: list[str]) -> None:
+def main(argv: Sequence[str]) -> None:
+    flags = _parser().parse_args(argv)
     logging.set_verbosity(logging.ERROR)  # Orbax tells every file it touches
     with report_errors():
-        record, shown = COMMANDS[argv[1]]()
-    print(json.dumps(record, indent=2) if _JSON.value else shown)
+        code, record, shown = flags.run(flags)
+    answer(code, record, shown, as_json=flags.json)
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m gpt_pjit.hf", description="Models to and from the format of transformers."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    to = commands.add_parser("export", help="a checkpoint as a folder for transformers")
+    to.set_defaults(run=export_command)
+    to.add_argument("--checkpoint", type=Path, required=True, help="a workdir, or one step of it")
+    to.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    to.add_argument("--max_length", type=int, help="longest context; default 4 times the trained")
+    to.add_argument("--results", type=Path, help="JSON of evaluate, for the model card")
+    of = commands.add_parser("import", help="a workdir from such a folder")
+    of.set_defaults(run=import_command)
+    of.add_argument("--source", required=True, help="a folder, or a name on the hub")
+    of.add_argument("--revision", help="a commit or tag of the hub")
+    for command in (to, of):
+        command.add_argument("--out", type=Path, required=True, help="the folder to make")
+        command.add_argument("--json", action="store_true", help="JSON instead of words")
+    return parser
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=lambda argv: parse_command(argv, COMMANDS))
+    main(sys.argv[1:])

@@ -16,9 +16,11 @@ USE = """\
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained({name!r})
-tokenizer = AutoTokenizer.from_pretrained({name!r})
-inputs = tokenizer("Once upon a time", return_tensors="pt")
+folder = "."  # that of this file, or its name on the hub
+model = AutoModelForCausalLM.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+# In training each text came after this token.
+inputs = tokenizer(tokenizer.eos_token + "Once upon a time", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0]))
 ```"""
 
@@ -50,7 +52,7 @@ def model_card(
         f"A GPT of {n_params:,} parameters: {c.n_layers} layers, {c.n_heads} heads, width "
         f"{c.d_model:,}, {positions}, as `{CLASSES[form.family]}`. {history}\n",
         f"{reach} {vocabulary}; each document ended with id {tokenizer.eot_id}.\n",
-        USE.format(name=name),
+        USE,
     ]
     if results:
         lines += ["\n## Results\n", results_table(results)]
@@ -62,12 +64,28 @@ def history(step: int, tokens: int, source: dict[str, Any] | None) -> str:
     trained = f"Trained with gpt_pjit, {step:,} steps, {tokens:,} tokens"
     if source is None:
         return f"{trained}."
-    if source["kind"] == "average":
-        steps = ", ".join(f"{averaged:,}" for averaged in source["steps"])
-        return f"{trained}; the mean of the checkpoints of steps {steps}."
-    made = {"grow": "grown", "import": "imported"}[source["kind"]]
-    begun = f"weights {made} from {Path(source['from']).name}"  # not the folders above it
+    if source["kind"] == "average" and step == source["steps"][-1]:
+        before = source.get("source")
+        begun = f", beginning with {_beginning(before)}" if before else ""
+        return f"{trained}{begun}; {_mean_of(source)}."
+    begun = _beginning(source)
     return f"{trained}, beginning with {begun}." if step else f"Holds {begun}."
+
+
+def _beginning(source: dict[str, Any]) -> str:
+    """What weights were made of, and what that began with in its turn."""
+    if source["kind"] == "average":
+        made = _mean_of(source)
+    else:
+        verb = {"grow": "grown", "import": "imported"}[source["kind"]]
+        made = f"weights {verb} from {Path(source['from']).name}"  # not the folders above it
+    before = source.get("source")
+    return f"{made}, which began with {_beginning(before)}" if before else made
+
+
+def _mean_of(source: dict[str, Any]) -> str:
+    steps = ", ".join(f"{averaged:,}" for averaged in source["steps"])
+    return f"the mean of the checkpoints of steps {steps}"
 
 
 def results_table(results: Results) -> str:

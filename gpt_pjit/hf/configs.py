@@ -83,16 +83,16 @@ def _no_class(needed: str) -> tuple[str, str]:
 def to_json(form: Form, max_length: int, eot_id: int, dtype: str) -> dict[str, Any]:
     """The config.json, for contexts up to `max_length`."""
     c = form.model
-    fixed: dict[str, Any] = {}
+    grouped: dict[str, Any] = {}
     for name, value in FIXED[form.family].items():
         group, _, inner = name.rpartition(".")
-        (fixed.setdefault(group, {}) if group else fixed)[inner] = value
+        (grouped.setdefault(group, {}) if group else grouped)[inner] = value
     sizes = (c.n_layers, c.n_heads, c.d_model, c.vocab_size, max_length)
     fields = {
         "architectures": [CLASSES[form.family]],
         "model_type": form.family,
         **dict(zip(SIZES[form.family], sizes, strict=True)),
-        **fixed,
+        **grouped,
         "dtype": dtype,
         "torch_dtype": dtype,  # the name of older versions
         "use_cache": True,
@@ -104,6 +104,10 @@ def to_json(form: Form, max_length: int, eot_id: int, dtype: str) -> dict[str, A
     if form.family == "gpt2":
         fields["n_inner"] = c.d_ff
         fields["activation_function"] = {"gelu_tanh": "gelu_new", "gelu": "gelu"}[c.activation]
+        # Their default is 0.1; MPT's is 0, and as an attn_pdrop it takes no fraction.
+        fields["resid_pdrop"] = c.dropout_residual
+        fields["attn_pdrop"] = c.dropout_attention
+        fields["embd_pdrop"] = c.dropout_embedding
     return fields
 
 
@@ -118,9 +122,10 @@ def from_json(fields: dict[str, Any], source: str) -> Form:
         for name, expected in FIXED[family].items()
         if (got := _field(fields, name, expected)) != expected
     ]
+    optional = [name for name in ("n_inner", TRAINED_LENGTH) if fields.get(name) is not None]
     problems += [
         Problem(name, fields.get(name), "must be a positive integer", "mend the file")
-        for name in SIZES[family]
+        for name in (*SIZES[family], *optional)
         if type(fields.get(name)) is not int or fields[name] < 1
     ]
     activation = fields.get("activation_function", "gelu_new") if family == "gpt2" else "gelu"
@@ -144,10 +149,11 @@ def from_json(fields: dict[str, Any], source: str) -> Form:
         activation=ACTIVATIONS[activation],
         bias=family == "gpt2",
     )
-    trained = length if family == "gpt2" else fields.get(TRAINED_LENGTH, length)
+    trained = length if family == "gpt2" else fields.get(TRAINED_LENGTH) or length
     return Form(family, model, trained)
 
 
 def _field(fields: dict[str, Any], name: str, default: Any) -> Any:
     group, _, inner = name.rpartition(".")
-    return ((fields.get(group) or {}) if group else fields).get(inner, default)
+    inside = (fields.get(group) or {}) if group else fields
+    return inside.get(inner, default) if isinstance(inside, dict) else inside

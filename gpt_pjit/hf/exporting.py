@@ -76,7 +76,7 @@ def export(
         card = model_card(
             form,
             tokenizer,
-            name=out.name,
+            name=out.resolve().name,
             history=history(step, step * per_step, record.get("source")),
             n_params=n_params,
             max_length=longest,
@@ -94,6 +94,9 @@ def _longest(form: Form, wanted: int | None) -> int:
             constraint = f"learned positions are for {trained} tokens, no more and no less"
             raise ConfigError([Problem("max_length", wanted, constraint, "leave it out")], "export")
         return trained
+    if wanted is not None and wanted < 1:
+        problem = Problem("max_length", wanted, "must be 1 or more", f"try {LONGEST * trained}")
+        raise ConfigError([problem], "export")
     return wanted or LONGEST * trained
 
 
@@ -102,10 +105,13 @@ def _tensors(
 ) -> Iterator[np.ndarray]:
     """Their tensors, in the order of the table; one array of ours is in memory at a time."""
     own = dict(paths_and_leaves(param_shapes(config.model, config.data.sequence_length)))
-    for p in table:
+
+    def layers(p: Parameter) -> np.ndarray | list[np.ndarray]:
         if p.path in own:
             array = read_parameter(directory, step, p.path, own[p.path])
         else:  # a bias that our model does without
             array = np.zeros(p.shape.shape, np.float32)
-        for layer in array if p.stacked else [array]:
-            yield p.theirs(layer)
+        return array if p.stacked else [array]
+
+    for p in table:
+        yield from map(p.theirs, layers(p))  # no name holds it while the next one is read

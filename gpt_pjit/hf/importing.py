@@ -11,16 +11,20 @@ from flax.traverse_util import unflatten_dict
 
 from gpt_pjit.checkpoint import write_state
 from gpt_pjit.config import Config, DataConfig
-from gpt_pjit.errors import ConfigError
+from gpt_pjit.data import Tokenizer
+from gpt_pjit.errors import ConfigError, Problem
 from gpt_pjit.hf.configs import Form, from_json
 from gpt_pjit.hf.names import Parameter, parameters
-from gpt_pjit.hf.tensors import DTYPES, Stored, stored_tensors
+from gpt_pjit.hf.tensors import DTYPES, INDEX, Stored, stored_tensors
 from gpt_pjit.hf.tokenizer_files import read_tokenizer
-from gpt_pjit.runtime import derived_workdir, no_data_yet
+from gpt_pjit.runtime import check_new, derived_workdir, no_data_yet
 
 PREFIX = "transformer."  # the hub's GPT-2 has its names without it
 NO_WEIGHTS = (".attn.bias", ".attn.masked_bias", "lm_head.weight")  # masks; and wte again
-HUB_FILES = ("*.json", "*.safetensors", "*.model", "merges.txt")
+HUB_FILES = (  # of this folder of the repository only: a * would reach into folders
+    *("config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"),
+    *(INDEX, "model.safetensors", "model-?????-of-?????.safetensors"),
+)
 
 
 def import_model(source: str, out: Path, revision: str | None = None) -> Form:
@@ -28,7 +32,8 @@ def import_model(source: str, out: Path, revision: str | None = None) -> Form:
 
     Raises ConfigError where the model is not one of ours, or its files are not whole.
     """
-    folder = _folder(source, revision)
+    check_new(out)
+    folder, commit = _folder(source, revision)
     form = from_json(_config_json(folder), str(folder / "config.json"))
     tokenizer = read_tokenizer(folder)
     tensors = {
@@ -37,12 +42,12 @@ def import_model(source: str, out: Path, revision: str | None = None) -> Form:
         if not name.endswith(NO_WEIGHTS)
     }
     table = list(parameters(form.family, form.model, form.sequence_length))
-    _check(table, tensors, str(folder))
+    _check(table, tensors, form.model.vocab_size, tokenizer, str(folder))
     config = Config(model=form.model, data=DataConfig(sequence_length=form.sequence_length))
     with derived_workdir(
         out,
         config,
-        source={"kind": "import", "from": source, "revision": revision},
+        source={"kind": "import", "from": source, "revision": commit},
         data=no_data_yet(source, tokenizer.sha256, tokenizer.vocab_size),
         tokenizer=(tokenizer.file, tokenizer.content),
         starts=[],
@@ -61,7 +66,13 @@ def _array(p: Parameter, tensors: dict[str, Stored]) -> np.ndarray:
     return array
 
 
-def _check(table: list[Parameter], tensors: dict[str, Stored], source: str) -> None:
+def _check(
+    table: list[Parameter],
+    tensors: dict[str, Stored],
+    vocab_size: int,
+    tokenizer: Tokenizer,
+    source: str,
+) -> None:
     expected = {name: p.their_shape for p in table for name in p.names}
     missing, other = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
     problems = [f"no tensor {name} of shape {expected[name]}" for name in missing]
@@ -72,8 +83,13 @@ def _check(table: list[Parameter], tensors: dict[str, Stored], source: str) -> N
             problems.append(f"{name}: expected shape {expected[name]}, got {got.shape}")
         elif got.code not in DTYPES:
             problems.append(f"{name}: expected one of {', '.join(DTYPES)}, got {got.code}")
+    problems.sort()
+    if tokenizer.vocab_size > vocab_size:
+        constraint = f"is smaller than the {tokenizer.vocab_size} ids of {tokenizer.name} beside it"
+        remedy = "fetch the tokenizer that belongs to the model"
+        problems.append(str(Problem("vocab_size", vocab_size, constraint, remedy)))
     if problems:
-        raise ConfigError(sorted(problems), source)
+        raise ConfigError(problems, source)
 
 
 def _whole_name(name: str) -> str:
@@ -81,16 +97,20 @@ def _whole_name(name: str) -> str:
 
 
 def _config_json(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
     try:
-        return json.loads((folder / "config.json").read_text())
+        fields = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ConfigError([f"{folder}/config.json cannot be read: {error}"], "import") from None
+        raise ConfigError([f"{path} cannot be read: {error}"], "import") from None
+    if not isinstance(fields, dict):
+        raise ConfigError([f"{path} holds no fields; fetch it again"], "import")
+    return fields
 
 
-def _folder(source: str, revision: str | None) -> Path:
-    """The folder of that name, or a download of the hub's files."""
+def _folder(source: str, revision: str | None) -> tuple[Path, str | None]:
+    """The folder of that name, or a download of the hub's files and its commit."""
     if Path(source).is_dir():
-        return Path(source)
+        return Path(source), None
     from huggingface_hub import snapshot_download
 
     try:
@@ -99,4 +119,4 @@ def _folder(source: str, revision: str | None) -> Path:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         problem = f"{source} is no folder here, and the hub did not give it: {reason}"
         raise ConfigError([problem], "import") from None
-    return Path(files)
+    return Path(files), Path(files).name  # the cache has a folder for each commit

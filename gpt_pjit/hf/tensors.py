@@ -22,6 +22,10 @@ CODES = {np.dtype(dtype): code for code, dtype in DTYPES.items()}
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9
 ALIGNMENT = 8
+REMEDY = (
+    "only .safetensors are read: a .bin is a Python pickle, which can run code; make them with "
+    "transformers: AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW)"
+)
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,7 @@ def _write_file(
             array = np.ascontiguousarray(next(tensors), dtype)
             assert array.shape == shape, f"{name}: {array.shape}, expected {shape}"
             file.write(array.view(np.uint8).data)
+            del array  # before the next is made
 
 
 def stored_tensors(folder: Path) -> dict[str, Stored]:
@@ -107,13 +112,23 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
     Raises ConfigError if there is none, or a file is damaged or missing.
     """
     if (folder / INDEX).exists():
-        weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
-        files = [folder / name for name in sorted(set(weight_map.values()))]
+        files = [folder / name for name in _indexed(folder / INDEX)]
     else:
         files = [folder / "model.safetensors"]
     if missing := [file.name for file in files if not file.exists()]:
-        raise ConfigError([f"{folder} has no {', '.join(missing)}; {_remedy(folder)}"], "import")
+        raise ConfigError([f"{folder} has no {', '.join(missing)}; {REMEDY}"], "import")
     return {name: tensor for file in files for name, tensor in _read_header(file)}
+
+
+def _indexed(path: Path) -> list[str]:
+    try:
+        return sorted(set(json.loads(path.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise _damaged(path) from None
+
+
+def _damaged(path: Path) -> ConfigError:
+    return ConfigError([f"{path} is damaged or cut short; fetch it again"], "import")
 
 
 def _read_header(path: Path) -> Iterator[tuple[str, Stored]]:
@@ -124,20 +139,14 @@ def _read_header(path: Path) -> Iterator[tuple[str, Stored]]:
     try:
         header = json.loads(text)
         header.pop("__metadata__", None)
-        places = [(name, entry, entry["data_offsets"]) for name, entry in header.items()]
+        places = [
+            (name, entry["dtype"], tuple(entry["shape"]), entry["data_offsets"])
+            for name, entry in header.items()
+        ]
         whole = size == 8 + length + max((end for *_, (_, end) in places), default=0)
     except (ValueError, KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
-        raise ConfigError([f"{path} is damaged or cut short; fetch it again"], "import")
-    for name, entry, (start, _) in places:
-        yield name, Stored(path, entry["dtype"], tuple(entry["shape"]), 8 + length + start)
-
-
-def _remedy(folder: Path) -> str:
-    if any(folder.glob("pytorch_model*.bin")):
-        return (
-            "its .bin files are Python pickles, which can run code; with transformers: "
-            "AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW)"
-        )
-    return "give a folder with the weights as .safetensors"
+        raise _damaged(path)
+    for name, code, shape, (start, _) in places:
+        yield name, Stored(path, code, shape, 8 + length + start)

@@ -14,6 +14,7 @@ from gpt_pjit.data import END_OF_TEXT, BytesTokenizer, Tokenizer, tokenizer_from
 from gpt_pjit.errors import ConfigError
 
 SPACE = "\u2581"  # sentencepiece's sign
+NO_TEXT = -1e6  # the score of pieces that are no text: to spell them out is always likelier
 JSON, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
 
 
@@ -25,7 +26,7 @@ def tokenizer_files(tokenizer: Tokenizer, max_length: int) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     eot: str | None = END_OF_TEXT
     if tokenizer.file == JSON:
-        files[JSON] = tokenizer.content
+        files[JSON] = _text_only(tokenizer.content)
     elif tokenizer.file == SENTENCEPIECE:
         model = _unigram(tokenizer.content)
         eot = model.id_to_token(tokenizer.eot_id)
@@ -59,6 +60,17 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 
 def _content(model: tokenizers.Tokenizer) -> bytes:
     return model.to_str(pretty=True).encode()
+
+
+def _text_only(content: bytes) -> bytes:
+    """A tokenizer.json without what cuts a text, fills it up or adds tokens to it, as ours do not.
+
+    A byte-level post-processor adds none, so that the files of most GPTs stay as they are.
+    """
+    fields = json.loads(content)
+    parts = [name for name in ("truncation", "padding", "post_processor") if fields.get(name)]
+    others = [name for name in parts if fields[name].get("type") != "ByteLevel"]
+    return json.dumps(fields | dict.fromkeys(others)).encode() if others else content
 
 
 def _bytes() -> tokenizers.Tokenizer:
@@ -110,9 +122,11 @@ def _unigram(content: bytes) -> tokenizers.Tokenizer:
             "removal of spaces, which alone has an equal tokenizer.json; convert it by hand"
         )
         raise ConfigError([problem], "export")
+    kinds = proto.ModelProto.SentencePiece  # type: ignore[attr-defined]
+    text = (kinds.NORMAL, kinds.USER_DEFINED)
     model = tokenizers.Tokenizer(
         models.Unigram(
-            [(piece.piece, piece.score) for piece in spec.pieces],
+            [(p.piece, p.score if p.type in text else NO_TEXT) for p in spec.pieces],
             spec.trainer_spec.unk_id,
             spec.trainer_spec.byte_fallback,
         )

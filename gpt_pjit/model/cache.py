@@ -15,7 +15,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
-from gpt_pjit.model.attention import Attention
+from gpt_pjit.model.attention import QUERY_BLOCK, Attention
 from gpt_pjit.model.gpt import GPT, Block
 from gpt_pjit.model.layers import contract
 from gpt_pjit.model.positions import alibi_slopes
@@ -98,10 +98,40 @@ def extend_block(
     new = k_BHSK, v_BHSK
     if past is not None:
         k_BHSK, v_BHSK = put(past[0], k_BHSK, slot, 2), put(past[1], v_BHSK, slot, 2)
-    weights_BHTS = weights(block.attention, q_BHTK, k_BHSK, positions_BT, positions_BS)
-    values_BHTK = contract("BHTS,BHSK->BHTK", weights_BHTS.astype(x_BTD.dtype), v_BHSK)
+    values_BHTK = attend(block.attention, q_BHTK, k_BHSK, v_BHSK, positions_BT, positions_BS)
     x_BTD = x_BTD + block.attention.out(values_BHTK.swapaxes(1, 2))
     return x_BTD + block.mlp(block.norm_mlp(x_BTD)), new
+
+
+def attend(
+    attention: Attention,
+    q_BHTK: jax.Array,
+    k_BHSK: jax.Array,
+    v_BHSK: jax.Array,
+    positions_BT: jax.Array,
+    positions_BS: jax.Array,
+) -> jax.Array:
+    """The values [B, H, T, K] that the queries gather, one block of them after the other.
+
+    So the scores of only one block are in memory. In a loop: of blocks that do not wait for each
+    other, XLA on CPU keeps all.
+    """
+
+    def attend_block(block: tuple[jax.Array, jax.Array]) -> jax.Array:
+        weights_BHTS = weights(attention, block[0], k_BHSK, block[1], positions_BS)
+        return contract("BHTS,BHSK->BHTK", weights_BHTS.astype(v_BHSK.dtype), v_BHSK)
+
+    batch, n_heads, n_queries, head_size = q_BHTK.shape
+    if n_queries <= QUERY_BLOCK:
+        return attend_block((q_BHTK, positions_BT))
+    more = -n_queries % QUERY_BLOCK
+    q_BHTK = jnp.pad(q_BHTK, ((0, 0), (0, 0), (0, more), (0, 0)))
+    positions_BT = jnp.pad(positions_BT, ((0, 0), (0, more)))
+    q_BHNTK = q_BHTK.reshape(batch, n_heads, -1, QUERY_BLOCK, head_size)
+    positions_BNT = positions_BT.reshape(batch, -1, QUERY_BLOCK)
+    blocks = jnp.moveaxis(q_BHNTK, 2, 0), jnp.moveaxis(positions_BNT, 1, 0)
+    values_BHNTK = jnp.moveaxis(jax.lax.map(attend_block, blocks), 0, 2)
+    return values_BHNTK.reshape(batch, n_heads, -1, head_size)[:, :, :n_queries]
 
 
 def weights(

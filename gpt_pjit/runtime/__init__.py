@@ -1,11 +1,11 @@
 """What surrounds a computation: start-up of hosts, the workdir, metrics, the console."""
 
-from gpt_pjit.runtime.console import say as say
+from gpt_pjit.runtime.console import say as say, warn as warn
 from gpt_pjit.runtime.derived import (
     derived_workdir as derived_workdir,
     no_data_yet as no_data_yet,
 )
-from gpt_pjit.runtime.folders import new_folder as new_folder
+from gpt_pjit.runtime.folders import check_new as check_new, new_folder as new_folder
 from gpt_pjit.runtime.hosts import (
     global_array as global_array,
     global_batch as global_batch,
@@ -17,6 +17,7 @@ from gpt_pjit.runtime.interrupt import Interrupt as Interrupt
 from gpt_pjit.runtime.metrics import StepLog as StepLog
 from gpt_pjit.runtime.workdir import (
     check_data as check_data,
+    check_same_data as check_same_data,
     open_workdir as open_workdir,
     read_run as read_run,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
 import jax
@@ -16,6 +17,12 @@ _console = Console(highlight=False, soft_wrap=True)
 def say(message: str) -> None:
     if jax.process_index() == 0:
         _console.print(message, markup=False)
+
+
+def warn(message: str) -> None:
+    """Beside what a command answers, which a program may read."""
+    if jax.process_index() == 0:
+        print(f"warning: {message}", file=sys.stderr)
 
 
 class Progress:

@@ -77,27 +77,37 @@ def check_data(
     path = workdir / "run.json"
     record = json.loads(path.read_text())
     wait_for_all("data checked")
-    was, now = record.get("data"), identity
-    names: tuple[str, ...] = ("tokenizer", "vocab_size", "sha256")
-    begins = was is None or was[0]["sha256"] is None
-    if begins and was:
-        was, names = was * len(now), ("tokenizer",)
-    problems = [
-        f"{name} of {new['path']} is {new[name]}, the run had {old[name]} of {old['path']}"
-        for old, new in zip(was or now, now, strict=False)
-        for name in names
-        if old[name] != new[name]
-    ]
-    if was and len(was) != len(now):
-        problems.append(f"it is {len(now)} sets, the run had {len(was)}")
-    if problems:
-        problems[-1] += "; use the run's data, or another --workdir"
-        raise ConfigError(problems, f"data of the run in {workdir}")
-    if begins and jax.process_index() == 0:
+    was = record.get("data")
+    if was is not None:
+        check_same_data(was, identity, workdir)
+    if (was is None or _no_data(was)) and jax.process_index() == 0:
         name, content = tokenizer
         if name:
             (workdir / name).write_bytes(content)
         write_record(path, record | {"data": identity})
+
+
+def check_same_data(was: list[dict[str, Any]], now: list[dict[str, Any]], workdir: Path) -> None:
+    """Raises ConfigError where the sets `now` are not those, or of the tokenizer, of `workdir`."""
+    names: tuple[str, ...] = ("tokenizer", "vocab_size", "sha256")
+    if _no_data(was):
+        was, names = was * len(now), ("tokenizer",)
+    problems = [
+        f"{name} of {new['path']} is {new[name]}, the run had {old[name]} of {old['path']}"
+        for old, new in zip(was, now, strict=False)
+        for name in names
+        if old[name] != new[name]
+    ]
+    if len(was) != len(now):
+        problems.append(f"it is {len(now)} sets, the run had {len(was)}")
+    if problems:
+        problems[-1] += "; use the run's data, or another --workdir"
+        raise ConfigError(problems, f"data of the run in {workdir}")
+
+
+def _no_data(identity: list[dict[str, Any]]) -> bool:
+    """Whether it is that of weights from which no run has begun."""
+    return identity[0]["sha256"] is None
 
 
 def _of_weights(changed: dict[str, Any], old: Config) -> dict[str, Any]:

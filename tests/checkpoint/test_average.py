@@ -1,7 +1,6 @@
 """The mean of checkpoints: of the right steps, exact in float32, a run that goes on."""
 
 import json
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 
 from gpt_pjit.checkpoint import Checkpointer, __main__ as command_line
 from gpt_pjit.checkpoint.average import mean_params, steps_to_average
-from gpt_pjit.errors import ConfigError
+from gpt_pjit.errors import EXIT_CONFIG, EXIT_DONE, ConfigError
 from gpt_pjit.model import param_shapes
 from gpt_pjit.runtime import open_workdir, read_run
 from gpt_pjit.trained import load_trained
@@ -25,14 +24,6 @@ def run(tmp_path_factory):
     return folder, make_workdir(folder, tiny(), STEPS)
 
 
-def call(monkeypatch, command, path, **flags):
-    """A command as the command line calls it, `flags` instead of absl's."""
-    given = {"_LAST": 4, "_FRACTION": 0.2, "_STEPS": None, "_LOSS": False, "_OUT": None}
-    for name, value in (given | {f"_{k.upper()}": v for k, v in flags.items()}).items():
-        monkeypatch.setattr(command_line, name, SimpleNamespace(name=name, value=value))
-    return command_line.COMMANDS[command](path)
-
-
 @pytest.mark.parametrize(
     ("saved", "last", "fraction", "expected"),
     [
@@ -42,6 +33,8 @@ def call(monkeypatch, command, path, **flags):
         (range(20, 801, 20), 2, 1.0, [400, 800]),
         ((1, 5, 99, 100), 2, 0.2, [99, 100]),
         ((7,), 1, 0.2, [7]),
+        ((700, 800), 1, 0.0, [800]),
+        ((101, 1000), 2, 0.9, [101, 1000]),
     ],
 )
 def test_steps_are_spread_evenly_over_the_end(saved, last, fraction, expected):
@@ -49,9 +42,13 @@ def test_steps_are_spread_evenly_over_the_end(saved, last, fraction, expected):
 
 
 def test_too_few_checkpoints_are_refused():
-    message = r"the last 20% of 800 steps holds 1 checkpoints, 800; --last=4 needs"
+    message = r"the last 20% of 800 steps holds 1 of 4 checkpoints, 800; --last=4 needs"
     with pytest.raises(ConfigError, match=message):
         steps_to_average((400, 800), 4, 0.2)
+    with pytest.raises(ConfigError, match="the last 90% of 1000 steps holds 1 of 2"):
+        steps_to_average((100, 1000), 2, 0.9)
+    with pytest.raises(ConfigError, match="2 problems"):
+        steps_to_average((400, 800), 0, 1.5)
 
 
 def test_the_mean_is_that_of_numpy(run):
@@ -69,11 +66,12 @@ def test_the_mean_is_that_of_numpy(run):
         np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-9)
 
 
-def test_the_result_is_a_run_that_goes_on_from_the_newest_state(run, tmp_path, monkeypatch):
+def test_the_result_is_a_run_that_goes_on_from_the_newest_state(run, tmp_path, call):
     folder, params = run
     out = tmp_path / "averaged"
-    record, _ = call(monkeypatch, "average", folder, last=2, out=out)
-    assert record["steps"] == [90, 100]
+    code, output, _ = call("average", "--last", 2, folder, f"--out={out}", "--noloss", "--json")
+    record = json.loads(output)
+    assert (code, record["steps"], record["validation_loss"]) == (EXIT_DONE, [90, 100], None)
     config, made = read_run(out)
     assert made["source"]["steps"] == [90, 100]
     assert made["source"]["from"] == str(folder)
@@ -94,31 +92,77 @@ def test_the_result_is_a_run_that_goes_on_from_the_newest_state(run, tmp_path, m
     assert load_trained(out).step == 100
 
 
-def test_nothing_is_left_of_an_average_that_fails(run, tmp_path, monkeypatch):
+def test_nothing_is_left_of_an_average_that_fails(run, tmp_path, monkeypatch, call):
     folder, _ = run
+    new = f"--out={tmp_path / 'new'}"
 
     def broken(*_):
         raise OSError("disk full")
 
-    with pytest.raises(ConfigError, match="has no step 61, x; it has 60, 80, 85, 90, 100"):
-        call(monkeypatch, "average", folder, steps=["60", "61", "x"], out=tmp_path / "new")
     monkeypatch.setattr(command_line, "mean_params", broken)
     with pytest.raises(OSError, match="disk full"):
-        call(monkeypatch, "average", folder, steps=["60", "80"], out=tmp_path / "new")
+        command_line.main(["average", str(folder), "--steps=60,80", new])
     assert not list(tmp_path.iterdir())
     (tmp_path / "new").write_text("something")
-    with pytest.raises(ConfigError, match="is there already"):
-        call(monkeypatch, "average", folder, steps=["60"], out=tmp_path / "new")
+    assert "is there already" in call("average", folder, new)[2]
 
 
-def test_list_tells_of_unfinished_checkpoints(run, monkeypatch, tmp_path):
+def test_list_tells_of_unfinished_checkpoints(tmp_path, call, monkeypatch):
     config = tiny()
     write_run(tmp_path / "run", config, (1, 2))
     steps = tmp_path / "run" / "checkpoints"
     (steps / "3.orbax-checkpoint-tmp-7").mkdir()
     (steps / "2" / "default" / "manifest.ocdbt").unlink()
-    record, _ = call(monkeypatch, "list", tmp_path / "run")
+    code, output, _ = call("list", "--json", tmp_path / "run")
+    assert code == EXIT_DONE
+    record = json.loads(output)
     found = [(c["step"], c["complete"]) for c in record["checkpoints"]]
     assert found == [(1, True), (2, False), (3, False)]
     assert record["checkpoints"][0]["size"] > 100_000
     assert record["source"]["from"] == "a/test"
+    assert "\nbegan with kind import, from a/test\n" in call("list", tmp_path / "run")[1]
+
+    def pruned(*_):
+        raise FileNotFoundError
+
+    monkeypatch.setattr("pathlib.Path.rglob", pruned)  # by the run, at this moment
+    assert json.loads(call("list", "--json", tmp_path / "run")[1])["checkpoints"] == []
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (("average", "--last=2"), "the following arguments are required: DIR"),
+        (("average", "RUN", "--layers=3"), "unrecognized arguments: --layers=3"),
+        (("average", "RUN", "--steps="), "'' is no list of steps, as 700,800 is"),
+        (("average", "RUN", "--steps=60,x"), "'60,x' is no list of steps"),
+        (("average", "RUN", "--steps=60,61"), "no whole step 61; it has 60, 80, 85, 90, 100"),
+        (("average", "RUN/checkpoints/60"), "is one step, and average takes a run; give"),
+        (("list", "RUN/checkpoints/60"), "is one step, and list takes a run; give"),
+        (("list", "nowhere"), "nowhere holds no run.json"),
+        (("grow", "RUN"), "the following arguments are required: --layers"),
+        (("grow", "RUN", "--layers=1"), "the model has 2, and only grows; try 3"),
+        (("shrink", "RUN"), "invalid choice: 'shrink'"),
+    ],
+)
+def test_a_mistake_is_one_message(run, call, command, says):
+    code, output, error = call(*(word.replace("RUN", str(run[0])) for word in command))
+    assert (code, output) == (EXIT_CONFIG, "")
+    assert says in error
+
+
+def test_help_is_no_mistake(call):
+    code, output, _ = call("average", "--help")
+    assert code == EXIT_DONE
+    assert "--fraction" in output
+
+
+def test_weights_without_optimizer_state_have_no_mean(tmp_path, call):
+    config = tiny()
+    write_run(tmp_path / "run", config, (0, 4))
+    assert "was made by import and nothing has trained" in call("average", tmp_path / "run")[2]
+    open_workdir(tmp_path / "run", config)
+    code, _, error = call("average", tmp_path / "run", "--steps=0", "--noloss")
+    assert code == EXIT_CONFIG
+    assert "0 does not hold all of step, opt_state; choose a step that was trained" in error
+    assert not (tmp_path / "run" / "averaged").exists()

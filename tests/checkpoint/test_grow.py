@@ -1,5 +1,7 @@
 """A deeper model that begins where the shallower one ended."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,12 +9,12 @@ import pytest
 
 from gpt_pjit.checkpoint import read_arrays, saved_steps
 from gpt_pjit.checkpoint.grow import grown_config, layer_sources
-from gpt_pjit.errors import ConfigError
+from gpt_pjit.data import open_data
+from gpt_pjit.errors import EXIT_DONE, ConfigError
 from gpt_pjit.model import forward, param_shapes
 from gpt_pjit.partition import make_mesh
 from gpt_pjit.runtime import read_run
 from gpt_pjit.train import train
-from tests.checkpoint.test_average import call
 from tests.helpers import tiny, with_fields
 from tests.hf.ours import write_run
 
@@ -37,14 +39,16 @@ def test_a_model_does_not_shrink(layers):
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_the_grown_model_computes_the_same(tmp_path, monkeypatch, bias):
+def test_the_grown_model_computes_the_same(tmp_path, call, bias):
     positions = "learned" if bias else "alibi"
     config = tiny(model={"bias": bias, "positions": positions})
     params = write_run(tmp_path / "run", config)[1]
-    call(monkeypatch, "grow", tmp_path / "run", layers=5, out=tmp_path / "grown")
+    made = f"--out={tmp_path / 'grown'}"
+    assert call("grow", tmp_path / "run", "--layers=5", made, "--noloss")[0] == EXIT_DONE
     grown, record = read_run(tmp_path / "grown")
     assert grown.model.n_layers == 5
     assert record["source"]["layers"] == [0, 0, 0, 1, 1]
+    assert record["source"]["source"]["from"] == "a/test"  # what was grown had been imported
     shapes = param_shapes(grown.model, 32)
     deep = read_arrays(tmp_path / "grown" / "checkpoints", 0, {"params": shapes})["params"]
     up = deep["blocks"]["mlp"]["up"]["kernel"]
@@ -65,8 +69,23 @@ def test_factors_by_layer_are_repeated_too():
     assert grown.optim.decay_rules == ((".*", 1),)
 
 
+def test_no_loss_is_reported_of_other_data_than_the_runs_and_none_are_made(tmp_path, call):
+    (tmp_path / "text.txt").write_text("the quick brown fox " * 600)
+    data = {"text": str(tmp_path / "text.txt"), "validation_split": "tail"}
+    config = tiny(data=data | {"tokenizer": "bpe:300"})
+    run = tmp_path / "run"
+    write_run(run, config)
+    _, output, _ = call("grow", run, "--layers=3")
+    assert "validation loss not measured, the run's data are not here: " in output
+    assert not (run / "data").exists()
+    open_data(config.data, run / "data", 512)
+    _, output, _ = call("grow", run, "--layers=3", f"--out={tmp_path / 'other'}")
+    assert "validation loss not measured" in output
+    assert "the run had" in output  # the tokenizer of bytes
+
+
 @pytest.mark.slow
-def test_training_goes_on_from_it_with_a_config_of_its_own(tmp_path, monkeypatch):
+def test_training_goes_on_from_it_with_a_config_of_its_own(tmp_path, call):
     (tmp_path / "text.txt").write_text("the quick brown fox " * 600)
     data = {
         "text": str(tmp_path / "text.txt"),
@@ -77,13 +96,14 @@ def test_training_goes_on_from_it_with_a_config_of_its_own(tmp_path, monkeypatch
     settings = {"data": data, "optim": {"steps": 12, "warmup_steps": 1, "peak_lr": 3e-3}}
     config = tiny(**settings, eval={"every": 12}, checkpoint={"every": 12}, log={"every": 12})
     assert train(config, tmp_path / "run") == 0
-    record, words = call(
-        monkeypatch, "grow", tmp_path / "run", layers=3, out=tmp_path / "grown", loss=True
-    )
-    losses = record["validation_loss"]
+    # Of an average, which has no data of its own: those of the run.
+    assert call("average", tmp_path / "run", "--last=1", "--json")[0] == EXIT_DONE
+    made = f"--out={tmp_path / 'grown'}"
+    _, output, _ = call("grow", tmp_path / "run" / "averaged", "--layers=3", made, "--json")
+    losses = json.loads(output)["validation_loss"]
     assert losses["before"] == pytest.approx(losses["after"], abs=1e-5)
     assert losses["before"] < 4.5  # of 5.5 for equal chances
-    assert f"{losses['before']:.4f} at step 12" in words
+    assert not (tmp_path / "run" / "averaged" / "data").exists()
     with pytest.raises(ConfigError, match=r"model.n_layers=2: the run in .* has 3"):
         train(config, tmp_path / "grown")
     deeper = with_fields(config, {"model.n_layers": 3, "optim.peak_lr": 1e-3, "eval.every": 1})

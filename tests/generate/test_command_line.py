@@ -28,7 +28,8 @@ def run(workdir, monkeypatch, capsys):
     monkeypatch.setattr(command, "start_devices", lambda **_: None)
 
     def run(*arguments, stdin="", checkpoint=workdir):
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        given = stdin if isinstance(stdin, bytes) else stdin.encode()
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given), encoding="utf-8"))
         code = EXIT_DONE
         try:
             command.main([f"--checkpoint={checkpoint}", *arguments])
@@ -79,6 +80,8 @@ def test_a_prompt_from_stdin_may_be_empty(run):
         (["--prompt=a", "--tensor=32"], "tensor=32: must divide the model's 4 heads; try 1, 2, 4"),
         (["--prompt=a", "--num_samples=0"], "--num_samples: '0' is no number from 1 on"),
         (["--prompt=a", "--dtype=float16"], "invalid choice: 'float16'"),
+        (["--prompt=a", "--prompt=\udcff"], "--prompt is not UTF-8"),
+        (["--prompt=a", "--max_new_tokens=0", "--checkpoint=nowhere"], "max_new_tokens=0: must be"),
         (["--prompt_file=nowhere.txt"], "--prompt_file='nowhere.txt': No such file"),
         (["--prompt=a", "--checkpoint=nowhere"], "nowhere holds no run.json"),
     ],
@@ -88,6 +91,22 @@ def test_a_mistake_is_one_message(run, flags, words):
     assert (code, output) == (EXIT_CONFIG, "")
     assert words in error
     assert "Traceback" not in error
+
+
+def test_stdin_that_is_not_utf8_is_one_message(run, monkeypatch):
+    code, _, error = run(stdin=b"caf\xe9")
+    assert code == EXIT_CONFIG
+    assert "stdin is not UTF-8" in error
+
+
+def test_a_reader_that_goes_away_ends_it_in_silence(run, monkeypatch):
+    read, written = os.pipe()
+    os.close(read)
+    with os.fdopen(written, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        code, _, error = run("--prompt=a", "--max_new_tokens=16")
+        closed.flush()
+    assert (code, error) == (EXIT_DONE, "")
 
 
 def test_the_terminal_shows_rows_in_order_as_they_grow(capsys):

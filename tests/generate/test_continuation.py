@@ -108,6 +108,11 @@ def test_the_limit_and_what_comes_after_the_end():
     assert row.text == "\ufffd"  # the end: no other byte will come
 
 
+def test_a_character_that_the_prompt_begins_is_shown():
+    row, shown = write(BYTES, b"\xa9s", 1, prompt=b"caf\xc3")
+    assert (row.text, shown[0]) == ("és", "é")
+
+
 def test_random_bytes_give_the_same_in_any_chunks():
     draw = np.random.default_rng(0)
     for _ in range(50):

@@ -11,7 +11,7 @@ from gpt_pjit.errors import ConfigError
 from gpt_pjit.generate import Sampling, generate, stream
 from gpt_pjit.generate.decode import decode, prefill
 from gpt_pjit.generate.sample import draw
-from gpt_pjit.model import EMPTY, with_slots
+from gpt_pjit.model import EMPTY, QUERY_BLOCK, with_slots
 from tests.generate.conftest import LEARNED, model
 from tests.generate.reference import recompute
 from tests.training.test_step import equations
@@ -47,9 +47,10 @@ def test_greedy_text_is_that_of_recomputing_each_prompt_alone(fields):
 
 def test_it_goes_on_beyond_four_times_the_training_context(trained):
     length = trained.config.data.sequence_length
-    prompt = [[i % 250 for i in range(length)]]
-    written = generate(trained, prompt, max_new_tokens=3 * length + 5)
-    assert written == [until_end(recompute(trained, prompt, 3 * length + 5)[0])]
+    prompt = [[i % 250 for i in range(3 * length)]]  # read in more than one block of queries
+    assert len(prompt[0]) > QUERY_BLOCK
+    written = generate(trained, prompt, max_new_tokens=length + 5)
+    assert written == [until_end(recompute(trained, prompt, length + 5)[0])]
 
 
 def test_bfloat16_writes_tokens_that_recomputing_finds_as_likely():
@@ -125,6 +126,16 @@ def test_the_cache_is_split_over_batch_and_heads():
         }
 
 
+def test_a_prompt_takes_no_memory_of_the_size_of_its_scores(trained):
+    heads, length = trained.config.model.n_heads, 4096
+    row = jax.ShapeDtypeStruct((1,), jnp.int32, sharding=jax.NamedSharding(trained.mesh, jax.P()))
+    rows = row.update(shape=(1, length))
+    with jax.set_mesh(trained.mesh):
+        lowered = prefill.lower(trained.extend, trained.weights, rows, row, row, slots=length)
+        peak = lowered.compile().memory_analysis().temp_size_in_bytes
+    assert peak < heads * length**2 * 4 / 4
+
+
 def test_a_draw_depends_on_seed_and_prompt_and_not_on_the_rest(trained):
     flags = {"max_new_tokens": TOKENS, "temperature": 1.0, "seed": 3}
     first = generate(trained, PROMPTS, **flags)
@@ -170,8 +181,10 @@ def test_learned_positions_end_with_a_reason():
         (16, "length"),
     ]
     assert rows[1].tokens == recompute(trained, prompts[1:2], 10)[0].tolist() + rows[1].tokens[10:]
-    with pytest.raises(ConfigError, match=r"prompt 2='97 tokens'.*keep its last 96 tokens"):
-        generate(trained, [[1], [1] * 97], max_new_tokens=1)
+    with pytest.raises(
+        ConfigError, match=r"1 problem:\n.*prompt 2='97 tokens'.*; shorten it by 1$"
+    ):
+        generate(trained, [[1], *[[1] * 97] * 3], max_new_tokens=1)
 
 
 def test_all_that_is_wrong_is_said_at_once(trained):
@@ -267,6 +280,13 @@ def test_temperature_0_takes_the_likeliest():
     np.testing.assert_array_equal(
         draw(logits, keys(5), Sampling(1.0, top_k=1)), logits.argmax(axis=-1)
     )
+
+
+@pytest.mark.parametrize("sampling", [Sampling(1e-38), Sampling(1e-44, 5), Sampling(1.0, 0, 1e-46)])
+def test_the_smallest_numbers_are_no_other_draw(sampling):
+    """Divided by such a temperature, or below such a share, float32 knows no numbers."""
+    logits = jnp.asarray(3 * np.random.default_rng(0).normal(size=(50, 100)).astype(np.float32))
+    np.testing.assert_array_equal(draw(logits, keys(50), sampling), logits.argmax(axis=-1))
 
 
 def test_a_row_is_drawn_by_its_own_key_and_logits():

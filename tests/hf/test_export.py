@@ -17,6 +17,8 @@ from tests.hf.checkpoints import write_checkpoint
 from tests.hf.ours import logits_of, write_run
 
 MPT = {"d_ff": 256}
+IMPORT = {"kind": "import", "from": "a/gpt2"}
+AVERAGED_IMPORT = {"kind": "average", "steps": [5, 7], "source": IMPORT}
 LEARNED = {"positions": "learned", "activation": "gelu_tanh"}
 
 
@@ -66,12 +68,18 @@ def test_one_step_in_shards(run, tmp_path):
     (out / done.files[2]).unlink()
     with pytest.raises(ConfigError, match=rf"has no {done.files[2]}"):
         stored_tensors(out)
+    for damaged in ("", "{}", '{"weight_map": [1]}'):
+        (out / "model.safetensors.index.json").write_text(damaged)
+        with pytest.raises(ConfigError, match=r"index.json is damaged or cut short"):
+            stored_tensors(out)
 
 
 def test_missing_biases_are_written_as_zeros(tmp_path):
-    write_run(tmp_path / "run", tiny(model=LEARNED))
+    write_run(tmp_path / "run", tiny(model=LEARNED | {"dropout_attention": 0.25}))
     done = export(tmp_path / "run", tmp_path / "out", dtype="float32")
     assert (done.family, done.max_length) == ("GPT2LMHeadModel", 32)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert [config[f"{part}_pdrop"] for part in ("resid", "attn", "embd")] == [0, 0.25, 0]
     import_model(str(tmp_path / "out"), tmp_path / "again")
     assert read_run(tmp_path / "again")[0].model.bias
     tokens = np.arange(64).reshape(2, 32)
@@ -98,6 +106,12 @@ def test_an_import_names_every_tensor_that_is_wrong(tmp_path):
     with pytest.raises(ConfigError) as raised:
         import_model(str(folder), tmp_path / "run")
     assert len(raised.value.problems) == 1 + 6  # the embedding, and the parts of a third layer
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 256}))
+    with pytest.raises(ConfigError, match="vocab_size=256: is smaller than the 257 ids of bytes"):
+        import_model(str(folder), tmp_path / "run")
+    (folder / "config.json").write_text("[1]")
+    with pytest.raises(ConfigError, match=r"config.json holds no fields"):
+        import_model(str(folder), tmp_path / "run")
     assert "wte.weight: expected shape (999, 32), got (264, 32)" in str(raised.value)
     (folder / "config.json").write_text(json.dumps(config))
     weights = folder / "model.safetensors"
@@ -106,7 +120,9 @@ def test_an_import_names_every_tensor_that_is_wrong(tmp_path):
     with pytest.raises(ConfigError, match=r"is damaged or cut short"):
         import_model(str(folder), tmp_path / "run")
     weights.rename(folder / "pytorch_model.bin")
-    with pytest.raises(ConfigError, match=r"has no model.safetensors; its .bin files are Python"):
+    with pytest.raises(
+        ConfigError, match=r"has no model.safetensors; .* a .bin is a Python pickle"
+    ):
         import_model(str(folder), tmp_path / "run")
     assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
 
@@ -116,6 +132,8 @@ def test_an_import_names_every_tensor_that_is_wrong(tmp_path):
     [
         ({"model_type": "llama"}, "model_type='llama': unknown; known: mpt, gpt2"),
         ({"attn_config": {"clip_qkv": 6}}, "attn_config.clip_qkv=6: our model has None only"),
+        ({"attn_config": "none"}, "attn_config.alibi='none': our model has True only"),
+        ({"trained_sequence_length": "x"}, "trained_sequence_length='x': must be a positive"),
         ({"attn_config": {"alibi": False}}, "attn_config.alibi=False: our model has True only"),
         ({"d_model": None}, "d_model=None: must be a positive integer"),
         ({"n_heads": 5}, "d_model=32: must be divisible by n_heads=5"),
@@ -127,12 +145,39 @@ def test_a_config_that_is_not_ours_is_refused(fields, message):
         from_json({"model_type": "mpt", **mpt, **fields}, "config.json")
 
 
+def test_a_width_of_gpt2_that_is_no_number_is_refused():
+    sizes = {"n_layer": 2, "n_head": 4, "n_embd": 32, "vocab_size": 264, "n_positions": 96}
+    assert from_json({"model_type": "gpt2", **sizes, "n_inner": None}, "").model.d_ff == 128
+    with pytest.raises(ConfigError, match="n_inner='x': must be a positive integer"):
+        from_json({"model_type": "gpt2", **sizes, "n_inner": "x"}, "")
+
+
+def test_the_commit_of_the_hub_is_recorded(tmp_path, monkeypatch):
+    """Of what `main` is today, and nothing is fetched for a folder that is there already."""
+    theirs = write_checkpoint(tmp_path / "snapshots" / "0a1b2c", "mpt-4")
+    fetched = []
+
+    def fetch(name, **wanted):
+        fetched.append((name, wanted["revision"]))
+        return str(theirs)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    import_model("someone/model", tmp_path / "run", "main")
+    assert read_run(tmp_path / "run")[1]["source"]["revision"] == "0a1b2c"
+    with pytest.raises(ConfigError, match="is there already"):
+        import_model("someone/model", tmp_path / "run", "main")
+    assert fetched == [("someone/model", "main")]
+
+
 @pytest.mark.parametrize(
     ("source", "step", "words"),
     [
         (None, 7, "Trained with gpt_pjit, 7 steps, 70 tokens."),
         ({"kind": "average", "steps": [5, 7]}, 7, "70 tokens; the mean of the checkpoints of"),
-        ({"kind": "import", "from": "a/gpt2"}, 0, "Holds weights imported from gpt2."),
+        ({"kind": "average", "steps": [5, 7]}, 9, "90 tokens, beginning with the mean of the"),
+        (AVERAGED_IMPORT, 7, "beginning with weights imported from gpt2; the mean of the check"),
+        (AVERAGED_IMPORT, 9, "steps 5, 7, which began with weights imported from gpt2."),
+        (IMPORT, 0, "Holds weights imported from gpt2."),
         ({"kind": "grow", "from": "a/580m"}, 7, "beginning with weights grown from 580m."),
     ],
 )

@@ -23,6 +23,7 @@ pytestmark = [
 ]
 
 TEXTS = ["def main(argv):\n\treturn  0\n", " Größe, 你好, \U0001f600", "   spaces   and 12345"]
+SPELT = "1 < 2 > look: <unk> and <|endoftext|> are text"
 TRAINED, TIMES = 32, 4
 # A GPT-2 whose vocabulary is padded beyond its tokenizer is more than CTranslate2 reads.
 LEARNED = {"positions": "learned", "d_ff": 200, "vocab_size": 257}
@@ -107,7 +108,8 @@ def test_auto_tokenizer_gives_our_ids(kind, tmp_path):
     if kind != "bytes":
         spec = str(tmp_path / f"tokenizer.{kind}")
         train = {"json": train_bpe, "model": train_unigram}[kind]
-        train([f"{text} number {i}" for text in TEXTS for i in range(60)], 330, tmp_path / spec)
+        corpus = [f"{text} number {i}" for text in (*TEXTS, SPELT) for i in range(60)]
+        train(corpus, 330, tmp_path / spec)
     write_run(tmp_path / "run", tiny(model={"d_ff": 256}), tokenizer=spec)
     export(tmp_path / "run", tmp_path / "hf", dtype="float32")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
@@ -116,6 +118,7 @@ def test_auto_tokenizer_gives_our_ids(kind, tmp_path):
         ids = theirs(text)["input_ids"]
         assert ids == ours.encode(text).tolist()
         assert theirs.decode(ids) == text
+    assert theirs(SPELT, split_special_tokens=True)["input_ids"] == ours.encode(SPELT).tolist()
     assert theirs.eos_token_id == ours.eot_id
     assert theirs.model_max_length == TIMES * TRAINED
 

@@ -3,7 +3,13 @@
 import pytest
 import tokenizers
 
-from gpt_pjit.data import BytesTokenizer, load_tokenizer, train_bpe, train_unigram
+from gpt_pjit.data import (
+    BytesTokenizer,
+    load_tokenizer,
+    tokenizer_from_bytes,
+    train_bpe,
+    train_unigram,
+)
 from gpt_pjit.errors import ConfigError
 from gpt_pjit.hf.tokenizer_files import read_tokenizer, tokenizer_files
 
@@ -13,6 +19,7 @@ TEXTS = [
     "",
     "   spaces   ",
     "line\n\n\nline",
+    "<0x41>/<unk>, </s> and <|endoftext|> are text",
 ]
 
 
@@ -30,6 +37,7 @@ def test_ids_and_text_are_the_same(kind, tmp_path):
     ours = tokenizer_of(kind, tmp_path)
     files = tokenizer_files(ours, 96)
     theirs = tokenizers.Tokenizer.from_buffer(files["tokenizer.json"])
+    theirs.encode_special_tokens = True  # what AutoTokenizer's split_special_tokens sets
     for text in TEXTS:
         ids = theirs.encode(text).ids
         assert ids == ours.encode(text).tolist(), text
@@ -40,6 +48,27 @@ def test_ids_and_text_are_the_same(kind, tmp_path):
         (folder / name).write_bytes(content)
     again = read_tokenizer(folder)
     assert (again.sha256, again.eot_id) == (ours.sha256, ours.eot_id)
+
+
+def test_what_cuts_texts_or_adds_tokens_is_not_exported(tmp_path):
+    """As the files of encoders do, and of Llama."""
+    plain = tokenizer_of("bpe", tmp_path)
+    model = tokenizers.Tokenizer.from_buffer(plain.content)
+    model.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", plain.eot_id)]
+    )
+    model.enable_truncation(3)
+    model.enable_padding(length=5)
+    ours = tokenizer_from_bytes("tokenizer.json", model.to_str().encode())
+    theirs = tokenizers.Tokenizer.from_buffer(tokenizer_files(ours, 96)["tokenizer.json"])
+    for text in TEXTS[:3]:
+        assert theirs.encode(text).ids == ours.encode(text).tolist()
+    model.no_truncation()
+    model.no_padding()
+    model.post_processor = tokenizers.processors.ByteLevel(trim_offsets=False)
+    content = model.to_str().encode()
+    kept = tokenizer_files(tokenizer_from_bytes("tokenizer.json", content), 96)
+    assert kept["tokenizer.json"] == content
 
 
 def test_the_older_files_of_gpt2_are_read(tmp_path):

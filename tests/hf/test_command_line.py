@@ -1,0 +1,56 @@
+"""`python -m gpt_pjit.hf`: what a person, and a program, reads."""
+
+import json
+
+import pytest
+
+from gpt_pjit.errors import EXIT_CONFIG, EXIT_DONE
+from gpt_pjit.hf import __main__ as command_line
+from tests.helpers import tiny
+from tests.hf.ours import write_run
+
+
+@pytest.fixture
+def call(capsys):
+    def call(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            command_line.main(list(map(str, arguments)))
+        return ended.value.code, *capsys.readouterr()
+
+    return call
+
+
+def test_out_and_in_again(call, tmp_path):
+    write_run(tmp_path / "run", tiny(model={"d_ff": 256}))
+    given = f"--checkpoint={tmp_path / 'run'}", f"--out={tmp_path / 'hf'}"
+    code, output, _ = call("export", *given, "--json", "--dtype=bfloat16")
+    record = json.loads(output)
+    assert (code, record["family"], record["max_length"]) == (EXIT_DONE, "MptForCausalLM", 128)
+    code, output, _ = call("import", f"--source={tmp_path / 'hf'}", f"--out={tmp_path / 'again'}")
+    assert code == EXIT_DONE
+    assert "mpt, 2 layers, 4 heads, width 64, vocabulary 512, context 32" in output
+    code, output, error = call("export", *given)
+    assert (code, output) == (EXIT_CONFIG, "")
+    assert "is there already" in error
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("export", "--out=x", "--checkpoint=x", "--source=y"), "unrecognized arguments: --source"),
+        (("export", "--checkpoint=nowhere"), "the following arguments are required: --out"),
+        (("export", "--checkpoint=nowhere", "--out=x"), "nowhere holds no run.json"),
+        (("import", "--source=x", "--out=y", "--dtype=float32"), "unrecognized arguments: --dtype"),
+        ((), "the following arguments are required: command"),
+    ],
+)
+def test_a_mistake_is_one_message(call, flags, says):
+    code, output, error = call(*flags)
+    assert (code, output) == (EXIT_CONFIG, "")
+    assert says in error
+
+
+def test_help_is_no_mistake(call):
+    code, output, _ = call("--help")
+    assert code == EXIT_DONE
+    assert "export" in output
