@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -42,6 +43,8 @@ def parse_flags(argv: list[str]) -> list[str]:
     """Parses flags; a mistake in them, or in the config file, ends with one line and exit 78."""
     try:
         rest = flags.FLAGS(argv)
+    except SystemExit:  # after --help, with the 1 that is ours for a check that failed
+        sys.exit(0)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         _fail(f"{_config_argument(argv)}: {_one_line(error)}")
     if rest[1:]:
@@ -96,9 +99,15 @@ def config_source(holder: flags.FlagHolder[Any]) -> Path:
 
 @contextmanager
 def report_errors() -> Iterator[None]:
-    """Prints a ConfigError, or that Ctrl-C came, and exits; other errors keep their traceback."""
+    """Prints a ConfigError, or that Ctrl-C came, and exits; other errors keep their traceback.
+
+    Ends quietly when whoever reads the output has what it wants, as `head` does.
+    """
     try:
         yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except ConfigError as error:
         _fail(str(error))
     except KeyboardInterrupt:
@@ -109,6 +118,7 @@ def report_errors() -> Iterator[None]:
 def answer(code: int, record: Any, shown: Iterable[RenderableType], *, as_json: bool) -> None:
     """Prints one or the other, and exits."""
     show(record, shown, as_json=as_json)
+    sys.stdout.flush()
     sys.exit(code)
 
 
@@ -116,10 +126,15 @@ def show(record: Any, shown: Iterable[RenderableType], *, as_json: bool) -> None
     if as_json:
         print(json.dumps(record, indent=2, default=str))
         return
-    console = Console(highlight=False)
+    console = _Console(highlight=False)
     console.width = console.width if console.is_terminal else PIPED_WIDTH
     for renderable in shown:
         console.print(renderable, soft_wrap=isinstance(renderable, str), markup=False)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # for report_errors; rich would exit with 1
 
 
 def _config_argument(argv: list[str]) -> str:

@@ -3,8 +3,8 @@
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Most programs here run for milliseconds after seconds of compiling: without LLVM's optimisation the
-# suite takes half as long. With XLA_FLAGS= in the environment they are optimised as anywhere else.
+# Most programs here run for milliseconds after seconds of compiling: the suite takes half as long
+# without LLVM's optimisation. With XLA_FLAGS= in the environment it optimises as anywhere else.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax

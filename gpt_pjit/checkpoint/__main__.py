@@ -177,7 +177,7 @@ def main(argv: Sequence[str]) -> None:
     with report_errors():
         start_devices()
         code, record, shown = flags.run(flags)
-    answer(code, record, shown, as_json=flags.json)
+        answer(code, record, shown, as_json=flags.json)
 
 
 def _parser() -> Parser:

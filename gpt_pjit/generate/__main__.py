@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,7 @@ import jax
 
 from gpt_pjit.cli import Parser, report_errors
 from gpt_pjit.config import SampleConfig
-from gpt_pjit.errors import EXIT_INTERRUPTED, ConfigError, Problem
+from gpt_pjit.errors import ConfigError, Problem
 from gpt_pjit.generate.continuation import Continuation
 from gpt_pjit.generate.generate import ROWS, setting_problems, stream
 from gpt_pjit.generate.sample import Sampling
@@ -30,14 +29,7 @@ def main(argv: Sequence[str]) -> None:
     flags = _parser().parse_args(argv)
     with report_errors():
         start_devices(tensor=flags.tensor, distributed=flags.distributed)
-        try:
-            run(flags)
-            sys.stdout.flush()
-        except BrokenPipeError:  # whoever read has what it wants, as `head` does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        except KeyboardInterrupt:
-            print("\nstopped", file=sys.stderr)
-            sys.exit(EXIT_INTERRUPTED)
+        run(flags)
 
 
 def run(flags: argparse.Namespace) -> None:

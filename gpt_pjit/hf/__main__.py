@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
     logging.set_verbosity(logging.ERROR)  # Orbax tells every file it touches
     with report_errors():
         code, record, shown = flags.run(flags)
-    answer(code, record, shown, as_json=flags.json)
+        answer(code, record, shown, as_json=flags.json)
 
 
 def _parser() -> Parser:

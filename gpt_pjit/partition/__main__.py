@@ -117,7 +117,7 @@ COMMANDS = {
 def main(argv: list[str]) -> None:
     with report_errors():
         code, record, shown = COMMANDS[argv[1]](read_config(_CONFIG))
-    answer(code, record, shown, as_json=_JSON.value)
+        answer(code, record, shown, as_json=_JSON.value)
 
 
 def _params(config: Config) -> Any:

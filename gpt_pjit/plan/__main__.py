@@ -142,8 +142,7 @@ def main(argv: list[str]) -> None:
         topology = find_topology(_TOPOLOGY.value)
         _prepare_jax(topology)
         code, record, shown = command(read_config(_CONFIG), topology)
-        shown = list(shown)
-    answer(code, record, shown, as_json=_JSON.value)
+        answer(code, record, shown, as_json=_JSON.value)
 
 
 def _prepare_jax(topology: Topology) -> None:

@@ -142,3 +142,22 @@ def test_mistakes_end_with_one_message_and_exit_78(arguments, words):
 def test_nothing_heavy_is_loaded():
     code = "import sys, gpt_pjit.partition.__main__; print(*sys.modules)"
     assert HEAVY.isdisjoint(python("-c", code).stdout.split())
+
+
+def test_help_is_no_failure():
+    result = partition("--help")
+    assert result.returncode == 0
+    assert "--config" in result.stdout
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize("form", ["--json", "--nojson"])
+def test_a_reader_that_has_enough_is_no_error(form):
+    command = [sys.executable, "-m", "gpt_pjit.partition", "explain", *CONFIG, form]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, env=environment
+    ) as process:
+        process.stdout.close()
+        errors = process.stderr.read()
+    assert (process.returncode, errors) == (0, b"")
