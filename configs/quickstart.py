@@ -28,7 +28,8 @@ def get_config():
     c.optim.peak_lr = 4e-3
     c.optim.warmup_steps = 60
     c.eval.every = 400
-    c.checkpoint.every = 400
+    c.checkpoint.every = 40
+    c.checkpoint.keep = 4  # the last fifth of the run, to average
     c.sample.tokens = 200
     c.sample.prompt = "def "
     return c

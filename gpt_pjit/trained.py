@@ -107,15 +107,19 @@ def held_out_metrics(checkpoint: str | Path, data: TrainingData) -> dict[str, fl
         return validation_metrics(program, params, batches, per_byte)
 
 
+def split_step(path: Path) -> tuple[Path, int | None]:
+    """The workdir that `path` is, or is one step of, and that step."""
+    if path.parent.name == "checkpoints" and path.name.isdigit():
+        return path.parent.parent, int(path.name)
+    return path, None
+
+
 def find_checkpoint(path: Path) -> tuple[Path, int]:
     """The workdir and the step that `path` names: of a workdir, the newest that is whole.
 
     Raises ConfigError where there is no such step, or it lacks a part.
     """
-    if path.parent.name == "checkpoints" and path.name.isdigit():
-        workdir, wanted = path.parent.parent, int(path.name)
-    else:
-        workdir, wanted = path, None
+    workdir, wanted = split_step(path)
     read_run(workdir)
     steps = saved_steps(workdir / "checkpoints")
     if not steps:

@@ -12,9 +12,9 @@ FLOORS = (
     ("model", "data", "checkpoint", "runtime"),
     ("training",),
     ("trained",),
-    ("generate", "hf", "plan"),
+    ("generate", "plan"),
     ("evaluate",),
-    ("train", "cli"),
+    ("train", "cli", "hf"),
     ("main",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

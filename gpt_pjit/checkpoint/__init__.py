@@ -2,6 +2,7 @@
 
 from gpt_pjit.checkpoint.checkpointer import (
     Checkpointer as Checkpointer,
+    fingerprint as fingerprint,
     missing_parts as missing_parts,
     read_arrays as read_arrays,
     read_parameter as read_parameter,

@@ -34,7 +34,13 @@ from gpt_pjit.errors import EXIT_DONE, ConfigError
 from gpt_pjit.model import param_shapes
 from gpt_pjit.partition import make_mesh
 from gpt_pjit.runtime import check_new, check_same_data, derived_workdir, no_data_yet, read_run
-from gpt_pjit.trained import find_checkpoint, held_out_metrics, run_tokenizer, start_devices
+from gpt_pjit.trained import (
+    find_checkpoint,
+    held_out_metrics,
+    run_tokenizer,
+    split_step,
+    start_devices,
+)
 from gpt_pjit.training import build
 
 Run = dict[str, Any]  # a run.json
@@ -126,6 +132,8 @@ def _losses(
     """Validation loss of `step` and of `out`, on the run's own data, where they are."""
     if not wanted:
         return None, "validation loss not measured"
+    if read_run(workdir)[1]["data"][0]["sha256"] is None:
+        return None, "validation loss not measured: nothing has trained here yet, on no data"
     try:
         data = _own_data(workdir, *read_run(workdir))
     except ConfigError as error:
@@ -149,11 +157,11 @@ def _own_data(workdir: Path, config: Config, run: Run) -> TrainingData:
 
 
 def _workdir(flags: argparse.Namespace) -> Path:
-    folder: Path = flags.folder
-    if folder.parent.name == "checkpoints":
-        problem = f"{folder} is one step, and {flags.command} takes a run; give {folder.parents[1]}"
+    workdir, step = split_step(flags.folder)
+    if step is not None:
+        problem = f"{flags.folder} is one step, and {flags.command} takes a run; give {workdir}"
         raise ConfigError([problem], flags.command)
-    return folder
+    return workdir
 
 
 def _steps_of(path: Path, run: Run, flags: argparse.Namespace) -> list[int]:

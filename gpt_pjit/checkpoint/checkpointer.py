@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -56,29 +57,37 @@ def missing_parts(directory: Path, step: int) -> list[str]:
     return [part for part in PARTS if not (directory / str(step) / part).exists()]
 
 
+def fingerprint(directory: Path, step: int) -> str:
+    """What tells a written checkpoint from any other; that of a copy is the same."""
+    # Orbax's list of the files with the data, whose names are drawn at random.
+    manifest = directory / str(step) / ITEM / "manifest.ocdbt"
+    return hashlib.sha256(manifest.read_bytes()).hexdigest()
+
+
 def restore_params(directory: Path, step: int, target: Any) -> Any:
-    """Only the parameters of `step`, as `target` says; its optimizer state is not read."""
+    """Only the parameters of `step`, as `target` says; its optimizer state is not read.
+
+    Raises ConfigError where Orbax cannot read them.
+    """
     args = ocp.args.PyTreeRestore(
         item={"params": target},
         restore_args={"params": ocp.checkpoint_utils.construct_restore_args(target)},
         partial_restore=True,
     )
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        return reader.restore(directory.resolve() / str(step) / ITEM, args=args)["params"]
+    return _read(directory, step, args)["params"]
 
 
 def read_arrays(directory: Path, step: int, tree: Any) -> Any:
     """The arrays of `step` that `tree`, a part of a state, names: NumPy arrays on this host.
 
-    Raises ConfigError where it does not hold them all.
+    Raises ConfigError where it does not hold them all, or Orbax cannot read them.
     """
     args = ocp.args.PyTreeRestore(
         item=tree,
         restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree),
         partial_restore=True,
     )
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        read = reader.restore(directory.resolve() / str(step) / ITEM, args=args)
+    read = _read(directory, step, args)
     # Orbax leaves what it has not found as it was asked for.
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(read)):
         problem = f"{directory / str(step)} does not hold all of {', '.join(tree)}"
@@ -99,3 +108,15 @@ def read_parameter(directory: Path, step: int, path: str, shape: jax.ShapeDtypeS
     """One parameter of `step`, a NumPy array; `path` is its names joined by slashes."""
     tree = unflatten_dict({("params", *path.split("/")): shape})
     return jax.tree.leaves(read_arrays(directory, step, tree))[0]
+
+
+def _read(directory: Path, step: int, args: ocp.args.PyTreeRestore) -> Any:
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            return reader.restore(directory.resolve() / str(step) / ITEM, args=args)
+    except Exception as error:  # Orbax raises just that where data are cut short
+        reason = str(error).split("\n", 1)[0][:300]
+        problem = f"step {step} of {directory.parent} cannot be read: {reason}"
+        others = ", ".join(str(other) for other in saved_steps(directory) if other != step)
+        remedy = f"if a file is damaged, other steps here: {others or 'none'}"
+        raise ConfigError([f"{problem}; {remedy}"], "checkpoint") from error

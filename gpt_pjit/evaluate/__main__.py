@@ -20,19 +20,15 @@ from rich.console import RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from gpt_pjit.checkpoint import fingerprint
 from gpt_pjit.cli import Parser, count, report_errors, show
 from gpt_pjit.errors import ConfigError, Problem
-from gpt_pjit.evaluate.report import (
-    ALL_PUBLISHED,
-    Row,
-    comparison_rows,
-    markdown,
-    notes,
-    results_record,
-    tables,
-)
+from gpt_pjit.evaluate.report import ALL_PUBLISHED, comparison_rows, markdown, notes, tables
+from gpt_pjit.evaluate.results import Row, results_record, row_of
 from gpt_pjit.evaluate.scorer import Scorer
 from gpt_pjit.evaluate.tasks import KNOWN, prepare_jobs, prepare_tasks
+from gpt_pjit.evaluate.texts import Result
+from gpt_pjit.runtime import write_whole
 from gpt_pjit.trained import Trained, load_trained, start_devices
 from gpt_pjit.validation import CHOICES
 
@@ -48,23 +44,33 @@ def main(argv: Sequence[str]) -> None:
         trained = load_trained(flags.checkpoint, tensor=flags.tensor, dtype=flags.dtype)
         scorer = Scorer(trained, window=flags.window, rows=flags.rows)
         jobs = prepare_jobs(tasks, scorer, _checked_stride(flags.stride, scorer.window))
-        results = {name: compute() for name, compute in jobs.items()}
-    record = results_record(results, _settings(flags, trained))
-    if jax.process_index() != 0:
+        settings = _settings(flags, trained)
+        results: dict[str, Result] = {}
+        try:
+            for name, compute in jobs.items():
+                results[name] = compute()
+                _write(flags.out, results_record(results, settings), others)
+        finally:  # what has been scored is shown, whatever befell the next task
+            if results and jax.process_index() == 0:
+                record = results_record(results, settings)
+                show(record, _shown(row_of(record), others), as_json=flags.json)
+
+
+def _write(out: Path | None, record: dict[str, Any], others: Sequence[Row]) -> None:
+    """The files of `--out`, as of the tasks that are done."""
+    if out is None or jax.process_index() != 0:
         return
-    if flags.out:
-        (flags.out / "results.json").write_text(json.dumps(record, indent=2) + "\n")
-        (flags.out / "results.md").write_text(markdown(record, others), encoding="utf-8")
-    show(record, _shown(record, others), as_json=flags.json)
+    write_whole(out / "results.json", json.dumps(record, indent=2) + "\n")
+    write_whole(out / "results.md", markdown(row_of(record), others))
 
 
-def _shown(record: dict[str, Any], others: Sequence[Row]) -> Iterator[RenderableType]:
-    for table in tables(record, others):
+def _shown(mine: Row, others: Sequence[Row]) -> Iterator[RenderableType]:
+    for table in tables(mine, others):
         shown = RichTable(*table.header, title=table.title, title_justify="left")
         for row in table.rows:
             shown.add_row(*map(Text, row))
         yield shown
-    for note in notes(record, others):
+    for note in notes(mine, others):
         yield Text(note, style="bold red") if note.startswith("WARNING") else note
 
 
@@ -119,6 +125,7 @@ def _settings(flags: argparse.Namespace, trained: Trained) -> dict[str, Any]:
         "name": flags.name or trained.workdir.resolve().name,
         "checkpoint": str(trained.workdir),
         "step": trained.step,
+        "fingerprint": fingerprint(trained.workdir / "checkpoints", trained.step),
         "dtype": trained.config.model.dtype,
         "tokenizer": trained.tokenizer.name,
         "mesh": dict(trained.mesh.shape),

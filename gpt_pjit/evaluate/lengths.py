@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,7 @@ def _windows(texts: Sequence[Sequence[int]], prefix: int, window: int) -> list[R
 
 
 def _mean_loss(name: str, nll: np.ndarray, block: int) -> Metrics:
-    """Mean over tokens; blocks of the longest window are taken as independent."""
+    """Mean over tokens; each `block` of them, of one longest window, is taken as independent."""
     sums = nll.reshape(-1, block).sum(axis=1)
     stderr = ratio_stderr(sums, np.full(len(sums), float(block)))
     return with_stderr(name, float(nll.mean()), stderr)
@@ -79,11 +80,12 @@ def _mean_loss(name: str, nll: np.ndarray, block: int) -> Metrics:
 
 def _by_position(nll: np.ndarray, multiple: int, context: int) -> list[dict[str, Any]]:
     """Mean loss of each quarter of a training context, by the position in the window."""
-    means = nll.reshape(-1, multiple * context).mean(axis=0)
-    borders = np.linspace(0, multiple * context, multiple * BUCKETS + 1).astype(int)
-    parts = list(zip(borders[:-1].tolist(), borders[1:].tolist(), strict=True))
-    losses = [float(means[start:stop].mean()) for start, stop in parts]
-    return [
-        {"length": f"{multiple}x", "from": start, "to": stop, "loss": loss}
-        for (start, stop), loss in zip(parts, losses, strict=True)
-    ]
+    window = multiple * context
+    windows = nll.reshape(-1, MULTIPLES[-1] // multiple, window)  # of each longest one
+    borders = np.linspace(0, window, multiple * BUCKETS + 1).astype(int).tolist()
+    parts = []
+    for start, stop in pairwise(borders):
+        piece = windows[:, :, start:stop]
+        loss = _mean_loss("loss", piece.ravel(), piece[0].size)
+        parts.append({"length": f"{multiple}x", "from": start, "to": stop, **loss})
+    return parts

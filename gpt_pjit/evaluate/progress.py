@@ -36,7 +36,7 @@ def _lines(task: str, total: int) -> Callable[[int], None]:
     def advance(done_now: int) -> None:
         nonlocal shown, done
         done, now = done + done_now, time.monotonic()
-        if now - shown < SECONDS_BETWEEN_LINES or done == total:
+        if now - shown < SECONDS_BETWEEN_LINES or done in (0, total):
             return
         shown = now
         left = (total - done) * (now - start) / done

@@ -87,8 +87,16 @@ def _documents(text: str, data: Data) -> list[Document]:
         return [Document.of(page, detokenize(page)) for page in found]
     ((name, content),) = data.contents.items()
     if text in TEXTS:
-        content = content[-TEST_BYTES:]
+        content = last(content, TEST_BYTES)
     return [Document.of(decoded(content, name))]
+
+
+def last(content: bytes, size: int) -> bytes:
+    """The last `size` bytes of UTF-8, without the rest of a character that is cut there."""
+    start = max(0, len(content) - size)
+    while start and start < len(content) and content[start] & 0xC0 == 0x80:
+        start += 1
+    return content[start:]
 
 
 def _with_origin(job: Job, data: Data) -> Job:

@@ -45,17 +45,11 @@ Job = Callable[[], Result]
 
 
 def decoded(content: bytes, source: str) -> str:
-    """The text of `content`, a piece of a UTF-8 file; characters cut at its ends are left out.
-
-    Raises ConfigError, with the place, where it is no UTF-8 elsewhere.
-    """
-    start = next((i for i in range(min(4, len(content))) if content[i] & 0xC0 != 0x80), 0)
+    """The text of `content`; ConfigError, with the place, where it is no UTF-8."""
     try:
-        return content[start:].decode()
+        return content.decode()
     except UnicodeDecodeError as error:
-        if error.reason == "unexpected end of data":
-            return content[start : start + error.start].decode()
-        place = f"byte {start + error.start} of what is scored"
+        place = f"byte {error.start} of what is scored"
         problem = f"{source} is no UTF-8 text at {place}: {error.reason}; convert it"
         raise ConfigError([problem]) from None
 
@@ -119,4 +113,4 @@ def _metrics(
         metrics |= perplexity(f"{unit}_perplexity", ratios[unit], errors[unit])
     share = float(right.sum() / len(nll))
     metrics |= with_stderr("acc", share, ratio_stderr(right, sizes["token"]))
-    return metrics | loss_metrics(nll)
+    return metrics | loss_metrics(nll, np.repeat(cluster, lengths.astype(int)))

@@ -16,13 +16,14 @@ from typing import Any
 
 import jax
 
-from gpt_pjit.cli import Parser, report_errors
+from gpt_pjit.cli import Parser, count, report_errors
 from gpt_pjit.config import SampleConfig
 from gpt_pjit.errors import ConfigError, Problem
 from gpt_pjit.generate.continuation import Continuation
 from gpt_pjit.generate.generate import ROWS, setting_problems, stream
 from gpt_pjit.generate.sample import Sampling
 from gpt_pjit.trained import Trained, load_trained, start_devices
+from gpt_pjit.validation import CHOICES
 
 
 def main(argv: Sequence[str]) -> None:
@@ -184,27 +185,22 @@ def _parser() -> Parser:
     add = parser.add_argument
     add("--checkpoint", required=True, help="a run's workdir, or WORKDIR/checkpoints/STEP")
     add("--prompt", action="append", default=[], help="text to continue; may be repeated")
-    add("--prompt_file", nargs="+", default=[], help="one prompt a file, without its last newline")
+    files = "one prompt a file, without its last newline; may be repeated"
+    add("--prompt_file", nargs="+", action="extend", default=[], help=files)
     add("--max_new_tokens", type=int, default=200)
     default = Sampling(temperature=SampleConfig().temperature)
     add("--temperature", type=float, default=default.temperature, help="0 takes the likeliest")
     add("--top_k", type=int, default=default.top_k, help="draw from the K likeliest; 0 for all")
     add("--top_p", type=float, default=default.top_p, help="draw from this share of probability")
     add("--stop", action="append", default=[], help="end before this string; may be repeated")
-    add("--num_samples", type=_count, default=1, help="continuations of each prompt")
+    add("--num_samples", type=count, default=1, help="continuations of each prompt")
     add("--seed", type=int, default=0)
     add("--batch_size", type=int, default=ROWS, help="continuations under way at once")
-    add("--tensor", type=_count, default=1, help="devices that share each head and matrix")
-    add("--dtype", choices=("bfloat16", "float32"), default="", help="default: as trained")
+    add("--tensor", type=count, default=1, help="devices that share each head and matrix")
+    add("--dtype", choices=CHOICES["model.dtype"], default="", help="default: as trained")
     add("--json", action="store_true", help="one JSON object at the end, nothing as it comes")
     add("--distributed", action="store_true", help="join the other hosts of this pod or job")
     return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from absl import logging
 
 from gpt_pjit.cli import Answer, Parser, answer, report_errors
 from gpt_pjit.errors import EXIT_DONE
+from gpt_pjit.evaluate import read_results
 from gpt_pjit.hf import export, import_model
-from gpt_pjit.hf.card import read_results
 
 
 def export_command(flags: argparse.Namespace) -> Answer:
@@ -70,7 +70,7 @@ def _parser() -> Parser:
     to.add_argument("--checkpoint", type=Path, required=True, help="a workdir, or one step of it")
     to.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     to.add_argument("--max_length", type=int, help="longest context; default 4 times the trained")
-    to.add_argument("--results", type=Path, help="JSON of evaluate, for the model card")
+    to.add_argument("--results", type=Path, help="results.json of evaluate, for the card")
     of = commands.add_parser("import", help="a workdir from such a folder")
     of.set_defaults(run=import_command)
     of.add_argument("--source", required=True, help="a folder, or a name on the hub")

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from gpt_pjit.data import Tokenizer
-from gpt_pjit.errors import ConfigError
+from gpt_pjit.evaluate import Row, results_table
 from gpt_pjit.hf.configs import CLASSES, Form
-
-Results = dict[str, dict[str, float]]
 
 USE = """\
 ```python
@@ -33,7 +30,7 @@ def model_card(
     history: str,
     n_params: int,
     max_length: int,
-    results: Results,
+    results: Row | None,
 ) -> str:
     """README.md of an export; `history` says in a sentence where the weights come from."""
     c = form.model
@@ -78,40 +75,18 @@ def _beginning(source: dict[str, Any]) -> str:
         made = _mean_of(source)
     else:
         verb = {"grow": "grown", "import": "imported"}[source["kind"]]
-        made = f"weights {verb} from {Path(source['from']).name}"  # not the folders above it
+        made = f"weights {verb} from {_origin(source)}"
     before = source.get("source")
     return f"{made}, which began with {_beginning(before)}" if before else made
+
+
+def _origin(source: dict[str, Any]) -> str:
+    """A name on the hub and its commit, or of a folder the name, without those above it."""
+    if commit := source.get("revision"):
+        return f"{source['from']} at {commit}"
+    return Path(source["from"]).name
 
 
 def _mean_of(source: dict[str, Any]) -> str:
     steps = ", ".join(f"{averaged:,}" for averaged in source["steps"])
     return f"the mean of the checkpoints of steps {steps}"
-
-
-def results_table(results: Results) -> str:
-    """A Markdown table, a line a metric, with its standard error where there is one."""
-    rows = ["| task | metric | value |", "|---|---|---|"]
-    for task, metrics in results.items():
-        for metric, value in metrics.items():
-            if metric.endswith("_stderr") or not _is_number(value):
-                continue
-            error = metrics.get(f"{metric}_stderr")
-            shown = f"{value:.4f}" + (f" ± {error:.4f}" if _is_number(error) else "")
-            rows.append(f"| {task} | {metric} | {shown} |")
-    return "\n".join(rows)
-
-
-def read_results(path: Path) -> Results:
-    """The JSON of `python -m gpt_pjit.evaluate --json`: `{task: {metric: value}}`."""
-    try:
-        results = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError([f"{path} cannot be read as JSON: {error}"], "--results") from None
-    if not isinstance(results, dict) or not all(isinstance(v, dict) for v in results.values()):
-        problem = f"{path} is not of the form {{task: {{metric: value}}}}; write it with evaluate"
-        raise ConfigError([problem], "--results")
-    return results
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -114,7 +114,7 @@ def to_json(form: Form, max_length: int, eot_id: int, dtype: str) -> dict[str, A
 def from_json(fields: dict[str, Any], source: str) -> Form:
     """The model of a config.json; ConfigError with everything that ours cannot be."""
     family = fields.get("model_type")
-    if family not in CLASSES:
+    if not isinstance(family, str) or family not in CLASSES:
         known = ", ".join(CLASSES)
         raise ConfigError([Problem("model_type", family, "unknown", f"known: {known}")], source)
     problems = [
@@ -129,7 +129,7 @@ def from_json(fields: dict[str, Any], source: str) -> Form:
         if type(fields.get(name)) is not int or fields[name] < 1
     ]
     activation = fields.get("activation_function", "gelu_new") if family == "gpt2" else "gelu"
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         remedy = f"known: {', '.join(ACTIVATIONS)}"
         problems.append(Problem("activation_function", activation, "unknown", remedy))
     sizes: list[Any] = [fields.get(name) for name in SIZES[family]]

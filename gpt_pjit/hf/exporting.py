@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt_pjit.checkpoint import read_parameter
+from gpt_pjit.checkpoint import fingerprint, read_parameter
 from gpt_pjit.config import Config
 from gpt_pjit.errors import ConfigError, Problem
-from gpt_pjit.hf.card import Results, history, model_card
+from gpt_pjit.evaluate import Row
+from gpt_pjit.hf.card import history, model_card
 from gpt_pjit.hf.configs import CLASSES, Form, family_of, to_json
 from gpt_pjit.hf.names import Parameter, parameters
 from gpt_pjit.hf.tensors import SHARD_BYTES, write_tensors
@@ -43,15 +44,18 @@ def export(
     *,
     dtype: str,
     max_length: int | None = None,
-    results: Results | None = None,
+    results: Row | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Export:
     """Writes `checkpoint`, a workdir or one step of it, into the new folder `out`.
 
     Contexts up to `max_length` will do there; learned positions end with the training context.
-    Raises ConfigError, and writes nothing, where transformers has no such model.
+    Raises ConfigError, and writes nothing, where transformers has no such model, or `results` are
+    those of another checkpoint.
     """
     workdir, step = find_checkpoint(checkpoint)
+    if results:
+        _check_results(results, workdir, step)
     config, record = read_run(workdir)
     tokenizer = run_tokenizer(workdir, record)
     form = Form(family_of(config.model), config.model, config.data.sequence_length)
@@ -80,11 +84,20 @@ def export(
             history=history(step, step * per_step, record.get("source")),
             n_params=n_params,
             max_length=longest,
-            results=results or {},
+            results=results,
         )
         (draft / "README.md").write_text(card)
     names = tuple(file.name for file in files)
     return Export(out, CLASSES[form.family], step, n_params, names, longest)
+
+
+def _check_results(results: Row, workdir: Path, step: int) -> None:
+    settings = results.settings
+    if settings.get("fingerprint") != fingerprint(workdir / "checkpoints", step):
+        of = f"step {settings.get('step')} of {settings.get('checkpoint')}"
+        problem = f"{results.source} has the results of another checkpoint, {of}"
+        remedy = f"evaluate {workdir / 'checkpoints' / str(step)}, or export that one"
+        raise ConfigError([f"{problem}; {remedy}"], "--results")
 
 
 def _longest(form: Form, wanted: int | None) -> int:

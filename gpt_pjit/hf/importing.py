@@ -34,6 +34,7 @@ def import_model(source: str, out: Path, revision: str | None = None) -> Form:
     """
     check_new(out)
     folder, commit = _folder(source, revision)
+    origin = source if commit else str(folder.resolve())
     form = from_json(_config_json(folder), str(folder / "config.json"))
     tokenizer = read_tokenizer(folder)
     tensors = {
@@ -47,8 +48,8 @@ def import_model(source: str, out: Path, revision: str | None = None) -> Form:
     with derived_workdir(
         out,
         config,
-        source={"kind": "import", "from": source, "revision": commit},
-        data=no_data_yet(source, tokenizer.sha256, tokenizer.vocab_size),
+        source={"kind": "import", "from": origin, "revision": commit},
+        data=no_data_yet(origin, tokenizer.sha256, tokenizer.vocab_size),
         tokenizer=(tokenizer.file, tokenizer.content),
         starts=[],
     ) as draft:
@@ -110,6 +111,9 @@ def _config_json(folder: Path) -> dict[str, Any]:
 def _folder(source: str, revision: str | None) -> tuple[Path, str | None]:
     """The folder of that name, or a download of the hub's files and its commit."""
     if Path(source).is_dir():
+        if revision:
+            constraint = f"is one of the hub, and {source} is a folder here"
+            raise ConfigError([Problem("revision", revision, constraint, "leave it out")], "import")
         return Path(source), None
     from huggingface_hub import snapshot_download
 

@@ -8,6 +8,7 @@ file in memory to write it.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,7 +123,8 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
 
 def _indexed(path: Path) -> list[str]:
     try:
-        return sorted(set(json.loads(path.read_text())["weight_map"].values()))
+        names = sorted(set(json.loads(path.read_text())["weight_map"].values()))
+        return [Path(name).name for name in names]  # beside the index, and nowhere else
     except (ValueError, KeyError, TypeError, AttributeError):
         raise _damaged(path) from None
 
@@ -144,9 +146,18 @@ def _read_header(path: Path) -> Iterator[tuple[str, Stored]]:
             for name, entry in header.items()
         ]
         whole = size == 8 + length + max((end for *_, (_, end) in places), default=0)
+        whole &= all(_fits(*place) for _, *place in places)
     except (ValueError, KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
         raise _damaged(path)
     for name, code, shape, (start, _) in places:
         yield name, Stored(path, code, shape, 8 + length + start)
+
+
+def _fits(code: str, shape: tuple[int, ...], offsets: tuple[int, int]) -> bool:
+    """Whether a tensor fills its place; which dtypes can be read is said of all at once, later."""
+    start, end = offsets
+    if code not in DTYPES:
+        return 0 <= start <= end
+    return start >= 0 and end - start == math.prod(shape) * np.dtype(DTYPES[code]).itemsize

@@ -94,12 +94,16 @@ def _is_bytes(tokenizer: Tokenizer) -> bool:
     if tokenizer.file != JSON:
         return False
     fields, ours = json.loads(tokenizer.content), json.loads(_content(_bytes()))
-    return all(fields[part] == ours[part] for part in ("model", "pre_tokenizer", "normalizer"))
+    return all(fields.get(part) == ours[part] for part in ("model", "pre_tokenizer", "normalizer"))
 
 
 def _gpt2(folder: Path) -> tokenizers.Tokenizer:
     """GPT-2's older pair of files."""
-    model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    try:
+        model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    except Exception as error:  # the library has no class of its own
+        problem = f"vocab.json and merges.txt of {folder} cannot be read: {error}; fetch them again"
+        raise ConfigError([problem], "import") from None
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

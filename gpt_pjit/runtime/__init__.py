@@ -5,7 +5,11 @@ from gpt_pjit.runtime.derived import (
     derived_workdir as derived_workdir,
     no_data_yet as no_data_yet,
 )
-from gpt_pjit.runtime.folders import check_new as check_new, new_folder as new_folder
+from gpt_pjit.runtime.folders import (
+    check_new as check_new,
+    new_folder as new_folder,
+    write_whole as write_whole,
+)
 from gpt_pjit.runtime.hosts import (
     global_array as global_array,
     global_batch as global_batch,

@@ -1,4 +1,4 @@
-"""Folders that are there whole, or not at all."""
+"""Folders and files that are there whole, or not at all."""
 
 from __future__ import annotations
 
@@ -29,6 +29,13 @@ def new_folder(out: Path) -> Iterator[Path]:
         draft.mkdir()
         yield draft
         draft.rename(out)  # an empty folder is replaced
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replaces a file in one step."""
+    draft = path.with_name(f"{path.name}.tmp")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
 
 
 def check_new(out: Path) -> None:

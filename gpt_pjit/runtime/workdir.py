@@ -23,6 +23,7 @@ from gpt_pjit.config import (
     from_config_dict,
 )
 from gpt_pjit.errors import ConfigError, Problem
+from gpt_pjit.runtime.folders import write_whole
 from gpt_pjit.runtime.hosts import wait_for_all
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "gpt_pjit")
@@ -128,9 +129,7 @@ def _check_unchanged(changed: dict[str, tuple[Any, Any]], workdir: Path) -> None
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
     """Replaces a `run.json` in one step."""
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(record, indent=2) + "\n")
-    draft.replace(path)
+    write_whole(path, json.dumps(record, indent=2) + "\n")
 
 
 def this_start() -> dict[str, Any]:

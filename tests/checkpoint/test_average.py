@@ -1,6 +1,7 @@
 """The mean of checkpoints: of the right steps, exact in float32, a run that goes on."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -155,6 +156,26 @@ def test_help_is_no_mistake(call):
     code, output, _ = call("average", "--help")
     assert code == EXIT_DONE
     assert "--fraction" in output
+
+
+def test_a_run_may_lie_in_a_folder_named_checkpoints(tmp_path, call):
+    write_run(tmp_path / "checkpoints" / "580m", tiny(), (1, 2))
+    code, output, _ = call("list", tmp_path / "checkpoints" / "580m", "--json")
+    assert (code, len(json.loads(output)["checkpoints"])) == (EXIT_DONE, 2)
+
+
+def test_damage_inside_a_file_is_one_message(tmp_path, call):
+    write_run(tmp_path / "run", tiny(), (1, 2))
+    files = (tmp_path / "run" / "checkpoints" / "2").rglob("d/*")
+    largest = max(files, key=lambda file: file.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    code, output, error = call("grow", tmp_path / "run", "--layers=3", "--noloss")
+    assert (code, output) == (EXIT_CONFIG, "")
+    assert re.search(r"step 2 of .*run cannot be read: .*OUT_OF_RANGE", error)
+    assert error.endswith("; if a file is damaged, other steps here: 1\n")
+    with pytest.raises(ConfigError, match="cannot be read: "):
+        load_trained(tmp_path / "run")
+    assert load_trained(tmp_path / "run" / "checkpoints" / "1").step == 1
 
 
 def test_weights_without_optimizer_state_have_no_mean(tmp_path, call):

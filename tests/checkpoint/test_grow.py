@@ -75,6 +75,11 @@ def test_no_loss_is_reported_of_other_data_than_the_runs_and_none_are_made(tmp_p
     config = tiny(data=data | {"tokenizer": "bpe:300"})
     run = tmp_path / "run"
     write_run(run, config)
+    _, output, _ = call("grow", run, "--layers=3", f"--out={tmp_path / 'untrained'}")
+    assert "validation loss not measured: nothing has trained here yet" in output
+    record = json.loads((run / "run.json").read_text())
+    record["data"][0]["sha256"] = "that of the data"
+    (run / "run.json").write_text(json.dumps(record))
     _, output, _ = call("grow", run, "--layers=3")
     assert "validation loss not measured, the run's data are not here: " in output
     assert not (run / "data").exists()

@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from gpt_pjit.evaluate import Request
-from gpt_pjit.evaluate.batches import Family, batches, families, padded
+from gpt_pjit.evaluate.batches import Family, Request, batches, families, padded
 
 WINDOW = 1000
 

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from gpt_pjit.evaluate import Scored, Scorer
 from gpt_pjit.evaluate.choices import (
     accuracies,
     hellaswag,
@@ -13,6 +12,7 @@ from gpt_pjit.evaluate.choices import (
     read_items,
     winogrande,
 )
+from gpt_pjit.evaluate.scorer import Scored, Scorer
 
 
 def test_prompts():

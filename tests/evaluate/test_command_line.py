@@ -3,6 +3,8 @@
 import dataclasses
 import hashlib
 import json
+import re
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,10 +12,13 @@ from types import SimpleNamespace
 import pytest
 
 from gpt_pjit.errors import EXIT_CONFIG, EXIT_INTERRUPTED, ConfigError
-from gpt_pjit.evaluate import Scorer, __main__ as command, prepare_tasks, sources
+from gpt_pjit.evaluate import __main__ as command, progress, sources
 from gpt_pjit.evaluate.choices import read_items
-from gpt_pjit.evaluate.report import comparison_rows, notes
+from gpt_pjit.evaluate.report import Table, comparison_rows, markdown_table, notes
+from gpt_pjit.evaluate.results import read_results, row_of
+from gpt_pjit.evaluate.scorer import Scorer
 from gpt_pjit.evaluate.sources import Source, read_data
+from gpt_pjit.evaluate.tasks import prepare_tasks
 
 TEXT = "The first page has several words, and so has the second one.\n" * 4
 PIQA = [
@@ -81,6 +86,54 @@ def test_json_markdown_and_comparison(evaluate, data_dir, tmp_path):
     assert "| run | " in markdown
     assert "training log of the 580M run" in " ".join(shown.split())
     assert "file:" in shown
+
+
+def test_what_is_scored_is_not_lost_when_a_later_task_fails(
+    evaluate, monkeypatch, tmp_path, capsys
+):
+    text, other = tmp_path / "text.txt", tmp_path / "other.txt"
+    text.write_text(TEXT)
+    other.write_text(TEXT)
+    score = Scorer.score
+
+    def fail(scorer, requests, task):
+        if "other" in task:
+            raise RuntimeError("RESOURCE_EXHAUSTED")
+        return score(scorer, requests, task)
+
+    monkeypatch.setattr(Scorer, "score", fail)
+    with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
+        evaluate(f"--tasks=file:{text},file:{other}", f"--out={tmp_path / 'out'}")
+    row = read_results(tmp_path / "out" / "results.json")
+    assert list(row.results) == [f"file:{text}"]
+    files = sorted(file.name for file in (tmp_path / "out").iterdir())
+    assert files == ["results.json", "results.md"]
+    assert "bits_per_byte" in capsys.readouterr().out
+
+
+def test_pieces_of_text_are_code_in_markdown():
+    rows = [("1", "'<b>|*'"), ("2", "'a `` b'")]
+    table = markdown_table(Table("t", ("nats", "token"), rows, code=1))
+    assert table.splitlines()[2:] == ["| 1 | `'<b>\\|*'` |", "| 2 | ``` 'a `` b' ``` |"]
+
+
+def test_a_reader_that_has_enough_is_no_error(workdir, tmp_path):
+    (tmp_path / "text.txt").write_text(TEXT)
+    flags = [f"--checkpoint={workdir}", f"--tasks=file:{tmp_path / 'text.txt'}"]
+    command = [sys.executable, "-m", "gpt_pjit.evaluate", *flags]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        errors = process.stderr.read()
+    assert (process.returncode, errors) == (0, b"")
+
+
+def test_progress_begins_with_nothing_done(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    with progress.counting("task", 3) as advance:
+        advance(0)
+        advance(1)
+        advance(2)
+    assert re.fullmatch(r"task: 1 of 3, \d+ s left\n", capsys.readouterr().err)
 
 
 def test_checkpoint_of_one_step(evaluate, workdir, tmp_path):
@@ -226,7 +279,8 @@ def test_results_of_another_window_or_text_are_not_to_be_compared(tmp_path):
         record = mine | {"settings": settings(f"other{number}", **common | other)}
         paths.append(str(tmp_path / f"{number}.json"))
         Path(paths[-1]).write_text(json.dumps(record))
-    lines = [line for line in notes(mine, comparison_rows(paths, ["text8"])) if "WARN" in line]
+    others = comparison_rows(paths, ["text8"])
+    lines = [line for line in notes(row_of(mine), others) if "WARN" in line]
     assert lines == [
         "WARNING, text8: other1 is not to be compared: stride 1,024, here 512",
         "WARNING, text8: other2 is not to be compared: other data",
@@ -234,9 +288,20 @@ def test_results_of_another_window_or_text_are_not_to_be_compared(tmp_path):
 
 
 def test_compare_wants_results(tmp_path):
-    (tmp_path / "other.json").write_text("[]")
-    with pytest.raises(ConfigError, match=r"2 problems:(.|\n)*give the results.json"):
-        comparison_rows([str(tmp_path / "other.json"), "nothing.json"], ["piqa"])
+    settings = {"name": "m", "tasks": {"piqa": {}}}
+    wrong = {
+        "[]": "it has no settings with a name",
+        json.dumps({"piqa": {"acc": 1}, "settings": settings | {"tasks": []}}): "do not explain pi",
+        json.dumps({"piqa": "x", "settings": settings}): r"piqa is not of the form \{metric: num",
+        json.dumps({"piqa": {"acc": "x"}, "settings": settings}): "piqa is not of the form",
+    }
+    path = tmp_path / "other.json"
+    for content, words in wrong.items():
+        path.write_text(content)
+        with pytest.raises(ConfigError, match=words):
+            read_results(path)
+    with pytest.raises(ConfigError, match=r"published too, has 2 problems:(.|\n)*give the results"):
+        comparison_rows([str(path), "nothing.json"], ["piqa"])
     names = [row.name for row in comparison_rows(["published"], ["enwik8"])]
     assert names == ["GPT-580M", "GPT2-Medium (paper)", "GPT2-Large (paper)"]
     assert comparison_rows(["published"], ["winogrande"]) == []

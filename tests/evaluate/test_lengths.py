@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from gpt_pjit.errors import ConfigError
-from gpt_pjit.evaluate import Document, lengths
+from gpt_pjit.evaluate import lengths
 from gpt_pjit.evaluate.lengths import prepare_lengths
 from gpt_pjit.evaluate.scorer import Scorer
+from gpt_pjit.evaluate.texts import Document
 
 TEXT = "".join(f"line {i} of a text that goes on and on\n" for i in range(20))
 
@@ -27,6 +28,7 @@ def test_longer_windows_read_the_same_tokens(trained):
         (0, 8), (8, 16), (16, 24), (24, 32),
     ]  # fmt: skip
     assert len(by_position) == 4 + 8 + 16
+    assert all(0 < part["loss_stderr"] < 0.5 for part in by_position)
     longest = [p["loss"] for p in by_position if p["length"] == "4x"]
     assert np.mean(longest) == pytest.approx(result.metrics["loss_4x"])
 

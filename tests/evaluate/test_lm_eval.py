@@ -13,9 +13,9 @@ import pytest
 
 from gpt_pjit.data import train_bpe
 from gpt_pjit.errors import EXIT_CONFIG, ConfigError
-from gpt_pjit.evaluate import Scorer
 from gpt_pjit.evaluate.choices import prepare_items, read_items
 from gpt_pjit.evaluate.requests import choice_request
+from gpt_pjit.evaluate.scorer import Scorer
 from gpt_pjit.evaluate.sources import json_lines
 from gpt_pjit.evaluate.tasks import prepare_tasks
 from gpt_pjit.evaluate.wikitext import detokenize, pages

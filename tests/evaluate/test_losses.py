@@ -4,10 +4,13 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
-from gpt_pjit.evaluate import Document, Scorer, prepare_texts
 from gpt_pjit.evaluate.losses import WORST, loss_metrics, warning
-from gpt_pjit.evaluate.report import notes, results_record
+from gpt_pjit.evaluate.report import notes
+from gpt_pjit.evaluate.results import results_record, row_of
+from gpt_pjit.evaluate.scorer import Scorer
+from gpt_pjit.evaluate.texts import Document, prepare_texts
 
 OWN_TEXT = Path(__file__).read_text(encoding="utf-8")
 LARGE = 4112.0  # between 4096 and 8192 bfloat16 knows multiples of 32 only; this is halfway
@@ -32,20 +35,21 @@ def cast(logits):
     return jax.lax.reduce_precision(shifted(logits), exponent_bits=8, mantissa_bits=7)
 
 
-def record(with_logits, table, change):
+def row(with_logits, table, change):
     scorer = Scorer(with_logits(table, change))
     result = prepare_texts(scorer, [Document.of(OWN_TEXT[:2000])], scorer.window, "text")()
-    return results_record({"text": result}, {"name": "m", "step": 1, "checkpoint": "c"})
+    return row_of(results_record({"text": result}, {"name": "m", "step": 1, "checkpoint": "c"}))
 
 
 def test_logits_in_bfloat16_are_flagged_while_accuracy_stays(with_logits):
     table = bigrams(OWN_TEXT)
-    sound = record(with_logits, table, shifted)
-    broken = record(with_logits, table, cast)
-    assert broken["text"]["acc"] == sound["text"]["acc"] > 0.2
-    assert sound["text"]["nll_max"] < 20 < 30 < broken["text"]["nll_max"]
-    assert sound["text"]["share_above_20"] == 0
-    assert broken["text"]["share_above_20"] > 0.3
+    sound = row(with_logits, table, shifted)
+    broken = row(with_logits, table, cast)
+    well, badly = sound.results["text"], broken.results["text"]
+    assert badly["acc"] == well["acc"] > 0.2
+    assert well["nll_max"] < 20 < 30 < badly["nll_max"]
+    assert well["share_above_20"] == 0
+    assert badly["share_above_20"] > 0.3
     assert not [line for line in notes(sound, []) if "WARNING" in line]
     (line,) = [line for line in notes(broken, []) if "WARNING" in line]
     assert "% of the tokens cost more than 20 nats" in line
@@ -67,10 +71,14 @@ def test_worst_tokens_have_their_text(with_logits):
 
 def test_tail_and_quantiles():
     nll = np.array([1.0] * 990 + [30.0] * 10)
-    metrics = loss_metrics(nll)
+    metrics = loss_metrics(nll, np.arange(1000) // 10)  # all ten belong together
     assert metrics["nll_quantile_0.5"] == 1
     assert metrics["share_above_20"] == 0.01
-    assert metrics["loss_share_above_20"] == 300 / 1290
+    assert metrics["loss_share_above_20"] == pytest.approx(300 / 1290)
     assert "1.000% of the tokens" in warning(metrics)
-    assert warning(loss_metrics(np.array([6.0] * 99999 + [21.0]))) is None  # rare bad luck
+    # As if one of 100 items had it all.
+    assert metrics["share_above_20_stderr"] == pytest.approx(0.01)
+    assert metrics["loss_share_above_20_stderr"] > 0.1
+    rare = np.array([6.0] * 99999 + [21.0])  # bad luck
+    assert warning(loss_metrics(rare, np.arange(100000))) is None
     assert warning({"acc": 0.5}) is None

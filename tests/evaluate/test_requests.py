@@ -5,8 +5,7 @@ from hypothesis import given, strategies as st
 
 from gpt_pjit.data import load_tokenizer
 from gpt_pjit.errors import ConfigError
-from gpt_pjit.evaluate import rolling_requests
-from gpt_pjit.evaluate.requests import choice_request
+from gpt_pjit.evaluate.requests import choice_request, rolling_requests
 
 
 @given(st.integers(0, 50), st.integers(1, 12), st.data())

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from gpt_pjit.errors import ConfigError
-from gpt_pjit.evaluate import Request, Scorer, scorer as scoring
-from gpt_pjit.evaluate.batches import Family
+from gpt_pjit.evaluate import scorer as scoring
+from gpt_pjit.evaluate.batches import Family, Request
+from gpt_pjit.evaluate.scorer import Scorer
 from gpt_pjit.trained import load_trained
 from tests.generate.conftest import LEARNED, model
 

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from gpt_pjit.errors import ConfigError
-from gpt_pjit.evaluate import Document, Request, Scorer, prepare_texts
+from gpt_pjit.evaluate.batches import Request
+from gpt_pjit.evaluate.scorer import Scorer
 from gpt_pjit.evaluate.statistics import mean, perplexity, ratio_stderr
-from gpt_pjit.evaluate.texts import decoded
+from gpt_pjit.evaluate.tasks import last
+from gpt_pjit.evaluate.texts import Document, decoded, prepare_texts
 from gpt_pjit.evaluate.wikitext import detokenize, pages
 
 TEXT = "Dass es regnet, wei\N{LATIN SMALL LETTER SHARP S} man; why, nobody knows.\n"
@@ -67,13 +69,19 @@ def test_pages_begin_at_titles():
     assert sum(map(len, pages(raw))) == len(raw) - len(" \n") - 1  # blank start; one line end
 
 
-def test_a_cut_file_loses_at_most_the_cut_characters():
+def test_the_end_of_a_file_begins_with_a_whole_character():
     content = TEXT.encode() * 2
-    middle = content.index(b"\xc3") + 1  # inside of a character
-    assert decoded(content[middle:], "f") == content[middle + 1 :].decode()
-    assert decoded(content[:middle], "f") == content[: middle - 1].decode()
-    with pytest.raises(ConfigError, match=r"f is no UTF-8 text at byte 2"):
-        decoded(b"ab\xffcd", "f")
+    sharp_s = content.index(b"\xc3")
+    assert last(content, len(content) - sharp_s) == content[sharp_s:]
+    assert last(content, len(content) - sharp_s - 1) == content[sharp_s + 2 :]
+    assert last(content, 1000) == content
+    assert last(b"\x93", 5) == b"\x93"  # nothing is cut here, and nothing lost unsaid
+
+
+@pytest.mark.parametrize(("content", "place"), [(b"ab\xffcd", 2), (b"\x93ab", 0), (b"caf\xe9", 3)])
+def test_what_is_no_utf8_is_said_and_not_left_out(content, place):
+    with pytest.raises(ConfigError, match=rf"f is no UTF-8 text at byte {place} .*; convert it"):
+        decoded(content, "f")
 
 
 def test_standard_errors_are_those_of_repeated_draws():

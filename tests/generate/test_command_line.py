@@ -41,23 +41,25 @@ def run(workdir, monkeypatch, capsys):
 
 
 def test_json_and_terminal_say_the_same(run, tmp_path):
-    (tmp_path / "prompt.txt").write_text("two\nlines\n")
-    flags = ["--prompt=one", f"--prompt_file={tmp_path / 'prompt.txt'}", "--num_samples=2"]
+    files = [tmp_path / "two.txt", tmp_path / "three.txt"]
+    files[0].write_text("two\nlines\n")
+    files[1].write_text("three")
+    flags = ["--prompt=one", *(f"--prompt_file={file}" for file in files), "--num_samples=2"]
     flags += ["--max_new_tokens=40", "--tensor=4", "--stop=e", "--top_p=0.9"]
     code, output, _ = run(*flags, "--json")
     record = json.loads(output)
     assert code == EXIT_DONE
     assert record["step"] == 1
     results = record["results"]
-    assert [result["prompt"] for result in results] == ["one", "two\nlines"] * 2
-    assert results[0]["text"] != results[2]["text"]
+    assert [result["prompt"] for result in results] == ["one", "two\nlines", "three"] * 2
+    assert results[0]["text"] != results[3]["text"]
     for result in results:
         assert "e" not in result["text"]
         assert result["finish_reason"] in ("stop", "length")
         assert len(result["tokens"]) <= 40
     code, output, error = run(*flags)
     shown = [
-        f"--- {i} of 4\n{result['prompt']}{result['text']}\n" for i, result in enumerate(results, 1)
+        f"--- {i} of 6\n{result['prompt']}{result['text']}\n" for i, result in enumerate(results, 1)
     ]
     assert output == "".join(shown)
     assert error.startswith(f"{sum(len(result['tokens']) for result in results)} tokens")

@@ -6,9 +6,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from gpt_pjit.checkpoint import fingerprint
 from gpt_pjit.errors import ConfigError
+from gpt_pjit.evaluate import read_results
 from gpt_pjit.hf import export, import_model
-from gpt_pjit.hf.card import history, read_results, results_table
+from gpt_pjit.hf.card import history
 from gpt_pjit.hf.configs import from_json
 from gpt_pjit.hf.tensors import stored_tensors
 from gpt_pjit.runtime import read_run
@@ -18,6 +20,7 @@ from tests.hf.ours import logits_of, write_run
 
 MPT = {"d_ff": 256}
 IMPORT = {"kind": "import", "from": "a/gpt2"}
+HUB = {"kind": "import", "from": "openai-community/gpt2", "revision": "607a30d"}
 AVERAGED_IMPORT = {"kind": "average", "steps": [5, 7], "source": IMPORT}
 LEARNED = {"positions": "learned", "activation": "gelu_tanh"}
 
@@ -30,8 +33,14 @@ def run(tmp_path_factory):
 
 def test_an_export_has_all_that_is_needed(run, tmp_path):
     folder, params = run
-    results = {"lambada": {"acc": 0.25, "acc_stderr": 0.0125, "note": "x"}}
-    done = export(folder, tmp_path / "out", dtype="bfloat16", max_length=777, results=results)
+    path = tmp_path / "results.json"
+    tasks = {"lambada": {"items": 1200, "window": 32}}
+    settings = {"name": "m", "step": 5, "dtype": "float32", "tasks": tasks}
+    settings["fingerprint"] = fingerprint(folder / "checkpoints", 5)
+    figures = {"acc": 0.25, "acc_stderr": 0.0125, "perplexity": 1.23456e7, "nll_max": 3.5}
+    path.write_text(json.dumps({"lambada": figures, "settings": settings}))
+    row = read_results(path)
+    done = export(folder, tmp_path / "out", dtype="bfloat16", max_length=777, results=row)
     assert (done.family, done.step, done.max_length) == ("MptForCausalLM", 5, 777)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config["max_seq_len"], config["trained_sequence_length"]) == (777, 32)
@@ -45,7 +54,8 @@ def test_an_export_has_all_that_is_needed(run, tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\n")
     for words in (
-        "| lambada | acc | 0.2500 ± 0.0125 |",
+        "| lambada | acc | 25.00 ± 1.25 % |\n| lambada | perplexity | 1.235e+07 |\n\n",
+        "- lambada: 1,200 items, window 32\n- scored in float32",
         "contexts of 32 tokens; this export takes up to 777",
         "257 tokens, and 255 rows of padding",
         f"5 steps, {5 * 64 * 32:,} tokens, beginning with weights imported from test",
@@ -68,7 +78,7 @@ def test_one_step_in_shards(run, tmp_path):
     (out / done.files[2]).unlink()
     with pytest.raises(ConfigError, match=rf"has no {done.files[2]}"):
         stored_tensors(out)
-    for damaged in ("", "{}", '{"weight_map": [1]}'):
+    for damaged in ("", "{}", '{"weight_map": [1]}', '{"weight_map": {"a": 1}}'):
         (out / "model.safetensors.index.json").write_text(damaged)
         with pytest.raises(ConfigError, match=r"index.json is damaged or cut short"):
             stored_tensors(out)
@@ -119,6 +129,14 @@ def test_an_import_names_every_tensor_that_is_wrong(tmp_path):
     weights.write_bytes(whole[:-10])
     with pytest.raises(ConfigError, match=r"is damaged or cut short"):
         import_model(str(folder), tmp_path / "run")
+    # As many bytes as the file has, but not as the tensors take.
+    weights.write_bytes(whole.replace(b'"F32"', b'"F16"', 1))
+    with pytest.raises(ConfigError, match=r"is damaged or cut short"):
+        import_model(str(folder), tmp_path / "run")
+    with pytest.raises(
+        ConfigError, match=r"revision='main': is one of the hub, and .* is a folder"
+    ):
+        import_model(str(folder), tmp_path / "run", "main")
     weights.rename(folder / "pytorch_model.bin")
     with pytest.raises(
         ConfigError, match=r"has no model.safetensors; .* a .bin is a Python pickle"
@@ -131,6 +149,7 @@ def test_an_import_names_every_tensor_that_is_wrong(tmp_path):
     ("fields", "message"),
     [
         ({"model_type": "llama"}, "model_type='llama': unknown; known: mpt, gpt2"),
+        ({"model_type": ["mpt"]}, r"model_type=\['mpt'\]: unknown; known: mpt, gpt2"),
         ({"attn_config": {"clip_qkv": 6}}, "attn_config.clip_qkv=6: our model has None only"),
         ({"attn_config": "none"}, "attn_config.alibi='none': our model has True only"),
         ({"trained_sequence_length": "x"}, "trained_sequence_length='x': must be a positive"),
@@ -178,6 +197,7 @@ def test_the_commit_of_the_hub_is_recorded(tmp_path, monkeypatch):
         (AVERAGED_IMPORT, 7, "beginning with weights imported from gpt2; the mean of the check"),
         (AVERAGED_IMPORT, 9, "steps 5, 7, which began with weights imported from gpt2."),
         (IMPORT, 0, "Holds weights imported from gpt2."),
+        (HUB, 0, "Holds weights imported from openai-community/gpt2 at 607a30d."),
         ({"kind": "grow", "from": "a/580m"}, 7, "beginning with weights grown from 580m."),
     ],
 )
@@ -185,12 +205,14 @@ def test_the_card_says_where_the_weights_come_from(source, step, words):
     assert words in history(step, 10 * step, source)
 
 
-def test_results_are_read_or_refused(tmp_path):
-    path = tmp_path / "results.json"
-    path.write_text('{"piqa": {"acc": 0.5}}')
-    assert results_table(read_results(path)).endswith("| piqa | acc | 0.5000 |")
-    path.write_text("[1]")
-    with pytest.raises(ConfigError, match="is not of the form"):
-        read_results(path)
-    with pytest.raises(ConfigError, match="cannot be read as JSON"):
-        read_results(tmp_path / "none.json")
+def test_results_of_another_checkpoint_are_refused(run, tmp_path):
+    folder, _ = run
+    settings = {"name": "m", "step": 3, "checkpoint": "there", "dtype": "", "tasks": {}}
+    settings["fingerprint"] = fingerprint(folder / "checkpoints", 3)
+    (tmp_path / "results.json").write_text(json.dumps({"settings": settings}))
+    row = read_results(tmp_path / "results.json")
+    export(folder / "checkpoints" / "3", tmp_path / "3", dtype="float32", results=row)
+    match = "results.json has the results of another checkpoint, step 3 of there; evaluate .*/5, or"
+    with pytest.raises(ConfigError, match=match):
+        export(folder, tmp_path / "5", dtype="float32", results=row)
+    assert not (tmp_path / "5").exists()

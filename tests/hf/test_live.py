@@ -181,7 +181,8 @@ def test_trained_averaged_exported_the_same_bits_per_byte(tmp_path, monkeypatch,
     from gpt_pjit.checkpoint import read_arrays, saved_steps, write_state
     from gpt_pjit.checkpoint.average import mean_params, steps_to_average
     from gpt_pjit.data import held_out_batches, open_data
-    from gpt_pjit.evaluate import __main__ as evaluate, rolling_requests
+    from gpt_pjit.evaluate import __main__ as evaluate, read_results
+    from gpt_pjit.evaluate.requests import rolling_requests
     from gpt_pjit.model import param_shapes
     from gpt_pjit.runtime import derived_workdir, read_run
     from gpt_pjit.train import train
@@ -236,8 +237,14 @@ def test_trained_averaged_exported_the_same_bits_per_byte(tmp_path, monkeypatch,
     monkeypatch.setattr(evaluate, "start_devices", lambda **_: None)
     capsys.readouterr()
     task = f"file:{tmp_path / 'held_out.txt'}"
-    evaluate.main([f"--checkpoint={tmp_path / 'averaged'}", f"--tasks={task}", "--json"])
+    out = tmp_path / "results"
+    flags = [f"--checkpoint={tmp_path / 'averaged'}", f"--tasks={task}", f"--out={out}"]
+    evaluate.main([*flags, "--json"])
     ours = json.loads(capsys.readouterr().out)[task]["bits_per_byte"]
+    results = read_results(out / "results.json")
+    export(tmp_path / "averaged", tmp_path / "carded", dtype="float32", results=results)
+    card = (tmp_path / "carded" / "README.md").read_text()
+    assert f"| {task} | bits_per_byte | {ours:.4f} ± " in card
     nats, ids = 0.0, tokenizer(text)["input_ids"]
     for request in rolling_requests(ids, tokenizer.eos_token_id, TRAINED, TRAINED):
         row = torch.tensor(request.tokens)

@@ -1,5 +1,7 @@
 """The exported tokenizer.json gives our ids, and an import finds our tokenizer again."""
 
+import json
+
 import pytest
 import tokenizers
 
@@ -71,6 +73,15 @@ def test_what_cuts_texts_or_adds_tokens_is_not_exported(tmp_path):
     assert kept["tokenizer.json"] == content
 
 
+def test_a_tokenizer_without_the_fields_that_have_a_default_is_read(tmp_path):
+    ours = tokenizer_of("bpe", tmp_path)
+    fields = json.loads(ours.content)
+    assert fields.pop("normalizer") is None
+    (tmp_path / "tokenizer.json").write_text(json.dumps(fields))
+    again = read_tokenizer(tmp_path)
+    assert again.encode(TEXTS[0]).tolist() == ours.encode(TEXTS[0]).tolist()
+
+
 def test_the_older_files_of_gpt2_are_read(tmp_path):
     ours = tokenizer_of("bpe", tmp_path)
     model = tokenizers.Tokenizer.from_buffer(ours.content).model
@@ -81,6 +92,9 @@ def test_the_older_files_of_gpt2_are_read(tmp_path):
     for text in TEXTS:
         assert again.encode(text).tolist() == ours.encode(text).tolist()
     assert again.eot_id == ours.eot_id
+    (folder / "merges.txt").write_text("#version: 0.2\nno such\n")
+    with pytest.raises(ConfigError, match=r"vocab.json and merges.txt of .* cannot be read: "):
+        read_tokenizer(folder)
     (folder / "merges.txt").unlink()
     with pytest.raises(ConfigError, match=r"has no tokenizer.json, tokenizer.model, or vocab"):
         read_tokenizer(folder)
