@@ -66,7 +66,9 @@ def _write(out: Path | None, record: dict[str, Any], others: Sequence[Row]) -> N
 
 def _shown(mine: Row, others: Sequence[Row]) -> Iterator[RenderableType]:
     for table in tables(mine, others):
-        shown = RichTable(*table.header, title=table.title, title_justify="left")
+        shown = RichTable(title=table.title, title_justify="left")
+        for name in table.header:
+            shown.add_column(name, overflow="fold")
         for row in table.rows:
             shown.add_row(*map(Text, row))
         yield shown

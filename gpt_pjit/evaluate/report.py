@@ -115,8 +115,8 @@ def _code(text: str) -> str:
 
 def _how(task: str, details: dict[str, Any]) -> str:
     window = [f"{key} {details[key]:,}" for key in ("window", "stride") if key in details]
-    counts = ("items", "documents", "bytes", "tokens")
-    size = [f"{details[count]:,} {count}" for count in counts if count in details]
+    counts = {name: details.get(name) for name in ("items", "documents", "bytes", "tokens")}
+    size = [f"{n:,} {name if n != 1 else name[:-1]}" for name, n in counts.items() if n is not None]
     return f"{task}: {', '.join([*size, *window])}"
 
 
