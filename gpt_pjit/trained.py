@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from gpt_pjit.checkpoint import missing_parts, restore_params, saved_steps
@@ -16,7 +17,7 @@ from gpt_pjit.config import Config, MeshConfig
 from gpt_pjit.data import Tokenizer, TrainingData, held_out_batches, saved_tokenizer
 from gpt_pjit.errors import ConfigError, Problem
 from gpt_pjit.model import Cache
-from gpt_pjit.partition import make_mesh, mesh_shape
+from gpt_pjit.partition import make_mesh, mesh_shape, paths_and_leaves
 from gpt_pjit.runtime import read_run, start, warn
 from gpt_pjit.training import Program, build, validation_metrics
 from gpt_pjit.validation import CHOICES
@@ -67,6 +68,7 @@ def load_trained(checkpoint: str | Path, *, tensor: int = 1, dtype: str = "") ->
     program = build(config, make_mesh(shape))
     with jax.set_mesh(program.mesh):
         params = restore_params(workdir / "checkpoints", step, program.state.params)
+        _check_finite(params, workdir, step)
         return of_program(program, params, config, workdir, step, run_tokenizer(workdir, record))
 
 
@@ -154,6 +156,16 @@ def _check(n_heads: int, tensor: int, dtype: str) -> None:
         problems.append(Problem("dtype", dtype, "no such dtype", remedy))
     if problems:
         raise ConfigError(problems, "checkpoint")
+
+
+def _check_finite(params: Any, workdir: Path, step: int) -> None:
+    """Raises ConfigError where a run has diverged: text and figures would be nonsense, unsaid."""
+    finite = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.isfinite(x).all(), tree))(params)
+    bad = [path for path, whole in paths_and_leaves(jax.device_get(finite)) if not whole]
+    if bad:
+        problem = f"step {step} of {workdir} holds NaN or infinity in {', '.join(bad)}"
+        others = ", ".join(str(o) for o in saved_steps(workdir / "checkpoints") if o != step)
+        raise ConfigError([f"{problem}; other steps here: {others or 'none'}"], "checkpoint")
 
 
 def run_tokenizer(workdir: Path, record: dict[str, Any]) -> Tokenizer:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gpt_pjit.checkpoint import write_state
 from gpt_pjit.errors import ConfigError
 from gpt_pjit.model import forward
 from gpt_pjit.partition import make_mesh
@@ -79,6 +80,15 @@ def test_a_damaged_step_is_refused_and_passed_over(tmp_path, capsys):
         (steps / step / "_CHECKPOINT_METADATA").unlink()
     with pytest.raises(ConfigError, match=r"is damaged, .*; whole steps here: none"):
         find_checkpoint(tmp_path / "run")
+
+
+def test_a_run_that_has_diverged_is_refused(tmp_path):
+    params = write_run(tmp_path / "run", tiny(), (1,))[1]
+    params["blocks"]["mlp"]["up"]["kernel"][1, 2, 3] = np.nan
+    write_state(tmp_path / "run" / "checkpoints", 2, {"params": params})
+    match = r"step 2 of .*run holds NaN or infinity in blocks/mlp/up/kernel; other steps here: 1"
+    with pytest.raises(ConfigError, match=match):
+        load_trained(tmp_path / "run", tensor=2)
 
 
 def test_another_tokenizer_is_refused(tmp_path):
