@@ -31,5 +31,5 @@ def get_config():
     c.checkpoint.every = 40
     c.checkpoint.keep = 4  # the last fifth of the run, to average
     c.sample.tokens = 200
-    c.sample.prompt = "def "
+    c.sample.prompt = "def"  # no space: the tokens of names have one before them
     return c

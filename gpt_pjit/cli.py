@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from absl import flags
@@ -16,7 +19,7 @@ from ml_collections import config_flags
 from rich.console import Console, RenderableType
 
 from gpt_pjit.config import Config, from_config_dict
-from gpt_pjit.errors import EXIT_CONFIG, EXIT_INTERRUPTED, ConfigError
+from gpt_pjit.errors import EXIT_CONFIG, EXIT_INTERRUPTED, ConfigError, Problem
 from gpt_pjit.validation import validate
 
 PIPED_WIDTH = 100
@@ -27,6 +30,9 @@ Answer = tuple[int, Any, Iterable[RenderableType]]
 
 class Parser(argparse.ArgumentParser):
     """For commands that read no config: a mistake in their flags is one line and exit 78."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> Any:
         self.exit(EXIT_CONFIG, f"{self.prog}: {message}; --help lists all flags\n")
@@ -81,13 +87,17 @@ def read_config(holder: flags.FlagHolder[Any]) -> Config:
     """The validated config of a `DEFINE_config_file` flag."""
     known = ", ".join(str(path) for path in sorted(Path("configs").glob("*.py")))
     known = f"here are: {known}" if known else "run from the checkout, where configs/ is"
+    flag = f"--{holder.name}"
     if holder.value is None:
-        raise ConfigError([f"give one with --config=FILE; {known}"], "--config")
+        raise ConfigError([f"give one with {flag}=FILE; {known}"], flag)
     source = str(config_source(holder))
     try:
         values = holder.value.to_dict()
     except OSError:  # ml_collections keeps a failure to load until the first look
-        raise ConfigError([f"no such file as {source}; {known}"], "--config") from None
+        raise ConfigError([f"no such file as {source}; {known}"], flag) from None
+    except (AttributeError, SyntaxError) as error:
+        problem = f"{source} is no config, a Python file whose get_config() gives one: {error}"
+        raise ConfigError([f"{problem}; {known}"], flag) from None
     config = from_config_dict(values, source)
     validate(config, source)
     return config
@@ -103,6 +113,7 @@ def report_errors() -> Iterator[None]:
 
     Ends quietly when whoever reads the output has what it wants, as `head` does.
     """
+    previous = signal.signal(signal.SIGINT, _interrupt)
     try:
         yield
         sys.stdout.flush()
@@ -113,6 +124,25 @@ def report_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raises KeyboardInterrupt, a little later where Python would print it and go on."""
+    if frame and frame.f_code.co_name in ("_xla_gc_callback", "__del__"):
+        threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
+    else:
+        raise KeyboardInterrupt
+
+
+def write_page(path: str, text: str) -> None:
+    """The file of --html."""
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        problem = Problem("html", path, f"cannot be written: {error.strerror}", "name a file")
+        raise ConfigError([problem], "flags") from None
 
 
 def answer(code: int, record: Any, shown: Iterable[RenderableType], *, as_json: bool) -> None:

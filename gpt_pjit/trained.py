@@ -173,9 +173,10 @@ def run_tokenizer(workdir: Path, record: dict[str, Any]) -> Tokenizer:
     tokenizer = saved_tokenizer(workdir)
     recorded = record["data"][0]["tokenizer"]
     if tokenizer.sha256 != recorded:
+        found = f"{tokenizer.file} is another" if tokenizer.file else "there is none"
         problem = (
-            f"the run's tokenizer has SHA-256 {recorded}, that in {workdir} has "
-            f"{tokenizer.sha256}; copy tokenizer.json or tokenizer.model from the token dataset"
+            f"the run's tokenizer, of SHA-256 {recorded}, should lie in {workdir}, and {found}; "
+            f"copy tokenizer.json or tokenizer.model from its data, {record['data'][0]['path']}"
         )
         raise ConfigError([problem], "checkpoint")
     return tokenizer

@@ -157,6 +157,46 @@ def test_ctrl_c_saves_and_the_same_command_resumes_bit_for_bit(corpus, finished,
 
 
 @pytest.mark.slow
+def test_a_start_that_found_no_data_does_not_bind_the_workdir(corpus, tmp_path):
+    workdir = tmp_path / "run"
+    (tmp_path / "one.txt").write_text("a single document\n" * 400)
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n" * 100)
+    for wrong in ("none/*.txt", f"{tmp_path}/one.txt", f"{tmp_path}/latin.txt"):
+        result = run(command(*flags(corpus, workdir, **{"data.text": wrong})))
+        assert result.returncode == EXIT_CONFIG
+    good = {"data.text": f"{tmp_path}/one.txt", "data.validation_split": "tail", "optim.steps": 2}
+    result = run(command(*flags(corpus, workdir, **good, **{"optim.warmup_steps": 1})))
+    assert result.returncode == EXIT_DONE, result.stderr
+    assert metrics(workdir).keys() == {1, 2}
+
+
+def test_training_goes_on_when_its_reader_is_gone(corpus, tmp_path):
+    workdir = tmp_path / "run"
+    arguments = command(*flags(corpus, workdir, **{"optim.steps": 10}))
+    with subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, env=ENVIRONMENT
+    ) as process:
+        process.stdout.close()
+        errors = process.stderr.read().decode()
+    assert process.returncode == EXIT_DONE, errors
+    assert "BrokenPipe" not in errors
+    assert max(metrics(workdir)) == 10
+
+
+@pytest.mark.parametrize("seconds", [0.3, 0.6, 0.9, 1.3])
+def test_ctrl_c_while_it_starts_is_no_traceback(seconds):
+    arguments = [sys.executable, "-m", "gpt_pjit.evaluate", "--checkpoint=nowhere", "--tasks=piqa"]
+    with subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, env=ENVIRONMENT
+    ) as process:
+        time.sleep(seconds)
+        process.send_signal(signal.SIGINT)
+        errors = process.stderr.read().decode()
+    assert "Traceback" not in errors
+    # Before it hears, by the signal; in time, with a word; or it was done before.
+    assert process.returncode in (-signal.SIGINT, EXIT_INTERRUPTED, EXIT_CONFIG)
+
+
 def test_four_processes_train_to_the_losses_of_one_and_resume_its_workdir(corpus, tmp_path):
     """4 processes x 8 devices, the shape of a v3-32, with the batch of one process."""
     launcher = ["launch/local.sh", "--processes=4", "--devices=8"]

@@ -51,8 +51,15 @@ def test_a_wrong_path_says_what_there_is(run, tmp_path):
     folder, config, _ = run
     with pytest.raises(ConfigError, match=r"holds no step 3; it holds 2, 4"):
         find_checkpoint(folder / "checkpoints" / "3")
-    with pytest.raises(ConfigError, match=r"holds no run.json.*give the --workdir of a run"):
+    with pytest.raises(ConfigError, match=r"nothing is no folder; give the --workdir of a run"):
         find_checkpoint(tmp_path / "nothing")
+    with pytest.raises(ConfigError, match=r"holds no run.json.*give the --workdir of a run"):
+        find_checkpoint(tmp_path)
+    (tmp_path / "damaged").mkdir()
+    for content in ("", "[]", '{"config": {}}'):
+        (tmp_path / "damaged" / "run.json").write_text(content)
+        with pytest.raises(ConfigError, match=r"run.json is damaged .*; restore it from a copy"):
+            find_checkpoint(tmp_path / "damaged")
     make_workdir(tmp_path / "empty", config, steps=())
     with pytest.raises(ConfigError, match=r"holds no checkpoint yet"):
         find_checkpoint(tmp_path / "empty")

@@ -139,7 +139,10 @@ def _losses(
     except ConfigError as error:
         return None, f"validation loss not measured, the run's data are not here: {error}"
     pair = {"before": workdir / "checkpoints" / str(step), "after": out}
-    losses = {name: held_out_metrics(at, data)["validation/loss"] for name, at in pair.items()}
+    try:
+        losses = {name: held_out_metrics(at, data)["validation/loss"] for name, at in pair.items()}
+    except KeyboardInterrupt:  # what was asked for is there, whole
+        return None, "validation loss not measured: stopped"
     before, after = losses.values()
     return losses, f"validation loss {before:.4f} at step {step}, {after:.4f} now"
 
@@ -204,15 +207,17 @@ def _parser() -> Parser:
     step = "a workdir, or WORKDIR/checkpoints/STEP"
     command("list", list_command, "what lies in a run", "a workdir")
     average = command("average", average_command, "the mean of late checkpoints", "a workdir")
-    average.add_argument("--last", type=int, default=4, help="how many; default 4")
+    which = average.add_mutually_exclusive_group()
+    which.add_argument("--last", type=int, default=4, help="how many; default 4")
+    which.add_argument("--steps", type=_steps, help="these, 700,800, and not --last of them")
     average.add_argument(
         "--fraction", type=float, default=0.2, help="of the steps, from whose end; default 0.2"
     )
-    average.add_argument("--steps", type=_steps, help="these, 700,800, and not --last of them")
     grow = command("grow", grow_command, "a deeper model that computes the same", step)
     grow.add_argument("--layers", type=int, required=True, help="how many to have")
-    for made in (average, grow):
-        made.add_argument("--out", type=Path, help="the workdir to make")
+    for made, name in ((average, "averaged"), (grow, "grown")):
+        place = f"the workdir to make; default {name} in that of DIR"
+        made.add_argument("--out", type=Path, help=place)
         made.add_argument("--noloss", dest="loss", action="store_false", help="measure no loss")
     return parser
 

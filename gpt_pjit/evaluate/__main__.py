@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--rows", type=count, default=4, help="full windows at once on each device")
     add("--tensor", type=count, default=1, help="devices that split the model")
     add("--dtype", choices=CHOICES["model.dtype"], default="", help="default: the run's")
-    add("--compare", type=_comma, default=[], help=f"results.json files, or {ALL_PUBLISHED}")
+    add("--compare", type=_comma, default=[], help=f"results.json files, {ALL_PUBLISHED}")
     add("--name", help="of this model in tables; default: the workdir's")
     add("--out", type=Path, help="folder for results.json and results.md")
     add("--json", action="store_true", help="JSON instead of tables")
@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _comma(text: str) -> list[str]:
-    return [part for part in dict.fromkeys(text.split(",")) if part]
+    return [part for part in dict.fromkeys(map(str.strip, text.split(","))) if part]
 
 
 def _tasks(text: str) -> list[str]:
@@ -122,9 +122,15 @@ def _checked_stride(stride: int | None, window: int) -> int:
     return window if stride is None else stride
 
 
+def _name(workdir: Path) -> str:
+    """The workdir's, after that of the run it lies in, as averages do."""
+    inside = (workdir.parent / "run.json").exists()
+    return f"{workdir.parent.name}/{workdir.name}" if inside else workdir.name
+
+
 def _settings(flags: argparse.Namespace, trained: Trained) -> dict[str, Any]:
     return {
-        "name": flags.name or trained.workdir.resolve().name,
+        "name": flags.name or _name(trained.workdir.resolve()),
         "checkpoint": str(trained.workdir),
         "step": trained.step,
         "fingerprint": fingerprint(trained.workdir / "checkpoints", trained.step),

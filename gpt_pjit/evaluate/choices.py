@@ -82,8 +82,9 @@ def read_items(records: Sequence[Record], task: str, source: str) -> list[Item]:
 
 def prepare_items(scorer: Scorer, items: Sequence[Item], task: str) -> Job:
     """Accuracies of a task of `ITEMS`; for LAMBADA also the perplexity of the last word."""
-    tokenizer, window = scorer.trained.tokenizer, scorer.window
-    requests = [choice_request(tokenizer, *pair, window) for item in items for pair in item.pairs]
+    tokenizer = scorer.trained.tokenizer
+    whole = [choice_request(tokenizer, *pair) for item in items for pair in item.pairs]
+    requests = scorer.fitted(whole, task)
     return lambda: _result(scorer, items, requests, task)
 
 

@@ -34,6 +34,9 @@ def comparison_rows(names: Iterable[str], tasks: Iterable[str]) -> list[Row]:
     for name in names:
         if name == ALL_PUBLISHED:
             found = [p for p in PUBLISHED if wanted & set(p.results)]
+            if not found:
+                have = ", ".join(sorted({task for p in PUBLISHED for task in p.results}))
+                problems.append(f"none of the published models has these tasks; they have {have}")
             rows += [Row(p.name, p.results, p.source, published=True) for p in found]
             continue
         try:
@@ -41,13 +44,15 @@ def comparison_rows(names: Iterable[str], tasks: Iterable[str]) -> list[Row]:
         except ConfigError as error:
             problems += error.problems
     if problems:
-        raise ConfigError(problems, f"--compare, which takes {ALL_PUBLISHED} too,")
+        problems[-1] = f"{problems[-1]}; or compare with `{ALL_PUBLISHED}`"
+        raise ConfigError(problems, "--compare")
     return rows
 
 
 def tables(mine: Row, others: Sequence[Row]) -> list[Table]:
-    """Side by side first, then every metric of this evaluation, positions and worst tokens."""
-    found = [_comparison([mine, *others]), _all_metrics(mine)]
+    """Beside others first, then every metric of this evaluation, positions and worst tokens."""
+    found = [_comparison([mine, *others])] if others else []
+    found.append(_all_metrics(mine))
     for task in mine.results:
         details = mine.details(task)
         if pieces := details.get("by_position"):
@@ -71,7 +76,8 @@ def notes(mine: Row, others: Sequence[Row]) -> list[str]:
         lines.append(_how(task, mine.details(task)))
     lines += [line for row in others for line in _unlike(mine, row)]
     settings = mine.settings
-    lines.append(f"{mine.name}: step {settings['step']:,} of {settings['checkpoint']}")
+    step = f"step {settings['step']:,} of {settings['checkpoint']}"
+    lines.append(f"{mine.name}: {step}, computed in {settings['dtype']}")
     sources = {row.source: [r.name for r in others if r.source == row.source] for row in others}
     lines += [f"{', '.join(names)}: {source}" for source, names in sources.items()]
     return lines
@@ -129,7 +135,8 @@ def _unlike(mine: Row, other: Row) -> Iterator[str]:
         if _differing(here.get("data", {}), there.get("data", {}), ("sha256", "hub")):
             found.append("other data")
         if found:
-            yield f"WARNING, {task}: {other.name} is not to be compared: {'; '.join(found)}"
+            name = f"{other.name} of {other.source}"
+            yield f"WARNING, {task}: {name} is not to be compared: {'; '.join(found)}"
 
 
 def _differing(one: dict[str, Any], other: dict[str, Any], keys: Iterable[str]) -> list[str]:
@@ -148,13 +155,14 @@ def _headline(task: str) -> tuple[str, ...]:
 
 
 def _comparison(rows: Sequence[Row]) -> Table:
-    columns = [(task, metric) for task in rows[0].results for metric in _headline(task)]
-    lines = []
-    for row in rows:
-        cells = [value_text(row.results.get(task, {}), metric) for task, metric in columns]
-        lines.append([f"{row.name} (published)" if row.published else row.name, *cells])
-    header = ["model", *(f"{task} {metric}" for task, metric in columns)]
-    return Table("Results", header, lines)
+    """A model a column: names of tasks may be long, and there are few models."""
+    lines = [
+        [task, metric, *(value_text(row.results.get(task, {}), metric) for row in rows)]
+        for task in rows[0].results
+        for metric in _headline(task)
+    ]
+    names = [f"{row.name} (published)" if row.published else row.name for row in rows]
+    return Table("Results", ["task", "metric", *names], lines)
 
 
 def _all_metrics(row: Row) -> Table:

@@ -29,12 +29,11 @@ def rolling_requests(
         yield Request(tuple(tokens[end - window - 1 : end]), scored)
 
 
-def choice_request(tokenizer: Tokenizer, context: str, continuation: str, window: int) -> Request:
-    """A request for `continuation` after `context`; ConfigError if it is longer than `window`.
+def choice_request(tokenizer: Tokenizer, context: str, continuation: str) -> Request:
+    """A request for `continuation` after `context`, of any length.
 
     Both are tokenised together and cut where the context's own tokens end; spaces at the end of
-    the context belong to the continuation. An empty context is end-of-text. What does not fit into
-    the window is cut from the left.
+    the context belong to the continuation. An empty context is end-of-text.
     """
     stripped = context.rstrip()
     continuation = context[len(stripped) :] + continuation
@@ -42,17 +41,24 @@ def choice_request(tokenizer: Tokenizer, context: str, continuation: str, window
     before = len(tokenizer.encode(stripped)) if stripped else 0
     if not stripped:
         whole, before = [tokenizer.eot_id, *whole], 1
-    return fitted(whole, len(whole) - before, window, continuation)
+    return Request(tuple(whole), len(whole) - before)
 
 
-def fitted(tokens: Sequence[int], scored: int, window: int, text: str) -> Request:
-    """The request whose input is cut from the left to `window` tokens."""
-    if not scored:
-        raise ConfigError([f"nothing is to be scored: {text[:60]!r} has no tokens"], "evaluation")
-    if scored > window:
+def fitted(requests: Sequence[Request], window: int, task: str, *, learned: bool) -> list[Request]:
+    """The requests with inputs cut from the left to `window` tokens, all to be scored kept.
+
+    Raises ConfigError where one has more of those, with the window that all want; there is none
+    with `learned` positions.
+    """
+    if not all(request.scored for request in requests):
+        raise ConfigError([f"{task}: a continuation to be scored has no tokens"], "evaluation")
+    longest = max((request.scored for request in requests), default=0)
+    if longest > window:
+        long = sum(request.scored > window for request in requests)
         problem = (
-            f"a continuation of {scored} tokens is to be scored, at most {window} fit: "
-            f"{text[:60]!r}; give a larger window"
+            f"{task}: {long:,} of {len(requests):,} continuations to be scored are longer than the "
+            f"window of {window} tokens, the longest has {longest}"
         )
-        raise ConfigError([problem], "evaluation")
-    return Request(tuple(tokens[-(window + 1) :]), scored)
+        remedy = "learned positions end there" if learned else f"give --window={longest}"
+        raise ConfigError([f"{problem}; {remedy}"], "evaluation")
+    return [Request(request.tokens[-(window + 1) :], request.scored) for request in requests]

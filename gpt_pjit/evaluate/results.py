@@ -46,11 +46,15 @@ def row_of(record: dict[str, Any], source: str = "") -> Row:
 
 
 def read_results(path: str | Path) -> Row:
-    """The row of a results.json; ConfigError where the file is not one."""
+    """The row of a results.json, or of the folder with it; ConfigError where it is none."""
+    if Path(path).is_dir():
+        path = Path(path) / "results.json"
     try:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _no_results(path, f"{type(error).__name__}: {error}") from None
+    except OSError as error:
+        raise _no_results(path, error.strerror or "cannot be read") from None
+    except ValueError as error:
+        raise _no_results(path, f"no JSON, {error}") from None
     settings = record.get(SETTINGS) if isinstance(record, dict) else None
     if not isinstance(settings, dict) or not isinstance(settings.get("name"), str):
         raise _no_results(path, f"it has no {SETTINGS} with a name")

@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 from gpt_pjit.errors import ConfigError, Problem
 from gpt_pjit.evaluate.batches import Family, Request, batches, families
 from gpt_pjit.evaluate.progress import counting
+from gpt_pjit.evaluate.requests import fitted
 from gpt_pjit.model import EMPTY, Cache, token_nll, with_slots
 from gpt_pjit.partition import BATCH_AXES
 from gpt_pjit.runtime import global_array, local_rows
@@ -59,6 +60,11 @@ class Scorer:
         self.rows = rows
         self._sharding = NamedSharding(trained.mesh, ROWS)
         self._parts = int(np.prod([trained.mesh.shape[axis] for axis in BATCH_AXES]))
+
+    def fitted(self, requests: Sequence[Request], task: str) -> list[Request]:
+        """The requests as the window has them; ConfigError where it is too short for some."""
+        learned = self.trained.config.model.positions == "learned"
+        return fitted(requests, self.window, task, learned=learned)
 
     def score(self, requests: Sequence[Request], task: str = "scoring") -> list[Scored]:
         """One result for each request, in their order; identical ones are computed once.

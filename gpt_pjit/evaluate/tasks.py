@@ -57,7 +57,8 @@ def _task(name: str, data_dir: Path | None) -> Task:
         return lambda scorer, _: _with_origin(prepare_items(scorer, items, name), data)
     text = name.removeprefix(LENGTHS)
     if text not in TEXTS and not text.startswith(FILE):
-        raise ConfigError([Problem("tasks", name, "no such task", f"known: {KNOWN}")])
+        constraint = "takes one of the texts" if name != text else "no such task"
+        raise ConfigError([Problem("tasks", name, constraint, f"known: {KNOWN}")])
     data = read_file(Path(text[len(FILE) :])) if text not in TEXTS else read_data(text, data_dir)
     documents = _documents(text, data)
     if name == text:

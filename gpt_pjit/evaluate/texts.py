@@ -57,7 +57,8 @@ def decoded(content: bytes, source: str) -> str:
 def prepare_texts(scorer: Scorer, documents: Sequence[Document], stride: int, task: str) -> Job:
     """Bits per byte, and perplexity per token, word and byte, of documents scored one by one.
 
-    Standard errors take documents as independent, or the windows of a single one.
+    Standard errors take documents as independent, or of a single one pieces as long as a window,
+    whatever the stride.
     """
     tokenizer = scorer.trained.tokenizer
     requests: list[Request] = []
@@ -83,7 +84,12 @@ def prepare_texts(scorer: Scorer, documents: Sequence[Document], stride: int, ta
         scored = scorer.score(requests, task)
         nll = np.concatenate([result.nll for result in scored])
         assert len(nll) == details["tokens"]
-        metrics = _metrics(documents, scored, np.array(owner), nll)
+        # The tokens of a document belong together; of a single one, those of a window's length.
+        lengths = [len(result.nll) for result in scored]
+        cluster = np.repeat(owner, lengths)
+        if len(documents) == 1:
+            cluster = np.arange(len(nll)) // scorer.window
+        metrics = _metrics(documents, scored, cluster, nll)
         worst = worst_tokens(requests, scored, tokenizer)
         return Result(metrics, details | {"worst_tokens": worst})
 
@@ -91,20 +97,20 @@ def prepare_texts(scorer: Scorer, documents: Sequence[Document], stride: int, ta
 
 
 def _metrics(
-    documents: Sequence[Document], scored: Sequence[Scored], owner: np.ndarray, nll: np.ndarray
+    documents: Sequence[Document], scored: Sequence[Scored], cluster: np.ndarray, nll: np.ndarray
 ) -> Metrics:
-    lengths = np.array([len(result.nll) for result in scored], np.float64)
+    """`cluster`, int [N], says of each token with which others it belongs together, from 0 on."""
+    n = max(len(documents), int(cluster.max()) + 1)
+    tokens = np.bincount(cluster, minlength=n).astype(np.float64)
     sizes: dict[str, Any] = {
         "byte": np.array([document.bytes for document in documents], np.float64),
         "word": np.array([document.words for document in documents], np.float64),
     }
-    cluster, n = owner, len(documents)
-    if n == 1:  # its windows, each with its part of the bytes and words
-        cluster, n = np.arange(len(scored)), len(scored)
-        sizes = {unit: total * lengths / len(nll) for unit, total in sizes.items()}
-    sizes["token"] = np.bincount(cluster, lengths, n)
-    nats = np.bincount(cluster, [result.nll.sum() for result in scored], n)
-    right = np.bincount(cluster, [result.greedy.sum() for result in scored], n)
+    if len(documents) == 1:  # each cluster with its tokens' part of the bytes and words
+        sizes = {unit: total * tokens / len(nll) for unit, total in sizes.items()}
+    sizes["token"] = tokens
+    nats = np.bincount(cluster, nll, n)
+    right = np.bincount(cluster, np.concatenate([result.greedy for result in scored]), n)
     ratios = {unit: float(nll.sum() / size.sum()) for unit, size in sizes.items()}
     errors = {unit: ratio_stderr(nats, size) for unit, size in sizes.items()}
     bits = None if errors["byte"] is None else errors["byte"] / math.log(2)
@@ -113,4 +119,4 @@ def _metrics(
         metrics |= perplexity(f"{unit}_perplexity", ratios[unit], errors[unit])
     share = float(right.sum() / len(nll))
     metrics |= with_stderr("acc", share, ratio_stderr(right, sizes["token"]))
-    return metrics | loss_metrics(nll, np.repeat(cluster, lengths.astype(int)))
+    return metrics | loss_metrics(nll, cluster)

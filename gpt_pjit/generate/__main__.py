@@ -1,6 +1,6 @@
 """Continue texts with a trained model.
 
-python -m gpt_pjit.generate --checkpoint=runs/quickstart --prompt='def '
+python -m gpt_pjit.generate --checkpoint=runs/quickstart --prompt='def'
 python -m gpt_pjit.generate --help
 """
 
@@ -38,7 +38,7 @@ def run(flags: argparse.Namespace) -> None:
     # Before the model is read, which may take long.
     if wrong := setting_problems(flags.max_new_tokens, sampling, flags.stop, flags.batch_size):
         raise ConfigError(wrong, "generate")
-    texts = _prompts(flags) * flags.num_samples
+    texts = [text for text in _prompts(flags) for _ in range(flags.num_samples)]
     trained = load_trained(flags.checkpoint, tensor=flags.tensor, dtype=flags.dtype)
     tokenizer = trained.tokenizer
     # As documents begin in training: after end-of-text.

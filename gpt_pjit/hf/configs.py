@@ -145,12 +145,18 @@ def from_json(fields: dict[str, Any], source: str) -> Form:
         d_model=d_model,
         d_ff=fields.get("n_inner") or MPT_WIDENING * d_model,
         vocab_size=vocab_size,
+        dtype="bfloat16" if _dtype(fields) in ("bfloat16", "float16") else "float32",
         positions="learned" if family == "gpt2" else "alibi",
         activation=ACTIVATIONS[activation],
         bias=family == "gpt2",
     )
     trained = length if family == "gpt2" else fields.get(TRAINED_LENGTH) or length
     return Form(family, model, trained)
+
+
+def _dtype(fields: dict[str, Any]) -> Any:
+    """Of the weights, and so of the computation in transformers; by its older name, or float32."""
+    return fields.get("dtype") or fields.get("torch_dtype")
 
 
 def _field(fields: dict[str, Any], name: str, default: Any) -> Any:

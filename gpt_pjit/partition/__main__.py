@@ -15,13 +15,21 @@ import dataclasses
 import math
 import shlex
 import sys
-from pathlib import Path
 from typing import Any
 
+import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from gpt_pjit.cli import Answer, answer, config_source, parse_command, read_config, report_errors
+from gpt_pjit.cli import (
+    Answer,
+    answer,
+    config_source,
+    parse_command,
+    read_config,
+    report_errors,
+    write_page,
+)
 from gpt_pjit.config import Config, differences
 from gpt_pjit.errors import EXIT_BROKEN, EXIT_CONFIG, EXIT_DONE, ConfigError, Problem
 from gpt_pjit.model import param_shapes
@@ -55,7 +63,7 @@ def explain_command(config: Config) -> Answer:
     record = explanation_record(explanation, rules)
     if _HTML.value:
         title = f"{config_source(_CONFIG)} on {explanation.devices} devices"
-        Path(_HTML.value).write_text(page(explanation, rules, title), encoding="utf-8")
+        write_page(_HTML.value, page(explanation, rules, title))
         return EXIT_DONE, record, [f"wrote {_HTML.value}"]
     return EXIT_DONE, record, explanation_tables(explanation, rules)
 
@@ -81,7 +89,8 @@ def diff_command(config: Config) -> Answer:
     changes = differences(against, config)
     lines = [f"{name}: {old!r} -> {new!r}" for name, (old, new) in changes.items()]
     record = {"config": changes, **difference_record(difference)}
-    return EXIT_DONE, record, [*lines, *difference_tables(difference)]
+    tables = difference_tables(difference) if lines else ["no difference"]
+    return EXIT_DONE, record, [*lines, *tables]
 
 
 def lock_command(config: Config) -> Answer:
@@ -116,6 +125,7 @@ COMMANDS = {
 
 def main(argv: list[str]) -> None:
     with report_errors():
+        jax.config.update("jax_platforms", "cpu")  # and no search for what is not needed
         code, record, shown = COMMANDS[argv[1]](read_config(_CONFIG))
         answer(code, record, shown, as_json=_JSON.value)
 

@@ -15,7 +15,6 @@ import os
 import shlex
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -27,6 +26,7 @@ from gpt_pjit.cli import (
     parse_command,
     read_config,
     report_errors,
+    write_page,
 )
 from gpt_pjit.config import Config, differences
 from gpt_pjit.errors import EXIT_BROKEN, EXIT_DONE, ConfigError, Problem
@@ -63,7 +63,7 @@ def plan_command(config: Config, topology: Topology) -> Answer:
         from gpt_pjit.plan.html import page
 
         title = f"{config_source(_CONFIG)} on {topology.name}"
-        Path(_HTML.value).write_text(page(plan, title, _DOLLARS.value), encoding="utf-8")
+        write_page(_HTML.value, page(plan, title, _DOLLARS.value))
         return code, record, [f"wrote {_HTML.value}"]
     return code, record, plan_tables(plan, _DOLLARS.value)
 

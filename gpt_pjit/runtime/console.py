@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 
@@ -11,7 +12,14 @@ from rich.progress import BarColumn, Progress as Bar, TextColumn, TimeRemainingC
 
 SECONDS_BETWEEN_LINES = 15.0  # where there is no terminal to draw a bar on
 
-_console = Console(highlight=False, soft_wrap=True)
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Whoever read has gone; a run goes on, and rich alone would end it with 1."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+_console = _Console(highlight=False, soft_wrap=True)
 
 
 def say(message: str) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import jax
-from tensorboardX import SummaryWriter
 
 from gpt_pjit.chips import chip_of_kind, flops_per_token
 from gpt_pjit.config import Config
@@ -35,6 +34,8 @@ class MetricsWriter:
             draft = path.with_suffix(".tmp")
             draft.write_text("".join(line + "\n" for line in kept))
             draft.replace(path)
+        from tensorboardX import SummaryWriter  # which imports torch, if it is there: seconds
+
         self.file = path.open("a", buffering=1)
         self.tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
 

@@ -35,15 +35,16 @@ def open_workdir(workdir: Path, config: Config) -> None:
     Raises ConfigError, with every field that differs, where it holds another run; changes nothing
     then. Fields of `FREE_ON_RESUME` may differ: they do not change what is computed. Where the
     workdir holds weights that were imported or grown, and nothing has started from them, only
-    what they fix must be the same.
+    what they fix must be the same. Where no start has come as far as its data, any config will do.
     """
     path = workdir / "run.json"
     record: dict[str, Any] = {"config": None, "starts": []}
     if path.exists():
-        record = json.loads(path.read_text())
-        old = from_config_dict(record["config"], str(path))
-        changed = differences(old, config)
+        old, record = _read(path)
+        changed = differences(old, config) if "data" in record else {}
         _check_unchanged(changed if record["starts"] else _of_weights(changed, old), workdir)
+    elif workdir.exists() and not workdir.is_dir():
+        raise ConfigError([f"{workdir} is a file; choose a folder with --workdir"], "workdir")
     elif workdir.exists() and any(workdir.iterdir()):
         remedy = "choose an empty or new folder with --workdir"
         raise ConfigError([f"{workdir} is not empty and holds no run.json; {remedy}"], "workdir")
@@ -61,9 +62,19 @@ def read_run(workdir: Path) -> tuple[Config, dict[str, Any]]:
     path = workdir / "run.json"
     if not path.is_file():
         remedy = "give the --workdir of a run, or one step of it, WORKDIR/checkpoints/STEP"
-        raise ConfigError([f"{workdir} holds no run.json, so it is no run; {remedy}"], "checkpoint")
-    record = json.loads(path.read_text())
-    return from_config_dict(record["config"], str(path)), record
+        what = "holds no run.json, so it is no run" if workdir.is_dir() else "is no folder"
+        raise ConfigError([f"{workdir} {what}; {remedy}"], "checkpoint")
+    return _read(path)
+
+
+def _read(path: Path) -> tuple[Config, dict[str, Any]]:
+    try:
+        record = json.loads(path.read_text())
+        config, _ = record["config"], record["starts"]
+    except (ValueError, KeyError, TypeError) as error:
+        problem = f"{path} is damaged ({type(error).__name__}: {error}); restore it from a copy"
+        raise ConfigError([problem], "workdir") from None
+    return from_config_dict(config, str(path)), record
 
 
 def check_data(

@@ -140,7 +140,7 @@ def test_list_tells_of_unfinished_checkpoints(tmp_path, call, monkeypatch):
         (("average", "RUN", "--steps=60,61"), "no whole step 61; it has 60, 80, 85, 90, 100"),
         (("average", "RUN/checkpoints/60"), "is one step, and average takes a run; give"),
         (("list", "RUN/checkpoints/60"), "is one step, and list takes a run; give"),
-        (("list", "nowhere"), "nowhere holds no run.json"),
+        (("list", "nowhere"), "nowhere is no folder; give the --workdir"),
         (("grow", "RUN"), "the following arguments are required: --layers"),
         (("grow", "RUN", "--layers=1"), "the model has 2, and only grows; try 3"),
         (("shrink", "RUN"), "invalid choice: 'shrink'"),

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_pjit.checkpoint import read_arrays, saved_steps
+from gpt_pjit.checkpoint import __main__ as command_line, read_arrays, saved_steps
 from gpt_pjit.checkpoint.grow import grown_config, layer_sources
 from gpt_pjit.data import open_data
 from gpt_pjit.errors import EXIT_DONE, ConfigError
@@ -87,6 +87,25 @@ def test_no_loss_is_reported_of_other_data_than_the_runs_and_none_are_made(tmp_p
     _, output, _ = call("grow", run, "--layers=3", f"--out={tmp_path / 'other'}")
     assert "validation loss not measured" in output
     assert "the run had" in output  # the tokenizer of bytes
+
+
+def test_what_is_made_is_told_when_ctrl_c_comes_while_it_is_measured(tmp_path, call, monkeypatch):
+    (tmp_path / "text.txt").write_text("the quick brown fox " * 600)
+    data = {"text": str(tmp_path / "text.txt"), "validation_split": "tail", "tokenizer": "bytes"}
+    config = tiny(data=data)
+    write_run(tmp_path / "run", config)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    record["data"] = open_data(config.data, tmp_path / "run" / "data", 512).identity()
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command_line, "held_out_metrics", stopped)
+    code, output, _ = call("grow", tmp_path / "run", "--layers=3")
+    assert code == EXIT_DONE
+    assert "grown: 3 layers" in output
+    assert "validation loss not measured: stopped" in output
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -80,10 +81,13 @@ def test_json_markdown_and_comparison(evaluate, data_dir, tmp_path):
 
     other = f"--compare=published,{tmp_path / 'out' / 'results.json'}"
     shown = evaluate(*common, other, "--name=mine")
-    markdown = (tmp_path / "out" / "results.md").read_text()
-    assert "| GPT-580M (published) | 0.9547 | 66.80 % |  |" in markdown
-    assert "| mine | " in markdown
-    assert "| run | " in markdown
+    lines = (tmp_path / "out" / "results.md").read_text().splitlines()
+    models = "| mine | GPT2-Medium (published) | GPT-580M (published) | GPT2-Large (published) |"
+    assert f"| task | metric {models} run |" in lines
+    mine = [line.split(" | ") for line in lines if line.startswith("| wikitext2 | bits_per_byte")]
+    assert mine[0][3:6] == ["1.0003", "0.9547", "0.9578"]
+    assert mine[0][2] + " |" == mine[0][6]
+    assert " ± " in mine[0][2]
     assert "training log of the 580M run" in " ".join(shown.split())
     assert "file:" in shown
 
@@ -134,6 +138,13 @@ def test_progress_begins_with_nothing_done(monkeypatch, capsys):
         advance(1)
         advance(2)
     assert re.fullmatch(r"task: 1 of 3, \d+ s left\n", capsys.readouterr().err)
+
+
+def test_the_tables_name_the_run_that_an_average_lies_in(workdir, tmp_path):
+    (tmp_path / "run").symlink_to(workdir)
+    shutil.copytree(workdir, workdir / "averaged")
+    assert command._name(workdir / "averaged") == "run/averaged"
+    assert command._name(workdir) == "run"
 
 
 def test_checkpoint_of_one_step(evaluate, workdir, tmp_path):
@@ -208,7 +219,8 @@ def test_nothing_is_scored_before_all_inputs_are_found_right(
     assert "--tasks has 3 problems" in error
     assert "short.txt needs a document of 128 tokens" in error
     assert "empty.txt holds no text" in error
-    assert "a continuation of 8 tokens is to be scored, at most 6 fit: ' a spoon'" in error
+    assert "piqa: 2 of 4 continuations to be scored are longer than the window of 6" in error
+    assert "the longest has 8; give --window=8" in error
 
 
 def test_files_of_another_data_set_are_one_message(tmp_path):
@@ -270,7 +282,7 @@ def test_learned_positions_are_said_before_anything_is_computed(
 def test_results_of_another_window_or_text_are_not_to_be_compared(tmp_path):
     def settings(name, **details):
         tasks = {"text8": details, "piqa": {"window": 32}}
-        return {"name": name, "step": 1, "checkpoint": "c", "tasks": tasks}
+        return {"name": name, "step": 1, "checkpoint": "c", "dtype": "float32", "tasks": tasks}
 
     common = {"window": 1024, "stride": 512, "data": {"sha256": "ab"}}
     mine = {"text8": {"bits_per_byte": 1.0}, "piqa": {}, "settings": settings("mine", **common)}
@@ -282,8 +294,8 @@ def test_results_of_another_window_or_text_are_not_to_be_compared(tmp_path):
     others = comparison_rows(paths, ["text8"])
     lines = [line for line in notes(row_of(mine), others) if "WARN" in line]
     assert lines == [
-        "WARNING, text8: other1 is not to be compared: stride 1,024, here 512",
-        "WARNING, text8: other2 is not to be compared: other data",
+        f"WARNING, text8: other1 of {paths[1]} is not to be compared: stride 1,024, here 512",
+        f"WARNING, text8: other2 of {paths[2]} is not to be compared: other data",
     ]
 
 
@@ -300,11 +312,12 @@ def test_compare_wants_results(tmp_path):
         path.write_text(content)
         with pytest.raises(ConfigError, match=words):
             read_results(path)
-    with pytest.raises(ConfigError, match=r"published too, has 2 problems:(.|\n)*give the results"):
-        comparison_rows([str(path), "nothing.json"], ["piqa"])
+    with pytest.raises(ConfigError, match=r"2 problems:(.|\n)*No such file.*or .* `published`"):
+        comparison_rows([str(path), "publised"], ["piqa"])
+    with pytest.raises(ConfigError, match=r"none of the published models has these .*text8, wik"):
+        comparison_rows(["published"], ["winogrande"])
     names = [row.name for row in comparison_rows(["published"], ["enwik8"])]
     assert names == ["GPT-580M", "GPT2-Medium (paper)", "GPT2-Large (paper)"]
-    assert comparison_rows(["published"], ["winogrande"]) == []
 
 
 WIKITEXT = Path(__file__).parents[3] / "shared/data/wikitext2/wiki.test.raw"

@@ -125,7 +125,7 @@ def test_tasks_agree(task, model, simple_evaluate):
     items = read_items(records, task, task)
     pairs = [pair for item in items for pair in item.pairs]
     encode = scorer.trained.tokenizer
-    scored = scorer.score([choice_request(encode, *pair, WINDOW) for pair in pairs])
+    scored = scorer.score(scorer.fitted([choice_request(encode, *pair) for pair in pairs], task))
     arguments, answers = [], []
     for row in samples(theirs, task):
         arguments += [tuple(a) for a in row["arguments"]]
@@ -317,5 +317,5 @@ def test_command_line(model, tmp_path):
     assert found[0] == pytest.approx(found[1], rel=1e-5)
     wrong = run(alone, tmp_path / "nothing")
     assert wrong.returncode == EXIT_CONFIG
-    assert "holds no run.json" in wrong.stderr
+    assert "is no folder; give the --workdir of a run" in wrong.stderr
     assert "Traceback" not in wrong.stderr

@@ -38,7 +38,11 @@ def cast(logits):
 def row(with_logits, table, change):
     scorer = Scorer(with_logits(table, change))
     result = prepare_texts(scorer, [Document.of(OWN_TEXT[:2000])], scorer.window, "text")()
-    return row_of(results_record({"text": result}, {"name": "m", "step": 1, "checkpoint": "c"}))
+    return row_of(
+        results_record(
+            {"text": result}, {"name": "m", "step": 1, "checkpoint": "c", "dtype": "float32"}
+        )
+    )
 
 
 def test_logits_in_bfloat16_are_flagged_while_accuracy_stays(with_logits):

@@ -5,7 +5,7 @@ from hypothesis import given, strategies as st
 
 from gpt_pjit.data import load_tokenizer
 from gpt_pjit.errors import ConfigError
-from gpt_pjit.evaluate.requests import choice_request, rolling_requests
+from gpt_pjit.evaluate.requests import choice_request, fitted, rolling_requests
 
 
 @given(st.integers(0, 50), st.integers(1, 12), st.data())
@@ -29,13 +29,22 @@ def test_each_token_once_with_enough_context(length, window, data):
 
 def test_context_and_continuation_are_encoded_as_one():
     tokenizer = load_tokenizer("bytes")
-    request = choice_request(tokenizer, "Answer: ", "yes", 100)
+    request = choice_request(tokenizer, "Answer: ", "yes")
     assert bytes(request.tokens) == b"Answer: yes"
     assert request.scored == 4  # the space belongs to the continuation
-    assert choice_request(tokenizer, "", "yes", 100).tokens == (256, *b"yes")
-    cut = choice_request(tokenizer, "a long context", " yes", 6)
-    assert bytes(cut.tokens) == b"ext yes"
-    with pytest.raises(ConfigError, match=r"4 tokens is to be scored, at most 3 fit: ' yes'"):
-        choice_request(tokenizer, "context", " yes", 3)
-    with pytest.raises(ConfigError, match=r"nothing is to be scored: '' has no tokens"):
-        choice_request(tokenizer, "context", "", 3)
+    assert choice_request(tokenizer, "", "yes").tokens == (256, *b"yes")
+
+
+def test_inputs_are_cut_to_the_window_and_what_is_scored_never():
+    tokenizer = load_tokenizer("bytes")
+    pairs = (("a long context", " yes"), ("context", " maybe"), ("context", " no"))
+    requests = [choice_request(tokenizer, *pair) for pair in pairs]
+    cut = fitted(requests, 6, "task", learned=False)
+    assert [bytes(request.tokens) for request in cut] == [b"ext yes", b"t maybe", b"text no"]
+    words = r"task: 2 of 3 cont.* longer than the window of 3 tokens, the longest has 6; "
+    with pytest.raises(ConfigError, match=words + "give --window=6"):
+        fitted(requests, 3, "task", learned=False)
+    with pytest.raises(ConfigError, match=words + "learned positions end there"):
+        fitted(requests, 3, "task", learned=True)
+    with pytest.raises(ConfigError, match=r"task: a continuation to be scored has no tokens"):
+        fitted([choice_request(tokenizer, "context", "")], 9, "task", learned=False)

@@ -40,6 +40,19 @@ def test_each_byte_once_whatever_the_stride(trained, stride):
     assert result.metrics["bits_per_byte_stderr"] > 0
 
 
+def test_a_standard_error_does_not_shrink_with_the_stride(with_logits):
+    """Overlapping windows are no more text: neighbours, here in runs of 64, stay together."""
+    table = np.zeros((257, 512))
+    table[:, ord("a")] = 9
+    scorer = Scorer(with_logits(table))
+    document = Document.of(("a" * 64 + "b" * 64) * 10)
+    wide, narrow = (
+        prepare_texts(scorer, [document], stride, "text")().metrics["bits_per_byte_stderr"]
+        for stride in (32, 4)
+    )
+    assert narrow == pytest.approx(wide, rel=1e-4)
+
+
 def test_bytes_are_those_of_the_original(trained):
     page = "it 's a 2 @-@ way @,@ street ."
     result = prepare_texts(Scorer(trained), [Document.of(page, detokenize(page))], 32, "text")()

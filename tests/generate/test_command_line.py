@@ -51,8 +51,10 @@ def test_json_and_terminal_say_the_same(run, tmp_path):
     assert code == EXIT_DONE
     assert record["step"] == 1
     results = record["results"]
-    assert [result["prompt"] for result in results] == ["one", "two\nlines", "three"] * 2
-    assert results[0]["text"] != results[3]["text"]
+    assert [result["prompt"] for result in results] == [
+        *("one", "one", "two\nlines", "two\nlines", "three", "three")
+    ]
+    assert results[0]["text"] != results[1]["text"]
     for result in results:
         assert "e" not in result["text"]
         assert result["finish_reason"] in ("stop", "length")
@@ -85,7 +87,7 @@ def test_a_prompt_from_stdin_may_be_empty(run):
         (["--prompt=a", "--prompt=\udcff"], "--prompt is not UTF-8"),
         (["--prompt=a", "--max_new_tokens=0", "--checkpoint=nowhere"], "max_new_tokens=0: must be"),
         (["--prompt_file=nowhere.txt"], "--prompt_file='nowhere.txt': No such file"),
-        (["--prompt=a", "--checkpoint=nowhere"], "nowhere holds no run.json"),
+        (["--prompt=a", "--checkpoint=nowhere"], "nowhere is no folder; give the --workdir"),
     ],
 )
 def test_a_mistake_is_one_message(run, flags, words):

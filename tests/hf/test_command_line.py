@@ -39,7 +39,7 @@ def test_out_and_in_again(call, tmp_path):
     [
         (("export", "--out=x", "--checkpoint=x", "--source=y"), "unrecognized arguments: --source"),
         (("export", "--checkpoint=nowhere"), "the following arguments are required: --out"),
-        (("export", "--checkpoint=nowhere", "--out=x"), "nowhere holds no run.json"),
+        (("export", "--checkpoint=nowhere", "--out=x"), "nowhere is no folder; give the --workdir"),
         (("import", "--source=x", "--out=y", "--dtype=float32"), "unrecognized arguments: --dtype"),
         ((), "the following arguments are required: command"),
     ],

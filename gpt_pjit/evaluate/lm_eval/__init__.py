@@ -5,6 +5,11 @@ Importing it registers `gpt_pjit` with lm-eval, which then accepts it in a progr
 own command line.
 """
 
+from importlib.util import find_spec
+
+if find_spec("lm_eval") is None:
+    raise ModuleNotFoundError("lm-eval is not installed: pip install 'gpt_pjit[eval]'")
+
 from gpt_pjit.evaluate.lm_eval.model import GptPjitLM
 
 __all__ = ["GptPjitLM"]

@@ -18,7 +18,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from gpt_pjit.errors import ConfigError, Problem
 from gpt_pjit.evaluate.batches import Request
 from gpt_pjit.evaluate.progress import counting
-from gpt_pjit.evaluate.requests import fitted, rolling_requests
+from gpt_pjit.evaluate.requests import rolling_requests
 from gpt_pjit.evaluate.scorer import Scorer
 from gpt_pjit.generate import Sampling, stream
 from gpt_pjit.trained import load_trained
@@ -106,11 +106,11 @@ class GptPjitLM(TemplateLM):
         disable_tqdm: bool = False,
         **kwargs: Any,
     ) -> list[tuple[float, bool]]:
-        window = self.scorer.window
-        wanted = []
-        for (_, text), context, continuation in requests:
+        whole = []
+        for _, context, continuation in requests:
             tokens = (context or [self.eot_token_id]) + continuation  # a context of spaces is empty
-            wanted.append(fitted(tokens, len(continuation), window, text))
+            whole.append(Request(tuple(tokens), len(continuation)))
+        wanted = self.scorer.fitted(whole, SOURCE)
         return [(result.log_likelihood, result.is_greedy) for result in self.scorer.score(wanted)]
 
     def loglikelihood_rolling(
