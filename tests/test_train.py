@@ -156,7 +156,6 @@ def test_ctrl_c_saves_and_the_same_command_resumes_bit_for_bit(corpus, finished,
     assert metrics(workdir, "validation/loss") == metrics(finished[0], "validation/loss")
 
 
-@pytest.mark.slow
 def test_a_start_that_found_no_data_does_not_bind_the_workdir(corpus, tmp_path):
     workdir = tmp_path / "run"
     (tmp_path / "one.txt").write_text("a single document\n" * 400)
@@ -197,6 +196,7 @@ def test_ctrl_c_while_it_starts_is_no_traceback(seconds):
     assert process.returncode in (-signal.SIGINT, EXIT_INTERRUPTED, EXIT_CONFIG)
 
 
+@pytest.mark.slow
 def test_four_processes_train_to_the_losses_of_one_and_resume_its_workdir(corpus, tmp_path):
     """4 processes x 8 devices, the shape of a v3-32, with the batch of one process."""
     launcher = ["launch/local.sh", "--processes=4", "--devices=8"]
