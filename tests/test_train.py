@@ -166,7 +166,7 @@ def test_a_start_that_found_no_data_does_not_bind_the_workdir(corpus, tmp_path):
     good = {"data.text": f"{tmp_path}/one.txt", "data.validation_split": "tail", "optim.steps": 2}
     result = run(command(*flags(corpus, workdir, **good, **{"optim.warmup_steps": 1})))
     assert result.returncode == EXIT_DONE, result.stderr
-    assert metrics(workdir).keys() == {1, 2}
+    assert max(metrics(workdir)) == 2
 
 
 def test_training_goes_on_when_its_reader_is_gone(corpus, tmp_path):
