@@ -51,6 +51,8 @@ def parse_flags(argv: list[str]) -> list[str]:
         rest = flags.FLAGS(argv)
     except SystemExit:  # after --help, with the 1 that is ours for a check that failed
         sys.exit(0)
+    except SyntaxError as error:
+        _fail(f"{_config_argument(argv)} is no Python file, as configs are: {error}")
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         _fail(f"{_config_argument(argv)}: {_one_line(error)}")
     if rest[1:]:
@@ -95,9 +97,8 @@ def read_config(holder: flags.FlagHolder[Any]) -> Config:
         values = holder.value.to_dict()
     except OSError:  # ml_collections keeps a failure to load until the first look
         raise ConfigError([f"no such file as {source}; {known}"], flag) from None
-    except (AttributeError, SyntaxError) as error:
-        problem = f"{source} is no config, a Python file whose get_config() gives one: {error}"
-        raise ConfigError([f"{problem}; {known}"], flag) from None
+    except AttributeError:
+        raise ConfigError([f"get_config() of {source} gives no config; {known}"], flag) from None
     config = from_config_dict(values, source)
     validate(config, source)
     return config

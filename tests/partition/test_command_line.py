@@ -129,6 +129,8 @@ def test_a_lock_tells_of_a_renamed_parameter_and_how_to_accept_it(tmp_path):
         (("explain", CONFIG[0]), "try --devices=32"),
         (("explain", *CONFIG, "--config.mesh.tensor=5"), "sizes that work divide 32"),
         (("explain", *CONFIG, "--why=blocks/mlp/up"), "did you mean blocks/mlp/up/kernel"),
+        (("explain", *CONFIG, "--html=none/page.html"), "html='none/page.html': cannot be written"),
+        (("diff", *CONFIG, "--against=none.py"), "--against has 1 problem"),
     ],
     ids=str,
 )
@@ -137,6 +139,7 @@ def test_mistakes_end_with_one_message_and_exit_78(arguments, words):
     assert result.returncode == EXIT_CONFIG, result.stderr
     assert words in result.stderr
     assert "Traceback" not in result.stderr
+    assert "Unable to initialize backend" not in result.stderr
 
 
 def test_nothing_heavy_is_loaded():
