@@ -50,8 +50,11 @@ def fitted(requests: Sequence[Request], window: int, task: str, *, learned: bool
     Raises ConfigError where one has more of those, with the window that all want; there is none
     with `learned` positions.
     """
-    if not all(request.scored for request in requests):
-        raise ConfigError([f"{task}: a continuation to be scored has no tokens"], "evaluation")
+    if empty := sum(not request.scored for request in requests):
+        problem = (
+            f"{task}: {empty:,} of {len(requests):,} continuations to be scored have no tokens"
+        )
+        raise ConfigError([problem], "evaluation")
     longest = max((request.scored for request in requests), default=0)
     if longest > window:
         long = sum(request.scored > window for request in requests)
@@ -59,6 +62,6 @@ def fitted(requests: Sequence[Request], window: int, task: str, *, learned: bool
             f"{task}: {long:,} of {len(requests):,} continuations to be scored are longer than the "
             f"window of {window} tokens, the longest has {longest}"
         )
-        remedy = "learned positions end there" if learned else f"give --window={longest}"
+        remedy = "learned positions end there" if learned else f"set window={longest}"
         raise ConfigError([f"{problem}; {remedy}"], "evaluation")
     return [Request(request.tokens[-(window + 1) :], request.scored) for request in requests]

@@ -220,7 +220,7 @@ def test_nothing_is_scored_before_all_inputs_are_found_right(
     assert "short.txt needs a document of 128 tokens" in error
     assert "empty.txt holds no text" in error
     assert "piqa: 2 of 4 continuations to be scored are longer than the window of 6" in error
-    assert "the longest has 8; give --window=8" in error
+    assert "the longest has 8; set window=8" in error
 
 
 def test_files_of_another_data_set_are_one_message(tmp_path):

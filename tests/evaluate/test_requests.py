@@ -42,9 +42,11 @@ def test_inputs_are_cut_to_the_window_and_what_is_scored_never():
     cut = fitted(requests, 6, "task", learned=False)
     assert [bytes(request.tokens) for request in cut] == [b"ext yes", b"t maybe", b"text no"]
     words = r"task: 2 of 3 cont.* longer than the window of 3 tokens, the longest has 6; "
-    with pytest.raises(ConfigError, match=words + "give --window=6"):
+    with pytest.raises(ConfigError, match=words + "set window=6"):
         fitted(requests, 3, "task", learned=False)
     with pytest.raises(ConfigError, match=words + "learned positions end there"):
         fitted(requests, 3, "task", learned=True)
-    with pytest.raises(ConfigError, match=r"task: a continuation to be scored has no tokens"):
+    with pytest.raises(
+        ConfigError, match=r"task: 1 of 1 continuations to be scored have no tokens"
+    ):
         fitted([choice_request(tokenizer, "context", "")], 9, "task", learned=False)
