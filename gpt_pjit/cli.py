@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import signal
@@ -131,7 +132,9 @@ def report_errors() -> Iterator[None]:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     """Raises KeyboardInterrupt, a little later where Python would print it and go on."""
-    if frame and frame.f_code.co_name in ("_xla_gc_callback", "__del__"):
+    # JAX has a callback of the garbage collector, which runs often while a program is traced.
+    callbacks = [getattr(callback, "__code__", None) for callback in gc.callbacks]
+    if frame and (frame.f_code in callbacks or frame.f_code.co_name == "__del__"):
         threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
     else:
         raise KeyboardInterrupt

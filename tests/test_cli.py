@@ -30,16 +30,16 @@ def test_ctrl_c_is_one_word(capsys):
 def test_ctrl_c_is_not_lost_in_a_callback_of_the_garbage_collector():
     """Python prints the exception of such a callback, and goes on."""
 
-    def _xla_gc_callback(phase, _):
+    def callback(phase, _):
         if phase == "start":
             signal.raise_signal(signal.SIGINT)
 
     def work():
-        gc.callbacks.append(_xla_gc_callback)
+        gc.callbacks.append(callback)
         try:
             gc.collect()
         finally:
-            gc.callbacks.remove(_xla_gc_callback)
+            gc.callbacks.remove(callback)
         time.sleep(5)
 
     assert stopped(work) == EXIT_INTERRUPTED
