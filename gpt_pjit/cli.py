@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import signal
@@ -12,7 +11,6 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from absl import flags
@@ -21,6 +19,7 @@ from rich.console import Console, RenderableType
 
 from gpt_pjit.config import Config, from_config_dict
 from gpt_pjit.errors import EXIT_CONFIG, EXIT_INTERRUPTED, ConfigError, Problem
+from gpt_pjit.runtime import forget_reader
 from gpt_pjit.validation import validate
 
 PIPED_WIDTH = 100
@@ -115,29 +114,41 @@ def report_errors() -> Iterator[None]:
 
     Ends quietly when whoever reads the output has what it wants, as `head` does.
     """
-    previous = signal.signal(signal.SIGINT, _interrupt)
     try:
-        yield
+        with _ctrl_c_is_heard():
+            yield
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        forget_reader()
     except ConfigError as error:
         _fail(str(error))
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
+
+
+@contextmanager
+def _ctrl_c_is_heard() -> Iterator[None]:
+    """It raises KeyboardInterrupt, and once more where Python would print that and go on.
+
+    So it does in callbacks of the garbage collector, of which JAX has one, and of weak references;
+    they run often while a program is traced.
+    """
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    hook = sys.unraisablehook
+
+    def unraisable(lost: Any) -> None:
+        if issubclass(lost.exc_type, KeyboardInterrupt):
+            threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()
+        else:
+            hook(lost)
+
+    sys.unraisablehook = unraisable
+    try:
+        yield
     finally:
-        signal.signal(signal.SIGINT, previous)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Raises KeyboardInterrupt, a little later where Python would print it and go on."""
-    # JAX has a callback of the garbage collector, which runs often while a program is traced.
-    callbacks = [getattr(callback, "__code__", None) for callback in gc.callbacks]
-    if frame and (frame.f_code in callbacks or frame.f_code.co_name == "__del__"):
-        threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
-    else:
-        raise KeyboardInterrupt
+        sys.unraisablehook = hook
+        signal.signal(signal.SIGINT, handler)
 
 
 def write_page(path: str, text: str) -> None:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from gpt_pjit.checkpoint import missing_parts, restore_params, saved_steps
+from gpt_pjit.checkpoint import missing_parts, other_steps, restore_params, saved_steps
 from gpt_pjit.config import Config, MeshConfig
 from gpt_pjit.data import Tokenizer, TrainingData, held_out_batches, saved_tokenizer
 from gpt_pjit.errors import ConfigError, Problem
@@ -164,8 +164,8 @@ def _check_finite(params: Any, workdir: Path, step: int) -> None:
     bad = [path for path, whole in paths_and_leaves(jax.device_get(finite)) if not whole]
     if bad:
         problem = f"step {step} of {workdir} holds NaN or infinity in {', '.join(bad)}"
-        others = ", ".join(str(o) for o in saved_steps(workdir / "checkpoints") if o != step)
-        raise ConfigError([f"{problem}; other steps here: {others or 'none'}"], "checkpoint")
+        remedy = other_steps(workdir / "checkpoints", step)
+        raise ConfigError([f"{problem}; {remedy}"], "checkpoint")
 
 
 def run_tokenizer(workdir: Path, record: dict[str, Any]) -> Tokenizer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,16 @@ from gpt_pjit.runtime import check_data, open_workdir
 from gpt_pjit.training import Program, build
 
 ROOT = Path(__file__).parent.parent
+
+
+def without_reader(command: Sequence[str], **options: Any) -> tuple[int, str]:
+    """Exit code and standard error of a process whose standard output nobody reads."""
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    ) as process:
+        process.stdout.close()
+        errors = process.stderr.read()
+    return process.returncode, errors
 
 
 def tiny(**sections: dict) -> Config:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 
 import pytest
 
@@ -41,6 +42,20 @@ def test_ctrl_c_is_not_lost_in_a_callback_of_the_garbage_collector():
         finally:
             gc.callbacks.remove(callback)
         time.sleep(5)
+
+    assert stopped(work) == EXIT_INTERRUPTED
+
+
+def test_ctrl_c_is_not_lost_in_a_callback_of_a_weak_reference():
+    class Thing:
+        pass
+
+    def work():
+        thing = Thing()
+        kept = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGINT))
+        del thing
+        time.sleep(5)
+        raise AssertionError(kept)
 
     assert stopped(work) == EXIT_INTERRUPTED
 

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from gpt_pjit.errors import EXIT_CONFIG, EXIT_DONE, EXIT_INTERRUPTED
-from tests.helpers import ROOT
+from tests.helpers import ROOT, without_reader
 
 NAMES = {
     "train/loss",
@@ -172,12 +172,8 @@ def test_a_start_that_found_no_data_does_not_bind_the_workdir(corpus, tmp_path):
 def test_training_goes_on_when_its_reader_is_gone(corpus, tmp_path):
     workdir = tmp_path / "run"
     arguments = command(*flags(corpus, workdir, **{"optim.steps": 10}))
-    with subprocess.Popen(
-        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, env=ENVIRONMENT
-    ) as process:
-        process.stdout.close()
-        errors = process.stderr.read().decode()
-    assert process.returncode == EXIT_DONE, errors
+    code, errors = without_reader(arguments, cwd=ROOT, env=ENVIRONMENT)
+    assert code == EXIT_DONE, errors
     assert "BrokenPipe" not in errors
     assert max(metrics(workdir)) == 10
 

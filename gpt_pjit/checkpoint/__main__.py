@@ -33,7 +33,14 @@ from gpt_pjit.data import TrainingData, open_data
 from gpt_pjit.errors import EXIT_DONE, ConfigError
 from gpt_pjit.model import param_shapes
 from gpt_pjit.partition import make_mesh
-from gpt_pjit.runtime import check_new, check_same_data, derived_workdir, no_data_yet, read_run
+from gpt_pjit.runtime import (
+    check_new,
+    check_same_data,
+    derived_workdir,
+    has_no_data,
+    no_data_yet,
+    read_run,
+)
 from gpt_pjit.trained import (
     find_checkpoint,
     held_out_metrics,
@@ -132,10 +139,11 @@ def _losses(
     """Validation loss of `step` and of `out`, on the run's own data, where they are."""
     if not wanted:
         return None, "validation loss not measured"
-    if read_run(workdir)[1]["data"][0]["sha256"] is None:
+    config, run = read_run(workdir)
+    if has_no_data(run["data"]):
         return None, "validation loss not measured: nothing has trained here yet, on no data"
     try:
-        data = _own_data(workdir, *read_run(workdir))
+        data = _own_data(workdir, config, run)
     except ConfigError as error:
         return None, f"validation loss not measured, the run's data are not here: {error}"
     pair = {"before": workdir / "checkpoints" / str(step), "after": out}

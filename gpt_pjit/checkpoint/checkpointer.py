@@ -14,7 +14,8 @@ from flax.traverse_util import unflatten_dict
 from gpt_pjit.errors import ConfigError
 
 ITEM = "default"  # the name that Orbax gives a checkpoint of one item
-PARTS = ("_CHECKPOINT_METADATA", f"{ITEM}/_METADATA", f"{ITEM}/manifest.ocdbt")
+MANIFEST = f"{ITEM}/manifest.ocdbt"
+PARTS = ("_CHECKPOINT_METADATA", f"{ITEM}/_METADATA", MANIFEST)
 
 
 class Checkpointer:
@@ -49,6 +50,12 @@ def saved_steps(directory: Path) -> list[int]:
     return sorted(ocp.utils.checkpoint_steps(directory.resolve()))
 
 
+def other_steps(directory: Path, step: int) -> str:
+    """The remedy where `step` will not do."""
+    others = ", ".join(str(other) for other in saved_steps(directory) if other != step)
+    return f"other steps here: {others or 'none'}"
+
+
 def missing_parts(directory: Path, step: int) -> list[str]:
     """The files that `step` should have and has not, as after a copy that was cut short.
 
@@ -60,8 +67,7 @@ def missing_parts(directory: Path, step: int) -> list[str]:
 def fingerprint(directory: Path, step: int) -> str:
     """What tells a written checkpoint from any other; that of a copy is the same."""
     # Orbax's list of the files with the data, whose names are drawn at random.
-    manifest = directory / str(step) / ITEM / "manifest.ocdbt"
-    return hashlib.sha256(manifest.read_bytes()).hexdigest()
+    return hashlib.sha256((directory / str(step) / MANIFEST).read_bytes()).hexdigest()
 
 
 def restore_params(directory: Path, step: int, target: Any) -> Any:
@@ -117,6 +123,5 @@ def _read(directory: Path, step: int, args: ocp.args.PyTreeRestore) -> Any:
     except Exception as error:  # Orbax raises just that where data are cut short
         reason = str(error).split("\n", 1)[0][:300]
         problem = f"step {step} of {directory.parent} cannot be read: {reason}"
-        others = ", ".join(str(other) for other in saved_steps(directory) if other != step)
-        remedy = f"if a file is damaged, other steps here: {others or 'none'}"
+        remedy = f"if a file is damaged, {other_steps(directory, step)}"
         raise ConfigError([f"{problem}; {remedy}"], "checkpoint") from error

@@ -49,10 +49,10 @@ def main(argv: Sequence[str]) -> None:
         try:
             for name, compute in jobs.items():
                 results[name] = compute()
-                _write(flags.out, results_record(results, settings), others)
+                record = results_record(results, settings)
+                _write(flags.out, record, others)
         finally:  # what has been scored is shown, whatever befell the next task
             if results and jax.process_index() == 0:
-                record = results_record(results, settings)
                 show(record, _shown(row_of(record), others), as_json=flags.json)
 
 

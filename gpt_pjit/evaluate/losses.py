@@ -10,7 +10,7 @@ import numpy as np
 from gpt_pjit.data import Tokenizer
 from gpt_pjit.evaluate.batches import Request
 from gpt_pjit.evaluate.scorer import Scored
-from gpt_pjit.evaluate.statistics import Metrics, ratio_stderr, with_stderr
+from gpt_pjit.evaluate.statistics import Metrics, ratio
 
 QUANTILES = (0.5, 0.9, 0.99, 0.999)
 HIGH = 20.0  # nats: a probability of 2e-9; drawing blindly from 50,000 tokens costs 10.8
@@ -18,7 +18,8 @@ SUSPICIOUS_SHARE = 0.01  # of the total loss
 WORST = 20
 BEFORE = 12  # tokens shown before a bad one
 SHARES = ("share_above_20", "loss_share_above_20")
-DISTRIBUTION = (*(f"nll_quantile_{q:g}" for q in QUANTILES), "nll_max", *SHARES)
+QUANTILE_NAMES = tuple(f"nll_quantile_{q:g}" for q in QUANTILES)
+DISTRIBUTION = (*QUANTILE_NAMES, "nll_max", *SHARES)
 
 
 def loss_metrics(nll: np.ndarray, cluster: np.ndarray) -> Metrics:
@@ -28,14 +29,11 @@ def loss_metrics(nll: np.ndarray, cluster: np.ndarray) -> Metrics:
     standard errors, `cluster`, int [N], says from 0 on which tokens belong together.
     """
     high = nll > HIGH
-    values = [*np.quantile(nll, QUANTILES), nll.max()]
-    metrics: Metrics = dict(zip(DISTRIBUTION, map(float, values), strict=False))
+    quantiles = map(float, np.quantile(nll, QUANTILES))
+    metrics: Metrics = dict(zip(QUANTILE_NAMES, quantiles, strict=True))
+    metrics["nll_max"] = float(nll.max())
     for name, sizes in zip(SHARES, (np.ones(len(nll)), nll), strict=True):
-        parts, whole = np.bincount(cluster, sizes * high), np.bincount(cluster, sizes)
-        if not whole.sum():  # every token was certain
-            metrics |= with_stderr(name, 0.0, None)
-            continue
-        metrics |= with_stderr(name, float(parts.sum() / whole.sum()), ratio_stderr(parts, whole))
+        metrics |= ratio(name, np.bincount(cluster, sizes * high), np.bincount(cluster, sizes))
     return metrics
 
 

@@ -18,12 +18,12 @@ ALL_PUBLISHED = "published"  # as a --compare
 
 @dataclass(frozen=True)
 class Table:
-    """Cells from column `code` on are pieces of other texts, to be shown as they are."""
+    """Cells of the columns `code` are pieces of other texts, to be shown as they are."""
 
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
-    code: int = 100
+    code: Sequence[int] = ()
 
 
 def comparison_rows(names: Iterable[str], tasks: Iterable[str]) -> list[Row]:
@@ -42,9 +42,8 @@ def comparison_rows(names: Iterable[str], tasks: Iterable[str]) -> list[Row]:
         try:
             rows.append(read_results(name))
         except ConfigError as error:
-            problems += error.problems
+            problems += [f"{p}, or compare with `{ALL_PUBLISHED}`" for p in error.problems]
     if problems:
-        problems[-1] = f"{problems[-1]}; or compare with `{ALL_PUBLISHED}`"
         raise ConfigError(problems, "--compare")
     return rows
 
@@ -61,7 +60,9 @@ def tables(mine: Row, others: Sequence[Row]) -> list[Table]:
             found.append(Table(f"{task}: loss by position", header, rows))
         if worst := details.get("worst_tokens"):
             rows = [(f"{w['nll']:.2f}", repr(w["text"]), repr(w["before"])) for w in worst]
-            found.append(Table(f"{task}: worst tokens", ("nats", "token", "after"), rows, code=1))
+            found.append(
+                Table(f"{task}: worst tokens", ("nats", "token", "after"), rows, code=(1, 2))
+            )
     return found
 
 
@@ -104,7 +105,8 @@ def results_table(row: Row) -> str:
 
 def markdown_table(table: Table) -> str:
     rows = [
-        [*row[: table.code], *(_code(cell) for cell in row[table.code :])] for row in table.rows
+        [_code(cell) if column in table.code else cell for column, cell in enumerate(row)]
+        for row in table.rows
     ]
     lines = [table.header, ["---"] * len(table.header), *rows]
     escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from gpt_pjit.errors import ConfigError
+from gpt_pjit.evaluate.losses import SHARES
 from gpt_pjit.evaluate.texts import Result
 
 SETTINGS = "settings"  # the one key of a results file that is no task
-PERCENT = ("acc", "acc_norm", "share_above_20", "loss_share_above_20")
+PERCENT = ("acc", "acc_norm", *SHARES)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,13 @@ def ratio_stderr(parts: np.ndarray, sizes: np.ndarray) -> float | None:
     return float(math.sqrt(n / (n - 1) * np.sum(residuals**2)) / sizes.sum())
 
 
+def ratio(name: str, parts: np.ndarray, sizes: np.ndarray) -> Metrics:
+    """`sum(parts) / sum(sizes)` of clusters, with `ratio_stderr`; 0 where there are no sizes."""
+    if not sizes.sum():
+        return with_stderr(name, 0.0, None)
+    return with_stderr(name, float(parts.sum() / sizes.sum()), ratio_stderr(parts, sizes))
+
+
 def perplexity(name: str, nats: float, stderr: float | None) -> Metrics:
     """The exponential of a mean in nats, None above e^700; standard error by the delta method."""
     if nats > 700:  # exp(710) is infinite

@@ -14,8 +14,8 @@ from gpt_pjit.errors import ConfigError
 from gpt_pjit.evaluate.batches import Request
 from gpt_pjit.evaluate.losses import loss_metrics, worst_tokens
 from gpt_pjit.evaluate.requests import rolling_requests
-from gpt_pjit.evaluate.scorer import Scored, Scorer
-from gpt_pjit.evaluate.statistics import Metrics, perplexity, ratio_stderr, with_stderr
+from gpt_pjit.evaluate.scorer import Scorer
+from gpt_pjit.evaluate.statistics import Metrics, perplexity, ratio, ratio_stderr, with_stderr
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,9 @@ def prepare_texts(scorer: Scorer, documents: Sequence[Document], stride: int, ta
         scored = scorer.score(requests, task)
         nll = np.concatenate([result.nll for result in scored])
         assert len(nll) == details["tokens"]
-        # The tokens of a document belong together; of a single one, those of a window's length.
-        lengths = [len(result.nll) for result in scored]
-        cluster = np.repeat(owner, lengths)
-        if len(documents) == 1:
-            cluster = np.arange(len(nll)) // scorer.window
-        metrics = _metrics(documents, scored, cluster, nll)
+        owner_of_token = np.repeat(owner, [len(result.nll) for result in scored])
+        greedy = np.concatenate([result.greedy for result in scored])
+        metrics = _metrics(documents, owner_of_token, nll, greedy, scorer.window)
         worst = worst_tokens(requests, scored, tokenizer)
         return Result(metrics, details | {"worst_tokens": worst})
 
@@ -97,26 +94,29 @@ def prepare_texts(scorer: Scorer, documents: Sequence[Document], stride: int, ta
 
 
 def _metrics(
-    documents: Sequence[Document], scored: Sequence[Scored], cluster: np.ndarray, nll: np.ndarray
+    documents: Sequence[Document],
+    owner: np.ndarray,
+    nll: np.ndarray,
+    greedy: np.ndarray,
+    window: int,
 ) -> Metrics:
-    """`cluster`, int [N], says of each token with which others it belongs together, from 0 on."""
-    n = max(len(documents), int(cluster.max()) + 1)
-    tokens = np.bincount(cluster, minlength=n).astype(np.float64)
+    """`owner`, `nll` and `greedy` are [N], one for each token."""
+    cluster, n = owner, len(documents)
     sizes: dict[str, Any] = {
         "byte": np.array([document.bytes for document in documents], np.float64),
         "word": np.array([document.words for document in documents], np.float64),
     }
-    if len(documents) == 1:  # each cluster with its tokens' part of the bytes and words
-        sizes = {unit: total * tokens / len(nll) for unit, total in sizes.items()}
-    sizes["token"] = tokens
+    if n == 1:  # pieces as long as a window, each with its tokens' part of the bytes and words
+        cluster, n = np.arange(len(nll)) // window, -(-len(nll) // window)
+        sizes = {unit: total * np.bincount(cluster) / len(nll) for unit, total in sizes.items()}
+    sizes["token"] = np.bincount(cluster, minlength=n).astype(np.float64)
     nats = np.bincount(cluster, nll, n)
-    right = np.bincount(cluster, np.concatenate([result.greedy for result in scored]), n)
+    right = np.bincount(cluster, greedy, n)
     ratios = {unit: float(nll.sum() / size.sum()) for unit, size in sizes.items()}
     errors = {unit: ratio_stderr(nats, size) for unit, size in sizes.items()}
     bits = None if errors["byte"] is None else errors["byte"] / math.log(2)
     metrics = with_stderr("bits_per_byte", ratios["byte"] / math.log(2), bits)
     for unit in ("token", "word", "byte"):
         metrics |= perplexity(f"{unit}_perplexity", ratios[unit], errors[unit])
-    share = float(right.sum() / len(nll))
-    metrics |= with_stderr("acc", share, ratio_stderr(right, sizes["token"]))
+    metrics |= ratio("acc", right, sizes["token"])
     return metrics | loss_metrics(nll, cluster)

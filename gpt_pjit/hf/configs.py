@@ -145,7 +145,7 @@ def from_json(fields: dict[str, Any], source: str) -> Form:
         d_model=d_model,
         d_ff=fields.get("n_inner") or MPT_WIDENING * d_model,
         vocab_size=vocab_size,
-        dtype="bfloat16" if _dtype(fields) in ("bfloat16", "float16") else "float32",
+        dtype=_dtype(fields),
         positions="learned" if family == "gpt2" else "alibi",
         activation=ACTIVATIONS[activation],
         bias=family == "gpt2",
@@ -154,9 +154,10 @@ def from_json(fields: dict[str, Any], source: str) -> Form:
     return Form(family, model, trained)
 
 
-def _dtype(fields: dict[str, Any]) -> Any:
-    """Of the weights, and so of the computation in transformers; by its older name, or float32."""
-    return fields.get("dtype") or fields.get("torch_dtype")
+def _dtype(fields: dict[str, Any]) -> str:
+    """Of the weights, and so of the computation in transformers; float32 where it is not told."""
+    theirs = fields.get("dtype") or fields.get("torch_dtype")  # the name of older versions
+    return "bfloat16" if theirs in ("bfloat16", "float16") else "float32"
 
 
 def _field(fields: dict[str, Any], name: str, default: Any) -> Any:

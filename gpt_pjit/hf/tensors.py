@@ -145,8 +145,8 @@ def _read_header(path: Path) -> Iterator[tuple[str, Stored]]:
             (name, entry["dtype"], tuple(entry["shape"]), entry["data_offsets"])
             for name, entry in header.items()
         ]
-        whole = size == 8 + length + max((end for *_, (_, end) in places), default=0)
-        whole &= all(_fits(*place) for _, *place in places)
+        end = 8 + length + max((end for *_, (_, end) in places), default=0)
+        whole = size == end and all(_fits(*place) for _, *place in places)
     except (ValueError, KeyError, TypeError, AttributeError):
         whole = False
     if not whole:

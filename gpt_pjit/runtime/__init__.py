@@ -1,6 +1,10 @@
 """What surrounds a computation: start-up of hosts, the workdir, metrics, the console."""
 
-from gpt_pjit.runtime.console import say as say, warn as warn
+from gpt_pjit.runtime.console import (
+    forget_reader as forget_reader,
+    say as say,
+    warn as warn,
+)
 from gpt_pjit.runtime.derived import (
     derived_workdir as derived_workdir,
     no_data_yet as no_data_yet,
@@ -22,6 +26,7 @@ from gpt_pjit.runtime.metrics import StepLog as StepLog
 from gpt_pjit.runtime.workdir import (
     check_data as check_data,
     check_same_data as check_same_data,
+    has_no_data as has_no_data,
     open_workdir as open_workdir,
     read_run as read_run,
 )

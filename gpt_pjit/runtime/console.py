@@ -13,10 +13,14 @@ from rich.progress import BarColumn, Progress as Bar, TextColumn, TimeRemainingC
 SECONDS_BETWEEN_LINES = 15.0  # where there is no terminal to draw a bar on
 
 
+def forget_reader() -> None:
+    """Whoever read standard output has gone: what follows goes nowhere, and is no error."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Whoever read has gone; a run goes on, and rich alone would end it with 1."""
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        forget_reader()  # a run goes on; rich would end it with 1
 
 
 _console = _Console(highlight=False, soft_wrap=True)

@@ -14,6 +14,7 @@ import jax
 from gpt_pjit.chips import chip_of_kind, flops_per_token
 from gpt_pjit.config import Config
 from gpt_pjit.runtime.console import Progress, say
+from gpt_pjit.runtime.folders import write_whole
 
 T = TypeVar("T")
 
@@ -31,9 +32,7 @@ class MetricsWriter:
         path = workdir / "metrics.jsonl"
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step(line) <= start]
-            draft = path.with_suffix(".tmp")
-            draft.write_text("".join(line + "\n" for line in kept))
-            draft.replace(path)
+            write_whole(path, "".join(line + "\n" for line in kept))
         from tensorboardX import SummaryWriter  # which imports torch, if it is there: seconds
 
         self.file = path.open("a", buffering=1)

@@ -92,7 +92,7 @@ def check_data(
     was = record.get("data")
     if was is not None:
         check_same_data(was, identity, workdir)
-    if (was is None or _no_data(was)) and jax.process_index() == 0:
+    if (was is None or has_no_data(was)) and jax.process_index() == 0:
         name, content = tokenizer
         if name:
             (workdir / name).write_bytes(content)
@@ -102,7 +102,7 @@ def check_data(
 def check_same_data(was: list[dict[str, Any]], now: list[dict[str, Any]], workdir: Path) -> None:
     """Raises ConfigError where the sets `now` are not those, or of the tokenizer, of `workdir`."""
     names: tuple[str, ...] = ("tokenizer", "vocab_size", "sha256")
-    if _no_data(was):
+    if has_no_data(was):
         was, names = was * len(now), ("tokenizer",)
     problems = [
         f"{name} of {new['path']} is {new[name]}, the run had {old[name]} of {old['path']}"
@@ -117,7 +117,7 @@ def check_same_data(was: list[dict[str, Any]], now: list[dict[str, Any]], workdi
         raise ConfigError(problems, f"data of the run in {workdir}")
 
 
-def _no_data(identity: list[dict[str, Any]]) -> bool:
+def has_no_data(identity: list[dict[str, Any]]) -> bool:
     """Whether it is that of weights from which no run has begun."""
     return identity[0]["sha256"] is None
 
