@@ -16,7 +16,7 @@ from typing import Any, get_type_hints
 
 from ml_collections import ConfigDict
 
-from gpt_pjit.errors import ConfigError, Problem
+from gpt_pjit.core.errors import ConfigError, Problem
 
 
 @dataclass(frozen=True)

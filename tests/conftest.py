@@ -11,3 +11,5 @@ import jax
 
 jax.config.update("jax_num_cpu_devices", 32)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+pytest_plugins = ["tests.token_sets"]

@@ -11,12 +11,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from gpt_pjit.checkpoint import Checkpointer
 from gpt_pjit.config import Config, from_config_dict, replaced as with_fields
-from gpt_pjit.data import load_tokenizer
-from gpt_pjit.partition import make_mesh
-from gpt_pjit.runtime import check_data, open_workdir
-from gpt_pjit.training import Program, build
+from gpt_pjit.core.checkpointer import Checkpointer
+from gpt_pjit.core.runtime import check_data, open_workdir
+from gpt_pjit.core.sharding import make_mesh
+from gpt_pjit.core.tokens import load_tokenizer
+from gpt_pjit.core.training import Program, build
 
 ROOT = Path(__file__).parent.parent
 

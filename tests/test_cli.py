@@ -9,8 +9,8 @@ import weakref
 
 import pytest
 
-from gpt_pjit.cli import report_errors
-from gpt_pjit.errors import EXIT_CONFIG, EXIT_INTERRUPTED
+from gpt_pjit.commandline import report_errors
+from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_INTERRUPTED
 from tests.helpers import ROOT
 
 

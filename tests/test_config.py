@@ -7,16 +7,9 @@ import sys
 
 import pytest
 
-from gpt_pjit.config import (
-    Config,
-    default_config,
-    differences,
-    flatten,
-    from_config_dict,
-    to_json,
-)
-from gpt_pjit.errors import EXIT_CONFIG, ConfigError
-from gpt_pjit.validation import validate
+from gpt_pjit.config import Config, default_config, differences, flatten, from_config_dict, to_json
+from gpt_pjit.core.errors import EXIT_CONFIG, ConfigError
+from gpt_pjit.core.validation import validate
 from tests.helpers import ROOT, load_config, tiny, with_fields
 
 MISTAKES = [

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_pjit.checkpoint import write_state
-from gpt_pjit.errors import ConfigError
-from gpt_pjit.model import forward
-from gpt_pjit.partition import make_mesh
+from gpt_pjit.core.checkpointer import write_state
+from gpt_pjit.core.errors import ConfigError
+from gpt_pjit.core.model import forward
+from gpt_pjit.core.sharding import make_mesh
 from gpt_pjit.trained import find_checkpoint, load_trained
 from tests.helpers import make_workdir, tiny
 from tests.hf.ours import write_run

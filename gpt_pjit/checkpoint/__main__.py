@@ -23,24 +23,19 @@ import numpy as np
 from absl import logging
 from rich.table import Table
 
-from gpt_pjit.checkpoint import missing_parts, read_arrays, saved_steps, write_state
 from gpt_pjit.checkpoint.average import mean_params, steps_to_average
+from gpt_pjit.checkpoint.derived import derived_workdir, no_data_yet
 from gpt_pjit.checkpoint.grow import grown_config, grown_params, layer_sources
 from gpt_pjit.checkpoint.listing import list_checkpoints
-from gpt_pjit.cli import Answer, Parser, answer, report_errors
+from gpt_pjit.commandline import Answer, Parser, answer, report_errors
 from gpt_pjit.config import Config, MeshConfig
-from gpt_pjit.data import TrainingData, open_data
-from gpt_pjit.errors import EXIT_DONE, ConfigError
-from gpt_pjit.model import param_shapes
-from gpt_pjit.partition import make_mesh
-from gpt_pjit.runtime import (
-    check_new,
-    check_same_data,
-    derived_workdir,
-    has_no_data,
-    no_data_yet,
-    read_run,
-)
+from gpt_pjit.core.checkpointer import missing_parts, read_arrays, saved_steps, write_state
+from gpt_pjit.core.errors import EXIT_DONE, ConfigError
+from gpt_pjit.core.model import param_shapes
+from gpt_pjit.core.runtime import check_new, check_same_data, has_no_data, read_run
+from gpt_pjit.core.sharding import make_mesh
+from gpt_pjit.core.tokens import TrainingData, open_data
+from gpt_pjit.core.training import build
 from gpt_pjit.trained import (
     find_checkpoint,
     held_out_metrics,
@@ -48,7 +43,6 @@ from gpt_pjit.trained import (
     split_step,
     start_devices,
 )
-from gpt_pjit.training import build
 
 Run = dict[str, Any]  # a run.json
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from gpt_pjit.checkpoint.checkpointer import read_parameter
-from gpt_pjit.errors import ConfigError, Problem
+from gpt_pjit.core.checkpointer import read_parameter
+from gpt_pjit.core.errors import ConfigError, Problem
 
 
 def steps_to_average(saved: Sequence[int], last: int, fraction: float) -> list[int]:

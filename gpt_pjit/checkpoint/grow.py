@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from gpt_pjit.checkpoint.checkpointer import read_parameter
 from gpt_pjit.config import Config
-from gpt_pjit.errors import ConfigError
+from gpt_pjit.core.checkpointer import read_parameter
+from gpt_pjit.core.errors import ConfigError
 
 BLOCKS = "blocks/"
 OUTPUTS = (  # what a block adds to the residual stream is linear in these

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from gpt_pjit.checkpoint.checkpointer import missing_parts
+from gpt_pjit.core.checkpointer import missing_parts
 
 
 @dataclass(frozen=True)

@@ -15,17 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from gpt_pjit.cli import Parser, report_errors
+from gpt_pjit.commandline import Parser, report_errors
 from gpt_pjit.config import DataConfig
+from gpt_pjit.core.errors import EXIT_INTERRUPTED, ConfigError
+from gpt_pjit.core.tokens import TokenDataset, load_tokenizer, open_data
 from gpt_pjit.data.corpus import check_files, find_files, split_documents
-from gpt_pjit.data.dataset import TokenDataset
 from gpt_pjit.data.documents import training_texts
 from gpt_pjit.data.prepare import prepare
 from gpt_pjit.data.report import describe, show_tokens, summarize
-from gpt_pjit.data.sources import open_data
 from gpt_pjit.data.tokenize import Effort
-from gpt_pjit.data.tokenizers import load_tokenizer, train_bpe, train_unigram
-from gpt_pjit.errors import EXIT_INTERRUPTED, ConfigError
+from gpt_pjit.data.train_tokenizer import train_bpe, train_unigram
 
 INPUTS = "files of text, .jsonl, .json(l).gz, .json(l).zst, .parquet; globs; or hf:NAME[:CONFIG]"
 
@@ -144,7 +143,7 @@ def _show(flags: argparse.Namespace, config_flags: list[str]) -> None:
 def _example(flags: argparse.Namespace, config_flags: list[str]) -> str:
     from ml_collections import config_flags as configs
 
-    from gpt_pjit.cli import config_source, parse_flags, read_config
+    from gpt_pjit.commandline import config_source, parse_flags, read_config
 
     holder = configs.DEFINE_config_file("config", None, "A file of configs/.")
     parse_flags(["show", *config_flags])

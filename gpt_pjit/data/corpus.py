@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from gpt_pjit.config import DataConfig
+from gpt_pjit.core.errors import ConfigError, Problem
 from gpt_pjit.data.progress import progress
-from gpt_pjit.errors import ConfigError, Problem
 
 HUB = "hf:"  # begins the name of a dataset of the Hugging Face hub, in place of a file's path
 LINES = (".jsonl", ".jsonl.gz", ".json.gz", ".zst")  # .json alone is the text of one document

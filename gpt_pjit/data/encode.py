@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from gpt_pjit.core.tokens import SPLITS, BytesTokenizer, Tokenizer, tokenizer_from_bytes
 from gpt_pjit.data.documents import pieces_of
 from gpt_pjit.data.engines import make_engine
 from gpt_pjit.data.readers import Item, Piece
-from gpt_pjit.data.schema import SPLITS
-from gpt_pjit.data.tokenizers import BytesTokenizer, Tokenizer, tokenizer_from_bytes
 
 OVERSIZED = 2**20  # bytes of a document that the summary counts as too long to be one
 

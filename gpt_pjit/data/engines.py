@@ -12,7 +12,7 @@ from importlib.util import find_spec
 
 import numpy as np
 
-from gpt_pjit.data.tokenizers import HuggingFaceTokenizer, Tokenizer
+from gpt_pjit.core.tokens import HuggingFaceTokenizer, Tokenizer
 
 FIRST_CHECK = 2**17  # characters of the first texts, spread over them
 LATER_CHECKS = 1 / 500  # of the texts; at 20 times the cost they take 4 % of the time

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt_pjit.config import DataConfig
+from gpt_pjit.core.errors import ConfigError, Problem
+from gpt_pjit.core.tokens import Tokenizer, load_tokenizer
 from gpt_pjit.data.corpus import (
     SHOWN_PROBLEMS,
     CorpusFile,
@@ -23,9 +25,8 @@ from gpt_pjit.data.corpus import (
 )
 from gpt_pjit.data.documents import training_texts
 from gpt_pjit.data.tokenize import ALL_CORES, Counts, Effort, tokenize
-from gpt_pjit.data.tokenizers import Tokenizer, load_tokenizer, train_bpe
+from gpt_pjit.data.train_tokenizer import train_bpe
 from gpt_pjit.data.writer import DRAFT, partial_folder
-from gpt_pjit.errors import ConfigError, Problem
 
 SOURCE = "source.json"  # in the set's folder: the files and settings that it was made of
 

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.data.corpus import HUB, Part, kind_of, text_blocks
-from gpt_pjit.errors import ConfigError
 
 BLOCK = 2**18  # bytes of a file read at a time
 ROWS = 128  # of a table read at a time

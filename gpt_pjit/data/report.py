@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpt_pjit.data.dataset import TokenDataset, TokenSplit
+from gpt_pjit.core.tokens import TokenDataset, TokenSplit
 from gpt_pjit.data.encode import OVERSIZED
 from gpt_pjit.data.tokenize import Counts
 

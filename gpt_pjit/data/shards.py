@@ -10,8 +10,7 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
-from gpt_pjit.data import schema
-from gpt_pjit.data.arrays import LocalArray
+from gpt_pjit.core.tokens import LocalArray, schema
 
 
 class ArrayWriter:

@@ -16,17 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from gpt_pjit.config import DataConfig
-from gpt_pjit.cores import usable_cores
+from gpt_pjit.core.cores import usable_cores
+from gpt_pjit.core.errors import ConfigError
+from gpt_pjit.core.tokens import Tokenizer
 from gpt_pjit.data.ahead import ahead
 from gpt_pjit.data.corpus import SHOWN_PROBLEMS, Part
 from gpt_pjit.data.encode import Encoded, Settings
 from gpt_pjit.data.engines import EngineDiffersError, has_fast_engine
 from gpt_pjit.data.progress import progress
 from gpt_pjit.data.readers import Item, Lines, Piece, Rows, read_items
-from gpt_pjit.data.tokenizers import Tokenizer
 from gpt_pjit.data.workers import Workers
 from gpt_pjit.data.writer import DatasetWriter, partial_folder
-from gpt_pjit.errors import ConfigError
 
 TASK = 2**21  # bytes of text for a worker at a time
 WORTH_A_WORKER = {False: 2**20, True: 2**25}  # bytes that take as long as its start; True: fast

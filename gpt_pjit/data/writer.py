@@ -15,11 +15,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from gpt_pjit.data import schema
-from gpt_pjit.data.schema import DatasetInfo, SplitInfo, TokenizerInfo
+from gpt_pjit.core.errors import ConfigError
+from gpt_pjit.core.tokens import DatasetInfo, SplitInfo, Tokenizer, TokenizerInfo, schema
 from gpt_pjit.data.shards import ArrayWriter, write_file
-from gpt_pjit.data.tokenizers import Tokenizer
-from gpt_pjit.errors import ConfigError
 
 STATE = "state.npz"  # all that `save` knew
 DRAFT = "set"  # becomes the set

@@ -20,17 +20,17 @@ from rich.console import RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from gpt_pjit.checkpoint import fingerprint
-from gpt_pjit.cli import Parser, count, report_errors, show
-from gpt_pjit.errors import ConfigError, Problem
+from gpt_pjit.commandline import Parser, count, report_errors, show
+from gpt_pjit.core.checkpointer import fingerprint
+from gpt_pjit.core.errors import ConfigError, Problem
+from gpt_pjit.core.runtime import write_whole
+from gpt_pjit.core.validation import CHOICES
 from gpt_pjit.evaluate.report import ALL_PUBLISHED, comparison_rows, markdown, notes, tables
 from gpt_pjit.evaluate.results import Row, results_record, row_of
 from gpt_pjit.evaluate.scorer import Scorer
 from gpt_pjit.evaluate.tasks import KNOWN, prepare_jobs, prepare_tasks
 from gpt_pjit.evaluate.texts import Result
-from gpt_pjit.runtime import write_whole
 from gpt_pjit.trained import Trained, load_trained, start_devices
-from gpt_pjit.validation import CHOICES
 
 
 def main(argv: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt_pjit.errors import ConfigError
+from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.evaluate.batches import Request
 from gpt_pjit.evaluate.losses import loss_metrics, worst_tokens
 from gpt_pjit.evaluate.requests import choice_request

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt_pjit.errors import ConfigError
+from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.evaluate.batches import Request
 from gpt_pjit.evaluate.scorer import Scorer, learned_limit
 from gpt_pjit.evaluate.statistics import Metrics, ratio_stderr, with_stderr

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt_pjit.data import Tokenizer
+from gpt_pjit.core.tokens import Tokenizer
 from gpt_pjit.evaluate.batches import Request
 from gpt_pjit.evaluate.scorer import Scored
 from gpt_pjit.evaluate.statistics import Metrics, ratio

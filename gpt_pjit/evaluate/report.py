@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gpt_pjit.errors import ConfigError, Problem
+from gpt_pjit.core.errors import ConfigError, Problem
 from gpt_pjit.evaluate.choices import ITEMS
 from gpt_pjit.evaluate.losses import DISTRIBUTION, warning
 from gpt_pjit.evaluate.published import PUBLISHED

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from gpt_pjit.data import Tokenizer
-from gpt_pjit.errors import ConfigError
+from gpt_pjit.core.errors import ConfigError
+from gpt_pjit.core.tokens import Tokenizer
 from gpt_pjit.evaluate.batches import Request
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpt_pjit.errors import ConfigError
+from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.evaluate.losses import SHARES
 from gpt_pjit.evaluate.texts import Result
 

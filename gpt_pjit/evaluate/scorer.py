@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 
-from gpt_pjit.errors import ConfigError, Problem
+from gpt_pjit.core.errors import ConfigError, Problem
+from gpt_pjit.core.model import EMPTY, Cache, token_nll, with_slots
+from gpt_pjit.core.runtime import global_array, local_rows
+from gpt_pjit.core.sharding import BATCH_AXES
 from gpt_pjit.evaluate.batches import Family, Request, batches, families
 from gpt_pjit.evaluate.progress import counting
 from gpt_pjit.evaluate.requests import fitted
-from gpt_pjit.model import EMPTY, Cache, token_nll, with_slots
-from gpt_pjit.partition import BATCH_AXES
-from gpt_pjit.runtime import global_array, local_rows
 from gpt_pjit.trained import Trained
 
 ROWS = P(BATCH_AXES, None)

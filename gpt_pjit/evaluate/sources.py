@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt_pjit.errors import ConfigError
+from gpt_pjit.core.errors import ConfigError
 
 
 @dataclass(frozen=True)

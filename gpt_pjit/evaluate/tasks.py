@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from gpt_pjit.errors import ConfigError, Problem
+from gpt_pjit.core.errors import ConfigError, Problem
 from gpt_pjit.evaluate.choices import ITEMS, Record, prepare_items, read_items
 from gpt_pjit.evaluate.lengths import prepare_lengths
 from gpt_pjit.evaluate.scorer import Scorer

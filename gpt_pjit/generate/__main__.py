@@ -16,14 +16,14 @@ from typing import Any
 
 import jax
 
-from gpt_pjit.cli import Parser, count, report_errors
+from gpt_pjit.commandline import Parser, count, report_errors
 from gpt_pjit.config import SampleConfig
-from gpt_pjit.errors import ConfigError, Problem
+from gpt_pjit.core.errors import ConfigError, Problem
+from gpt_pjit.core.validation import CHOICES
 from gpt_pjit.generate.continuation import Continuation
 from gpt_pjit.generate.generate import ROWS, setting_problems, stream
 from gpt_pjit.generate.sample import Sampling
 from gpt_pjit.trained import Trained, load_trained, start_devices
-from gpt_pjit.validation import CHOICES
 
 
 def main(argv: Sequence[str]) -> None:

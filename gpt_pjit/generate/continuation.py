@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gpt_pjit.data import Tokenizer
+from gpt_pjit.core.tokens import Tokenizer
 
 CONTEXT = 8  # tokens of the prompt that are decoded too: some decoders drop a text's first space
 UNFINISHED = "\ufffd"  # what a decoder makes of the first bytes of a character

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from gpt_pjit.core.model import EMPTY, Cache, with_slots
+from gpt_pjit.core.sharding import BATCH_AXES
 from gpt_pjit.generate.sample import Sampling, draw
-from gpt_pjit.model import EMPTY, Cache, with_slots
-from gpt_pjit.partition import BATCH_AXES
 
 
 class State(NamedTuple):

@@ -10,11 +10,11 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 
-from gpt_pjit.errors import ConfigError, Problem
+from gpt_pjit.core.errors import ConfigError, Problem
+from gpt_pjit.core.sharding import BATCH_AXES
 from gpt_pjit.generate.continuation import Continuation
 from gpt_pjit.generate.decode import State, decode, prefill
 from gpt_pjit.generate.sample import Sampling
-from gpt_pjit.partition import BATCH_AXES
 from gpt_pjit.trained import Trained
 
 CHUNK = 16  # tokens written between two looks at them: the time of a dispatch is small beside it

@@ -19,10 +19,11 @@ from pathlib import Path
 
 from absl import logging
 
-from gpt_pjit.cli import Answer, Parser, answer, report_errors
-from gpt_pjit.errors import EXIT_DONE
+from gpt_pjit.commandline import Answer, Parser, answer, report_errors
+from gpt_pjit.core.errors import EXIT_DONE
 from gpt_pjit.evaluate import read_results
-from gpt_pjit.hf import export, import_model
+from gpt_pjit.hf.exporting import export
+from gpt_pjit.hf.importing import import_model
 
 
 def export_command(flags: argparse.Namespace) -> Answer:

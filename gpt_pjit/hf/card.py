@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gpt_pjit.data import Tokenizer
+from gpt_pjit.core.tokens import Tokenizer
 from gpt_pjit.evaluate import Row, results_table
 from gpt_pjit.hf.configs import CLASSES, Form
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt_pjit.config import ModelConfig
-from gpt_pjit.errors import ConfigError, Problem
-from gpt_pjit.model import NORM_EPSILON
+from gpt_pjit.core.errors import ConfigError, Problem
+from gpt_pjit.core.model import NORM_EPSILON
 
 CLASSES = {"mpt": "MptForCausalLM", "gpt2": "GPT2LMHeadModel"}
 TRAINED_LENGTH = "trained_sequence_length"  # a field of our own; transformers keeps and ignores it

@@ -9,18 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt_pjit.checkpoint import fingerprint, read_parameter
 from gpt_pjit.config import Config
-from gpt_pjit.errors import ConfigError, Problem
+from gpt_pjit.core.checkpointer import fingerprint, read_parameter
+from gpt_pjit.core.errors import ConfigError, Problem
+from gpt_pjit.core.model import param_shapes
+from gpt_pjit.core.runtime import new_folder, read_run
+from gpt_pjit.core.sharding import paths_and_leaves
 from gpt_pjit.evaluate import Row
 from gpt_pjit.hf.card import history, model_card
 from gpt_pjit.hf.configs import CLASSES, Form, family_of, to_json
 from gpt_pjit.hf.names import Parameter, parameters
 from gpt_pjit.hf.tensors import SHARD_BYTES, write_tensors
 from gpt_pjit.hf.tokenizer_files import tokenizer_files
-from gpt_pjit.model import param_shapes
-from gpt_pjit.partition import paths_and_leaves
-from gpt_pjit.runtime import new_folder, read_run
 from gpt_pjit.trained import find_checkpoint, run_tokenizer
 
 LONGEST = 4  # times the context of training, where ALiBi is not told otherwise

@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from gpt_pjit.checkpoint import write_state
+from gpt_pjit.checkpoint import derived_workdir, no_data_yet
 from gpt_pjit.config import Config, DataConfig
-from gpt_pjit.data import Tokenizer
-from gpt_pjit.errors import ConfigError, Problem
+from gpt_pjit.core.checkpointer import write_state
+from gpt_pjit.core.errors import ConfigError, Problem
+from gpt_pjit.core.runtime import check_new
+from gpt_pjit.core.tokens import Tokenizer
 from gpt_pjit.hf.configs import Form, from_json
 from gpt_pjit.hf.names import Parameter, parameters
 from gpt_pjit.hf.tensors import DTYPES, INDEX, Stored, stored_tensors
 from gpt_pjit.hf.tokenizer_files import read_tokenizer
-from gpt_pjit.runtime import check_new, derived_workdir, no_data_yet
 
 PREFIX = "transformer."  # the hub's GPT-2 has its names without it
 NO_WEIGHTS = (".attn.bias", ".attn.masked_bias", "lm_head.weight")  # masks; and wte again

@@ -15,8 +15,8 @@ import jax
 import numpy as np
 
 from gpt_pjit.config import ModelConfig
-from gpt_pjit.model import param_shapes
-from gpt_pjit.partition import gpt_dimensions, match_rules, paths_and_leaves, values
+from gpt_pjit.core.model import param_shapes
+from gpt_pjit.core.sharding import gpt_dimensions, match_rules, paths_and_leaves, values
 
 Row = tuple[str, str, str]
 

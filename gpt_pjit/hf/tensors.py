@@ -16,7 +16,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from gpt_pjit.errors import ConfigError
+from gpt_pjit.core.errors import ConfigError
 
 DTYPES = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "F16": np.float16}
 CODES = {np.dtype(dtype): code for code, dtype in DTYPES.items()}

@@ -10,8 +10,8 @@ import tokenizers
 from sentencepiece import sentencepiece_model_pb2 as proto
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from gpt_pjit.data import END_OF_TEXT, BytesTokenizer, Tokenizer, tokenizer_from_bytes
-from gpt_pjit.errors import ConfigError
+from gpt_pjit.core.errors import ConfigError
+from gpt_pjit.core.tokens import END_OF_TEXT, BytesTokenizer, Tokenizer, tokenizer_from_bytes
 
 SPACE = "\u2581"  # sentencepiece's sign
 NO_TEXT = -1e6  # the score of pieces that are no text: to spell them out is always likelier

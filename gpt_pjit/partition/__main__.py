@@ -21,7 +21,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from gpt_pjit.cli import (
+from gpt_pjit.commandline import (
     Answer,
     answer,
     config_source,
@@ -31,10 +31,14 @@ from gpt_pjit.cli import (
     write_page,
 )
 from gpt_pjit.config import Config, differences
-from gpt_pjit.errors import EXIT_BROKEN, EXIT_CONFIG, EXIT_DONE, ConfigError, Problem
-from gpt_pjit.model import param_shapes
-from gpt_pjit.partition import AXES, diff, lint, mesh_shape, why
+from gpt_pjit.core.errors import EXIT_BROKEN, EXIT_CONFIG, EXIT_DONE, ConfigError, Problem
+from gpt_pjit.core.model import param_shapes
+from gpt_pjit.core.sharding import AXES, mesh_shape
+from gpt_pjit.core.training import optimizer_findings, sharding_rules
+from gpt_pjit.partition.diff import diff
+from gpt_pjit.partition.gpt import explain_config
 from gpt_pjit.partition.html import page
+from gpt_pjit.partition.lint import lint
 from gpt_pjit.partition.lock import lock_name, read_lock, write_lock
 from gpt_pjit.partition.records import difference_record, explanation_record
 from gpt_pjit.partition.render import (
@@ -43,7 +47,7 @@ from gpt_pjit.partition.render import (
     findings_table,
     trials_table,
 )
-from gpt_pjit.training import explain_config, optimizer_findings, sharding_rules
+from gpt_pjit.partition.why import why
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
 _AGAINST = config_flags.DEFINE_config_file("against", None, "diff: the side before.")

@@ -11,8 +11,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from gpt_pjit.partition.placement import Placement, shard_bytes, shard_shape
-from gpt_pjit.partition.rules import Match, Rules, paths_and_leaves
+from gpt_pjit.core.sharding import (
+    Match,
+    Placement,
+    Rules,
+    paths_and_leaves,
+    shard_bytes,
+    shard_shape,
+)
 from gpt_pjit.partition.traffic import traffic
 
 TREES = ("stored", "compute", "gradients", "optimizer")

@@ -11,10 +11,9 @@ from typing import Any
 
 from jax.sharding import PartitionSpec as P
 
+from gpt_pjit.core.sharding import Rules, axes_of
 from gpt_pjit.partition.explain import TREES, Explanation, Row, RuleUse
 from gpt_pjit.partition.html_assets import PAGE, SCRIPT, STYLE
-from gpt_pjit.partition.layouts import axes_of
-from gpt_pjit.partition.rules import Rules
 from gpt_pjit.partition.text import (
     dimensions_text,
     human_bytes,

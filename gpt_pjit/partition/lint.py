@@ -9,10 +9,17 @@ from typing import Any
 
 from jax.sharding import PartitionSpec as P
 
-from gpt_pjit.partition.layouts import axes_of
-from gpt_pjit.partition.mesh import REPLICA
-from gpt_pjit.partition.placement import choose, shard_shape
-from gpt_pjit.partition.rules import Finding, Match, Rules, paths_and_leaves, try_rules
+from gpt_pjit.core.sharding import (
+    REPLICA,
+    Finding,
+    Match,
+    Rules,
+    axes_of,
+    choose,
+    paths_and_leaves,
+    shard_shape,
+    try_rules,
+)
 
 CATCH_ALL_BYTES = 2**20  # that a catch-all may place, before splitting
 REPLICATED_BYTES = 2**20  # that a tensor may have which is whole on every device

@@ -9,9 +9,9 @@ from typing import Any
 
 from jax.sharding import PartitionSpec as P
 
-from gpt_pjit.errors import ConfigError, Problem
+from gpt_pjit.core.errors import ConfigError, Problem
+from gpt_pjit.core.sharding import shard_shape
 from gpt_pjit.partition.explain import TREES, Explanation, Part, Row
-from gpt_pjit.partition.placement import shard_shape
 from gpt_pjit.partition.records import spec_entries
 from gpt_pjit.partition.traffic import COLLECTIVES
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from jax.sharding import PartitionSpec as P
 
+from gpt_pjit.core.sharding import Rules
 from gpt_pjit.partition.diff import Difference
 from gpt_pjit.partition.explain import TREES, Explanation, Part, Row
-from gpt_pjit.partition.rules import Rules
 from gpt_pjit.partition.traffic import COLLECTIVES
 
 

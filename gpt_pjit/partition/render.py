@@ -9,9 +9,9 @@ from rich.console import JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
+from gpt_pjit.core.sharding import Finding, Rules
 from gpt_pjit.partition.diff import Difference
 from gpt_pjit.partition.explain import TREES, Explanation, Row
-from gpt_pjit.partition.rules import Finding, Rules
 from gpt_pjit.partition.text import (
     dimensions_text,
     human_bytes,

@@ -7,8 +7,8 @@ from typing import Any
 
 from jax.sharding import PartitionSpec as P
 
+from gpt_pjit.core.sharding import axes_of, keep
 from gpt_pjit.partition.explain import Row
-from gpt_pjit.partition.layouts import axes_of, keep
 
 UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 

@@ -15,9 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from gpt_pjit.partition.layouts import axes_of
-from gpt_pjit.partition.mesh import BATCH_AXES
-from gpt_pjit.partition.placement import shard_bytes, without_batch_axes
+from gpt_pjit.core.sharding import BATCH_AXES, axes_of, shard_bytes, without_batch_axes
 
 COLLECTIVES = (
     "gather weights, once",

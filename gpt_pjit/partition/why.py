@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gpt_pjit.errors import ConfigError, Problem
-from gpt_pjit.partition.placement import choose, misfits
-from gpt_pjit.partition.rules import (
+from gpt_pjit.core.errors import ConfigError, Problem
+from gpt_pjit.core.sharding import (
     SHARDING,
     Match,
     Rules,
+    choose,
+    misfits,
     paths_and_leaves,
     try_rules,
     whole_path_regex,

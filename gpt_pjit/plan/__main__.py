@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from absl import app, flags
 from ml_collections import config_flags
 
-from gpt_pjit.cli import (
+from gpt_pjit.commandline import (
     Answer,
     answer,
     config_source,
@@ -29,7 +29,7 @@ from gpt_pjit.cli import (
     write_page,
 )
 from gpt_pjit.config import Config, differences
-from gpt_pjit.errors import EXIT_BROKEN, EXIT_DONE, ConfigError, Problem
+from gpt_pjit.core.errors import EXIT_BROKEN, EXIT_DONE, ConfigError, Problem
 from gpt_pjit.plan.arguments import plain_arguments
 from gpt_pjit.plan.topology import Topology, find_topology
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpt_pjit.partition import paths_and_leaves, shard_shape, without_batch_axes
+from gpt_pjit.core.sharding import paths_and_leaves, shard_shape, without_batch_axes
+from gpt_pjit.core.training import Program
 from gpt_pjit.plan.hlo import Array, Instruction, Loop, Module, Visit
-from gpt_pjit.training import Program
 
 KINDS = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all", "collective-permute")
 REDUCTIONS = ("all-reduce", "reduce-scatter")

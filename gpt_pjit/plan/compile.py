@@ -20,10 +20,10 @@ import jax
 from jax.experimental import topologies
 
 from gpt_pjit.config import Config
-from gpt_pjit.errors import ConfigError, Problem
-from gpt_pjit.partition import make_mesh, mesh_shape
+from gpt_pjit.core.errors import ConfigError, Problem
+from gpt_pjit.core.sharding import make_mesh, mesh_shape
+from gpt_pjit.core.training import Program, build
 from gpt_pjit.plan.topology import Topology
-from gpt_pjit.training import Program, build
 
 MEMORY = {
     "arguments": "argument_size_in_bytes",

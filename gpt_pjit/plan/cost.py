@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gpt_pjit.chips import flops_per_token
 from gpt_pjit.config import Config
+from gpt_pjit.core.chips import flops_per_token
 from gpt_pjit.plan.collectives import loop_label
 from gpt_pjit.plan.hlo import Instruction, Module, Visit
 from gpt_pjit.plan.topology import Topology

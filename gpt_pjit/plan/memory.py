@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from gpt_pjit.config import Config, flatten, replaced
-from gpt_pjit.errors import ConfigError
-from gpt_pjit.model import QUERY_BLOCK, param_shapes
-from gpt_pjit.partition import Explanation, paths_and_leaves, shard_bytes
+from gpt_pjit.core.errors import ConfigError
+from gpt_pjit.core.model import QUERY_BLOCK, param_shapes
+from gpt_pjit.core.sharding import paths_and_leaves, shard_bytes
+from gpt_pjit.partition import Explanation, explain_config
 from gpt_pjit.plan.compile import Executable
 from gpt_pjit.plan.topology import Topology, larger
-from gpt_pjit.training import explain_config
 
 HEADROOM = 0.8  # of the memory: the estimate is up to a fifth too low
 

@@ -9,8 +9,10 @@ from typing import Any
 import jax.numpy as jnp
 
 from gpt_pjit.config import Config
-from gpt_pjit.model import count_params, param_shapes
-from gpt_pjit.partition import AXES, COLLECTIVES
+from gpt_pjit.core.model import count_params, param_shapes
+from gpt_pjit.core.sharding import AXES
+from gpt_pjit.core.training import Program
+from gpt_pjit.partition import COLLECTIVES
 from gpt_pjit.plan.collectives import Collective, collectives_of, whole_shapes
 from gpt_pjit.plan.compile import Executable, compile_cached, devices_of, lower, program_for
 from gpt_pjit.plan.cost import Cost, cost_of, published_for
@@ -18,7 +20,6 @@ from gpt_pjit.plan.hlo import Module
 from gpt_pjit.plan.memory import Memory, explained, memory_of, remedies
 from gpt_pjit.plan.promises import Promise, Step, check
 from gpt_pjit.plan.topology import Topology
-from gpt_pjit.training import Program
 
 XLA_DTYPES = {"bfloat16": "bf16", "float32": "f32", "float16": "f16"}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from gpt_pjit.partition import BATCH_AXES
+from gpt_pjit.core.sharding import BATCH_AXES
 from gpt_pjit.plan.collectives import Collective
 from gpt_pjit.plan.hlo import Module
 

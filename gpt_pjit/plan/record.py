@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from gpt_pjit.errors import ConfigError, Problem
+from gpt_pjit.core.errors import ConfigError, Problem
 
 HEADER = """\
 # What the training step takes of a device, as its compiler sees it. Memory and estimated cycles may

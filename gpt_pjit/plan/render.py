@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from gpt_pjit.chips import GIB
+from gpt_pjit.core.chips import GIB
 from gpt_pjit.partition import human_bytes, mesh_text, text_table
 from gpt_pjit.plan.cost import Cost
 from gpt_pjit.plan.plan import Plan

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gpt_pjit.errors import EXIT_BROKEN, EXIT_DONE, ConfigError, Problem
+from gpt_pjit.core.errors import EXIT_BROKEN, EXIT_DONE, ConfigError, Problem
 
 
 def record_at(revision: str | None, arguments: Sequence[str]) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from gpt_pjit.config import Config, flatten, replaced
-from gpt_pjit.cores import usable_cores
-from gpt_pjit.errors import (
+from gpt_pjit.core.cores import usable_cores
+from gpt_pjit.core.errors import (
     EXIT_BROKEN,
     EXIT_CONFIG,
     EXIT_DONE,
@@ -26,10 +26,10 @@ from gpt_pjit.errors import (
     ConfigError,
     Problem,
 )
+from gpt_pjit.core.validation import validate
 from gpt_pjit.partition import human_bytes, text_table
 from gpt_pjit.plan.memory import Memory, memory_of
 from gpt_pjit.plan.topology import Topology
-from gpt_pjit.validation import validate
 
 PAUSE = 0.2  # seconds between two looks at the processes
 

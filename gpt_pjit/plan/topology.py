@@ -7,8 +7,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from gpt_pjit.chips import CHIPS, Chip
-from gpt_pjit.errors import ConfigError, Problem
+from gpt_pjit.core.chips import CHIPS, Chip
+from gpt_pjit.core.errors import ConfigError, Problem
 
 MEGACORE = {"chip_config_name": "megacore"}  # the two cores of a chip are one device
 ONE_CHIP = {"chips_per_host_bounds": (1, 1, 1)}

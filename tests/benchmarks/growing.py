@@ -16,14 +16,14 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from gpt_pjit.checkpoint import Checkpointer
 from gpt_pjit.checkpoint.grow import OUTPUTS, grown_config, is_copy, layer_sources
 from gpt_pjit.config import Config
-from gpt_pjit.data import held_out_batches, open_data, train_batches
-from gpt_pjit.partition import make_mesh
-from gpt_pjit.runtime import global_batch, read_run
+from gpt_pjit.core.checkpointer import Checkpointer
+from gpt_pjit.core.runtime import global_batch, read_run
+from gpt_pjit.core.sharding import make_mesh
+from gpt_pjit.core.tokens import held_out_batches, open_data, train_batches
+from gpt_pjit.core.training import Program, TrainState, build, validation_metrics
 from gpt_pjit.trained import start_devices
-from gpt_pjit.training import Program, TrainState, build, validation_metrics
 
 BATCHES = 40  # of validation
 

@@ -20,8 +20,9 @@ import grain
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from gpt_pjit.data import DatasetWriter, TokenDataset, TrainingData, train_batches
-from gpt_pjit.data.tokenizers import BytesTokenizer
+from gpt_pjit.core.tokens import TokenDataset, TrainingData, train_batches
+from gpt_pjit.core.tokens.tokenizers import BytesTokenizer
+from gpt_pjit.data import DatasetWriter
 
 ROWS, LENGTH = 32, 1024
 SECONDS = 3.0

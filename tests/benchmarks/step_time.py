@@ -44,8 +44,8 @@ def our_step_times() -> list[float]:
     """Seconds of each step, in a process of its own so that the two never share threads."""
     import jax
 
-    from gpt_pjit.cores import usable_cores
-    from gpt_pjit.runtime.hosts import cpu_devices
+    from gpt_pjit.core.cores import usable_cores
+    from gpt_pjit.core.runtime.hosts import cpu_devices
     from tests.helpers import load_config, program_on, random_tokens, with_fields
 
     shape = {

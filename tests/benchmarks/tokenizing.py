@@ -22,7 +22,7 @@ from pathlib import Path
 
 import tokenizers
 
-from gpt_pjit.data import TokenDataset
+from gpt_pjit.core.tokens import TokenDataset
 
 LAUNCHER = """
 import resource, subprocess, sys

@@ -7,11 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from gpt_pjit.checkpoint import Checkpointer, __main__ as command_line
+from gpt_pjit.checkpoint import __main__ as command_line
 from gpt_pjit.checkpoint.average import mean_params, steps_to_average
-from gpt_pjit.errors import EXIT_CONFIG, EXIT_DONE, ConfigError
-from gpt_pjit.model import param_shapes
-from gpt_pjit.runtime import open_workdir, read_run
+from gpt_pjit.core.checkpointer import Checkpointer
+from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_DONE, ConfigError
+from gpt_pjit.core.model import param_shapes
+from gpt_pjit.core.runtime import open_workdir, read_run
 from gpt_pjit.trained import load_trained
 from tests.helpers import make_workdir, program_on, tiny
 from tests.hf.ours import write_run

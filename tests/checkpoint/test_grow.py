@@ -7,14 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_pjit.checkpoint import __main__ as command_line, read_arrays, saved_steps
+from gpt_pjit.checkpoint import __main__ as command_line
 from gpt_pjit.checkpoint.grow import grown_config, layer_sources
-from gpt_pjit.data import open_data
-from gpt_pjit.errors import EXIT_DONE, ConfigError
-from gpt_pjit.model import forward, param_shapes
-from gpt_pjit.partition import make_mesh
-from gpt_pjit.runtime import read_run
-from gpt_pjit.train import train
+from gpt_pjit.core.checkpointer import read_arrays, saved_steps
+from gpt_pjit.core.errors import EXIT_DONE, ConfigError
+from gpt_pjit.core.model import forward, param_shapes
+from gpt_pjit.core.runtime import read_run
+from gpt_pjit.core.sharding import make_mesh
+from gpt_pjit.core.tokens import open_data
+from gpt_pjit.core.train import train
 from tests.helpers import tiny, with_fields
 from tests.hf.ours import write_run
 

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from gpt_pjit.model import count_params, param_shapes
+from gpt_pjit.core.model import count_params, param_shapes
 from tests.helpers import ROOT, tiny
 from tests.hf.ours import write_run
 
@@ -18,8 +18,8 @@ import sys
 from pathlib import Path
 from gpt_pjit.checkpoint.average import mean_params
 from gpt_pjit.hf import export
-from gpt_pjit.model import param_shapes
-from gpt_pjit.runtime import read_run
+from gpt_pjit.core.model import param_shapes
+from gpt_pjit.core.runtime import read_run
 
 def memory(name):
     status = Path("/proc/self/status").read_text()

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from gpt_pjit.config import DataConfig
-from gpt_pjit.data import TokenDataset, corpus, load_tokenizer, open_data, prepare, train_bpe
+from gpt_pjit.core.errors import ConfigError
+from gpt_pjit.core.tokens import TokenDataset, load_tokenizer, open_data, train_bpe
+from gpt_pjit.data import corpus, prepare
 from gpt_pjit.data.corpus import Part
 from gpt_pjit.data.readers import read_items
-from gpt_pjit.errors import ConfigError
 
 TEXTS = {
     "a.txt": "first document\n",

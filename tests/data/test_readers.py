@@ -11,8 +11,9 @@ import pyarrow.parquet
 import pytest
 
 from gpt_pjit.config import DataConfig
-from gpt_pjit.data import Effort, TokenDataset, prepare
-from gpt_pjit.errors import ConfigError
+from gpt_pjit.core.errors import ConfigError
+from gpt_pjit.core.tokens import TokenDataset
+from gpt_pjit.data import Effort, prepare
 from tests.data.corpora import documents_of, random_documents, small_bpe, truncated, write_as
 
 KINDS = ["txt", "jsonl", "jsonl.gz", "json.gz", "jsonl.zst", "parquet"]

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from gpt_pjit.config import DataConfig
-from gpt_pjit.data import Effort, TokenDataset, load_tokenizer, prepare, tokenize, workers
+from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_DONE, EXIT_INTERRUPTED, ConfigError
+from gpt_pjit.core.tokens import TokenDataset, load_tokenizer
+from gpt_pjit.data import Effort, prepare, tokenize, workers
 from gpt_pjit.data.engines import Engine, EngineDiffersError, FastEngine
-from gpt_pjit.errors import EXIT_CONFIG, EXIT_DONE, EXIT_INTERRUPTED, ConfigError
 from tests.data.corpora import files_of, random_documents, small_bpe, write_as
 from tests.helpers import ROOT
 

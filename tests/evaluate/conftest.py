@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from gpt_pjit.model import forward
-from gpt_pjit.partition import BATCH_AXES, make_mesh
+from gpt_pjit.core.model import forward
+from gpt_pjit.core.sharding import BATCH_AXES, make_mesh
 from gpt_pjit.trained import load_trained
 from tests.helpers import make_workdir, tiny
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from gpt_pjit.errors import EXIT_CONFIG, EXIT_INTERRUPTED, ConfigError
+from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_INTERRUPTED, ConfigError
 from gpt_pjit.evaluate import __main__ as command, progress, sources
 from gpt_pjit.evaluate.choices import read_items
 from gpt_pjit.evaluate.report import Table, comparison_rows, markdown_table, notes

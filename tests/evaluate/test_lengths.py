@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from gpt_pjit.errors import ConfigError
+from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.evaluate import lengths
 from gpt_pjit.evaluate.lengths import prepare_lengths
 from gpt_pjit.evaluate.scorer import Scorer

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-from gpt_pjit.data import train_bpe
-from gpt_pjit.errors import EXIT_CONFIG, ConfigError
+from gpt_pjit.core.errors import EXIT_CONFIG, ConfigError
+from gpt_pjit.core.tokens import train_bpe
 from gpt_pjit.evaluate.choices import prepare_items, read_items
 from gpt_pjit.evaluate.requests import choice_request
 from gpt_pjit.evaluate.scorer import Scorer
@@ -271,9 +271,9 @@ def test_the_module_that_runs_is_the_one_of_the_entry_point(monkeypatch):
     import runpy
 
     import lm_eval.__main__
+    from gpt_pjit.gpt_pjit import trained
     from lm_eval.api.registry import get_model
 
-    from gpt_pjit import trained
     from gpt_pjit.evaluate.lm_eval import GptPjitLM
 
     seen = []

@@ -3,8 +3,8 @@
 import pytest
 from hypothesis import given, strategies as st
 
-from gpt_pjit.data import load_tokenizer
-from gpt_pjit.errors import ConfigError
+from gpt_pjit.core.errors import ConfigError
+from gpt_pjit.core.tokens import load_tokenizer
 from gpt_pjit.evaluate.requests import choice_request, fitted, rolling_requests
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from gpt_pjit.errors import ConfigError
+from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.evaluate import scorer as scoring
 from gpt_pjit.evaluate.batches import Family, Request
 from gpt_pjit.evaluate.scorer import Scorer

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from gpt_pjit.errors import ConfigError
+from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.evaluate.batches import Request
 from gpt_pjit.evaluate.scorer import Scorer
 from gpt_pjit.evaluate.statistics import mean, perplexity, ratio_stderr

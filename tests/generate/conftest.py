@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from gpt_pjit.data import load_tokenizer
-from gpt_pjit.partition import paths_and_leaves
+from gpt_pjit.core.sharding import paths_and_leaves
+from gpt_pjit.core.tokens import load_tokenizer
 from gpt_pjit.trained import Trained, of_program
 from tests.helpers import program_on, tiny, with_fields
 

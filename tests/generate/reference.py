@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 
-from gpt_pjit.partition import BATCH_AXES
+from gpt_pjit.core.sharding import BATCH_AXES
 from gpt_pjit.trained import Trained
 
 

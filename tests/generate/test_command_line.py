@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from gpt_pjit.errors import EXIT_CONFIG, EXIT_DONE
+from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_DONE
 from gpt_pjit.generate import __main__ as command
 from gpt_pjit.generate.continuation import Continuation
 from tests.helpers import ROOT, make_workdir, tiny
@@ -114,7 +114,7 @@ def test_a_reader_that_goes_away_ends_it_in_silence(run, monkeypatch):
 
 
 def test_the_terminal_shows_rows_in_order_as_they_grow(capsys):
-    from gpt_pjit.data import load_tokenizer
+    from gpt_pjit.core.tokens import load_tokenizer
 
     rows = [Continuation(load_tokenizer("bytes"), [], 4) for _ in range(2)]
     transcript = command.Transcript(["A:", "B:"])

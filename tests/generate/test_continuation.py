@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from gpt_pjit.data import load_tokenizer, train_bpe
-from gpt_pjit.data.tokenizers import train_unigram
+from gpt_pjit.core.tokens import load_tokenizer, train_bpe
+from gpt_pjit.core.tokens.tokenizers import train_unigram
 from gpt_pjit.generate import Continuation
 
 TEXT = "Grüße, 世界! 🙂 and on it goes; the end\n"

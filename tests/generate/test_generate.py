@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_pjit.errors import ConfigError
+from gpt_pjit.core.errors import ConfigError
+from gpt_pjit.core.model import EMPTY, QUERY_BLOCK, with_slots
 from gpt_pjit.generate import Sampling, generate, stream
 from gpt_pjit.generate.decode import decode, prefill
 from gpt_pjit.generate.sample import draw
-from gpt_pjit.model import EMPTY, QUERY_BLOCK, with_slots
+from tests.core.training.test_step import equations
 from tests.generate.conftest import LEARNED, model
 from tests.generate.reference import recompute
-from tests.training.test_step import equations
 
 PROMPTS = [[1, 2, 3], [], [9] * 5 + list(range(30)), [7]]
 TOKENS = 48  # the same in several tests, which so share their programs

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from gpt_pjit.config import ModelConfig
-from gpt_pjit.data import BytesTokenizer
+from gpt_pjit.core.tokens import BytesTokenizer
 from gpt_pjit.hf.configs import Form, to_json
 from gpt_pjit.hf.names import parameters
 from gpt_pjit.hf.tensors import write_tensors

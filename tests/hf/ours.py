@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt_pjit.checkpoint import read_arrays, saved_steps, write_state
+from gpt_pjit.checkpoint import derived_workdir, no_data_yet
 from gpt_pjit.config import Config
-from gpt_pjit.data import load_tokenizer
-from gpt_pjit.model import forward, param_shapes
-from gpt_pjit.partition import make_mesh
-from gpt_pjit.runtime import derived_workdir, no_data_yet, read_run
+from gpt_pjit.core.checkpointer import read_arrays, saved_steps, write_state
+from gpt_pjit.core.model import forward, param_shapes
+from gpt_pjit.core.runtime import read_run
+from gpt_pjit.core.sharding import make_mesh
+from gpt_pjit.core.tokens import load_tokenizer
 
 
 def logits_of(workdir) -> Callable[[np.ndarray], np.ndarray]:

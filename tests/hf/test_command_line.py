@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gpt_pjit.errors import EXIT_CONFIG, EXIT_DONE
+from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_DONE
 from gpt_pjit.hf import __main__ as command_line
 from tests.helpers import tiny
 from tests.hf.ours import write_run

@@ -6,14 +6,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gpt_pjit.checkpoint import fingerprint
-from gpt_pjit.errors import ConfigError
+from gpt_pjit.core.checkpointer import fingerprint
+from gpt_pjit.core.errors import ConfigError
+from gpt_pjit.core.runtime import read_run
 from gpt_pjit.evaluate import read_results
 from gpt_pjit.hf import export, import_model
 from gpt_pjit.hf.card import history
 from gpt_pjit.hf.configs import from_json
 from gpt_pjit.hf.tensors import stored_tensors
-from gpt_pjit.runtime import read_run
 from tests.helpers import tiny
 from tests.hf.checkpoints import write_checkpoint
 from tests.hf.ours import logits_of, write_run

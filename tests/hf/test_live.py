@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gpt_pjit.config import ModelConfig
-from gpt_pjit.data import load_tokenizer, train_bpe, train_unigram
+from gpt_pjit.core.tokens import load_tokenizer, train_bpe, train_unigram
 from gpt_pjit.hf import export
 from tests.helpers import tiny
 from tests.hf.checkpoints import N_NEW, REFERENCE, SOME, some_tokens
@@ -178,14 +178,15 @@ def test_lm_eval_scores_each_request_alike_through_both(theirs, imported):
 @pytest.mark.slow
 def test_trained_averaged_exported_the_same_bits_per_byte(tmp_path, monkeypatch, capsys):
     """From text to a model in transformers, by the commands' own functions; then evaluated."""
-    from gpt_pjit.checkpoint import read_arrays, saved_steps, write_state
+    from gpt_pjit.checkpoint import derived_workdir
     from gpt_pjit.checkpoint.average import mean_params, steps_to_average
-    from gpt_pjit.data import held_out_batches, open_data
+    from gpt_pjit.core.checkpointer import read_arrays, saved_steps, write_state
+    from gpt_pjit.core.model import param_shapes
+    from gpt_pjit.core.runtime import read_run
+    from gpt_pjit.core.tokens import held_out_batches, open_data
+    from gpt_pjit.core.train import train
     from gpt_pjit.evaluate import __main__ as evaluate, read_results
     from gpt_pjit.evaluate.requests import rolling_requests
-    from gpt_pjit.model import param_shapes
-    from gpt_pjit.runtime import derived_workdir, read_run
-    from gpt_pjit.train import train
     from gpt_pjit.trained import held_out_metrics
 
     (tmp_path / "text.txt").write_text("".join(f"{i} squared is {i * i}\n" for i in range(3000)))

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from gpt_pjit.core.runtime import read_run
 from gpt_pjit.hf import export, import_model
 from gpt_pjit.hf.tensors import stored_tensors, write_tensors
-from gpt_pjit.runtime import read_run
 from tests.hf.checkpoints import FORMS, LONGEST, N_NEW, REFERENCE, SOME, TRAINED, some_tokens
 from tests.hf.ours import greedy, logits_of
 

@@ -5,14 +5,14 @@ import json
 import pytest
 import tokenizers
 
-from gpt_pjit.data import (
+from gpt_pjit.core.errors import ConfigError
+from gpt_pjit.core.tokens import (
     BytesTokenizer,
     load_tokenizer,
     tokenizer_from_bytes,
     train_bpe,
     train_unigram,
 )
-from gpt_pjit.errors import ConfigError
 from gpt_pjit.hf.tokenizer_files import read_tokenizer, tokenizer_files
 
 TEXTS = [

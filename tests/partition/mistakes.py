@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
 
-from gpt_pjit.partition import abstract_mesh, gpt_rules
+from gpt_pjit.core.sharding import abstract_mesh, gpt_rules
 
 SIZES = {"replica": 1, "data": 8, "tensor": 4}
 

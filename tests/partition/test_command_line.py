@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from gpt_pjit.errors import EXIT_CONFIG
-from gpt_pjit.partition import gpt_rules
+from gpt_pjit.core.errors import EXIT_CONFIG
+from gpt_pjit.core.sharding import gpt_rules
 from tests.helpers import ROOT, without_reader
 
 CONFIG = ("--config=configs/580m.py", "--devices=32")

@@ -1,5 +1,4 @@
-from gpt_pjit.partition import diff
-from gpt_pjit.training import explain_config
+from gpt_pjit.partition import diff, explain_config
 from tests.helpers import load_config, with_fields
 
 GIB = 2**30

@@ -7,7 +7,7 @@ import optax
 from jax.sharding import PartitionSpec as P
 
 from gpt_pjit.config import default_config, from_config_dict
-from gpt_pjit.training import explain_config
+from gpt_pjit.partition import explain_config
 from tests.helpers import ROOT, load_config, with_fields
 from tests.partition.mistakes import MISTAKES
 

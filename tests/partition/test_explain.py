@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, PartitionSpec as P
 
-from gpt_pjit.model import param_shapes
-from gpt_pjit.partition import (
+from gpt_pjit.core.model import param_shapes
+from gpt_pjit.core.sharding import (
     LAYOUTS,
-    TREES,
     axes_of,
     gpt_dimensions,
     gpt_rules,
@@ -19,8 +18,9 @@ from gpt_pjit.partition import (
     paths_and_leaves,
     values,
 )
+from gpt_pjit.core.training import sharding_rules
+from gpt_pjit.partition import TREES, explain_config
 from gpt_pjit.partition.traffic import COLLECTIVES
-from gpt_pjit.training import explain_config, sharding_rules
 from tests.helpers import load_config, program_on, tiny
 
 CONFIG_580M = load_config("580m")

@@ -1,7 +1,8 @@
 import pytest
 
-from gpt_pjit.errors import ConfigError
-from gpt_pjit.partition import lint, place
+from gpt_pjit.core.errors import ConfigError
+from gpt_pjit.core.sharding import place
+from gpt_pjit.partition import lint
 from gpt_pjit.partition.lint import is_catch_all
 from tests.partition.mistakes import MISTAKES, ROWS, SIZES, tree
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from gpt_pjit.errors import ConfigError
-from gpt_pjit.partition import LAYOUTS, diff, gpt_rules
+from gpt_pjit.core.errors import ConfigError
+from gpt_pjit.core.sharding import LAYOUTS, gpt_rules
+from gpt_pjit.partition import diff, explain_config
 from gpt_pjit.partition.lock import lock_name, read_lock, write_lock
-from gpt_pjit.training import explain_config
 from tests.helpers import ROOT, load_config, tiny, with_fields
 
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
-from gpt_pjit.partition import AXES, BATCH_AXES
-from gpt_pjit.training.optimizer import make_optimizer
+from gpt_pjit.core.sharding import AXES, BATCH_AXES
+from gpt_pjit.core.training.optimizer import make_optimizer
 
 
 def plain_step(config, program):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
-from gpt_pjit.partition import AXES
+from gpt_pjit.core.sharding import AXES
+from gpt_pjit.partition import explain_config
 from gpt_pjit.plan.collectives import _matching, collectives_of, replica_groups
 from gpt_pjit.plan.hlo import Array, Module
-from gpt_pjit.training import explain_config
 
 PARAMETERS = {
     "embed/embedding": (50304, 1536),

@@ -8,7 +8,7 @@ import sys
 import pytest
 from rich.table import Table
 
-from gpt_pjit.errors import EXIT_CONFIG, EXIT_DONE, ConfigError
+from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_DONE, ConfigError
 from gpt_pjit.plan import compile as compile_room
 from gpt_pjit.plan.arguments import plain_arguments
 from gpt_pjit.plan.html import page

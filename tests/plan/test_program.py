@@ -3,11 +3,11 @@
 import jax
 import numpy as np
 import pytest
+from gpt_pjit.gpt_pjit import train
 
-from gpt_pjit import train
+from gpt_pjit.core.runtime import global_array
 from gpt_pjit.plan.compile import fingerprint, lower, program_for
 from gpt_pjit.plan.topology import find_topology
-from gpt_pjit.runtime import global_array
 from tests.helpers import random_tokens, tiny, with_fields
 
 

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from gpt_pjit.errors import ConfigError
+from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.plan.plan import plan_record
 from gpt_pjit.plan.record import changes, kept, read_record, write_record
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from gpt_pjit.errors import EXIT_DONE, EXIT_INTERRUPTED, ConfigError
+from gpt_pjit.core.errors import EXIT_DONE, EXIT_INTERRUPTED, ConfigError
 from gpt_pjit.plan import search as room
 from gpt_pjit.plan.search import candidates, ranked, search, search_tables
 from gpt_pjit.plan.topology import find_topology

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gpt_pjit.errors import ConfigError
+from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.plan.topology import FAMILIES, find_topology, larger
 
 

@@ -4,9 +4,9 @@ import importlib.util
 
 import pytest
 
-from gpt_pjit.chips import GIB
 from gpt_pjit.config import replaced
-from gpt_pjit.partition import paths_and_leaves
+from gpt_pjit.core.chips import GIB
+from gpt_pjit.core.sharding import paths_and_leaves
 from gpt_pjit.plan.compile import compile_lowered, devices_of, lower, program_for
 from gpt_pjit.plan.hlo import Module
 from gpt_pjit.plan.plan import make_plan, plan_record, read_plan

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 
 import gpt_pjit.evaluate.lm_eval  # noqa: F401  registers the model
-from gpt_pjit.cli import report_errors
+from gpt_pjit.commandline import report_errors
 from gpt_pjit.trained import start_devices
 
 DISTRIBUTED = "--distributed"

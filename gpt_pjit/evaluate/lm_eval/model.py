@@ -15,7 +15,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 
-from gpt_pjit.errors import ConfigError, Problem
+from gpt_pjit.core.errors import ConfigError, Problem
 from gpt_pjit.evaluate.batches import Request
 from gpt_pjit.evaluate.progress import counting
 from gpt_pjit.evaluate.requests import rolling_requests

@@ -1,0 +1,26 @@
+"""What surrounds a computation: start-up of hosts, the workdir, metrics, the console."""
+
+from gpt_pjit.core.runtime.console import forget_reader as forget_reader, say as say, warn as warn
+from gpt_pjit.core.runtime.folders import (
+    check_new as check_new,
+    new_folder as new_folder,
+    write_whole as write_whole,
+)
+from gpt_pjit.core.runtime.hosts import (
+    global_array as global_array,
+    global_batch as global_batch,
+    local_rows as local_rows,
+    start as start,
+    wait_for_all as wait_for_all,
+)
+from gpt_pjit.core.runtime.interrupt import Interrupt as Interrupt
+from gpt_pjit.core.runtime.metrics import StepLog as StepLog
+from gpt_pjit.core.runtime.workdir import (
+    check_data as check_data,
+    check_same_data as check_same_data,
+    has_no_data as has_no_data,
+    open_workdir as open_workdir,
+    read_run as read_run,
+    this_start as this_start,
+    write_record as write_record,
+)

@@ -1,0 +1,160 @@
+"""Metrics: `metrics.jsonl`, one object a line with its `step`, and the same for TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import jax
+
+from gpt_pjit.config import Config
+from gpt_pjit.core.chips import chip_of_kind, flops_per_token
+from gpt_pjit.core.runtime.console import Progress, say
+from gpt_pjit.core.runtime.folders import write_whole
+
+T = TypeVar("T")
+
+
+class MetricsWriter:
+    """Writes on process 0, from step `start` on.
+
+    Lines of later steps, left by a run that was killed, are dropped: they are about to be redone.
+    """
+
+    def __init__(self, workdir: Path, start: int):
+        self.file = self.tensorboard = None
+        if jax.process_index() != 0:
+            return
+        path = workdir / "metrics.jsonl"
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if _step(line) <= start]
+            write_whole(path, "".join(line + "\n" for line in kept))
+        from tensorboardX import SummaryWriter  # which imports torch, if it is there: seconds
+
+        self.file = path.open("a", buffering=1)
+        self.tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        if self.file and self.tensorboard:
+            self.file.write(json.dumps({"step": step, **metrics}) + "\n")
+            for name, value in metrics.items():
+                self.tensorboard.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self.file and self.tensorboard:
+            self.file.close()
+            self.tensorboard.close()
+
+
+def _step(line: str) -> float:
+    """The step of a line; a line cut short by a kill has none and is dropped."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):
+        return float("inf")
+
+
+class Throughput:
+    """Tokens a second, the share of time spent waiting for data, and MFU where the chip's peak is
+    known, between two calls of `measure`.
+
+    MFU counts 6 N + 12 L d T floating-point operations a token (N parameters, d model width, T
+    sequence length; recomputation is not counted), over the peak of all devices.
+    """
+
+    def __init__(self, config: Config, n_params: int):
+        c = config.model
+        self.tokens_per_step = config.data.batch_size * config.data.sequence_length
+        self.flops_per_token = flops_per_token(
+            n_params, c.n_layers, c.d_model, config.data.sequence_length
+        )
+        chip = chip_of_kind(jax.devices()[0].device_kind)
+        self.peak = chip.peak_flops * jax.device_count() if chip else 0.0
+        self.restart(0)
+
+    def restart(self, step: int) -> None:
+        """Leaves the time until now out: compiling, evaluating, saving."""
+        self.step, self.time = step, time.perf_counter()
+        self.waited = 0.0
+
+    def measure(self, step: int) -> dict[str, float]:
+        steps, seconds, waited = step - self.step, -self.time, self.waited
+        self.restart(step)
+        seconds += self.time
+        rate = steps * self.tokens_per_step / seconds
+        metrics = {
+            "throughput/tokens_per_second": rate,
+            "throughput/data_wait": waited / seconds,
+        }
+        if self.peak:
+            metrics["throughput/mfu"] = rate * self.flops_per_token / self.peak
+        return metrics
+
+
+class StepLog:
+    """Metrics of training steps, fetched one step late so that devices never wait for a host."""
+
+    def __init__(self, config: Config, workdir: Path, n_params: int, start: int):
+        self.every, self.total = config.log.every, config.optim.steps
+        self.first = start + 1
+        self.writer = MetricsWriter(workdir, start)
+        self.progress = Progress(self.total, start)
+        self.throughput = Throughput(config, n_params)
+        self.latest: dict[str, jax.Array] = {}
+        self.pending: tuple[int, dict[str, jax.Array]] | None = None
+
+    def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Call right after `step` was dispatched: waits for the one before, writes its metrics."""
+        # Two steps under way keep a device busy; more would let Ctrl-C and errors wait for them.
+        jax.block_until_ready(self.latest)
+        self.latest = metrics
+        self.flush()
+        if step == self.first:
+            jax.block_until_ready(metrics)
+            self.throughput.restart(step)  # compiling is not training
+        elif step % self.every == 0 or step == self.total:
+            self.pending = (step, metrics)
+
+    def waiting(self, batches: Iterable[T]) -> Iterator[T]:
+        """The batches; the time until each comes counts as waiting for data."""
+        iterator = iter(batches)
+        while True:
+            start = time.perf_counter()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            self.throughput.waited += time.perf_counter() - start
+            yield batch
+
+    def flush(self) -> None:
+        if self.pending:
+            step, arrays = self.pending
+            self.pending = None
+            metrics = {name: float(value) for name, value in jax.device_get(arrays).items()}
+            metrics |= self.throughput.measure(step)
+            self.writer.write(step, metrics)
+            rate = metrics["throughput/tokens_per_second"]
+            seconds_left = (self.total - step) * self.throughput.tokens_per_step / rate
+            self.progress.update(step, metrics["train/loss"], rate, seconds_left)
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        self.writer.write(step, metrics)
+        shown = "  ".join(f"{name.split('/')[1]} {value:.4f}" for name, value in metrics.items())
+        say(f"step {step}  validation  {shown}")
+
+    @contextmanager
+    def pause(self, step: int) -> Iterator[None]:
+        """For what is not training and must not count as such."""
+        self.flush()
+        yield
+        self.throughput.restart(step)
+
+    def close(self) -> None:
+        self.flush()
+        self.progress.close()
+        self.writer.close()

@@ -1,0 +1,194 @@
+"""Tokenizers: bytes, a Hugging Face `tokenizers` JSON file, or a sentencepiece model.
+
+Text is always encoded as text: the spelling of a special token in a document does not become that
+token, so the end-of-text id appears in a dataset only where a document ends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import sentencepiece
+import tokenizers
+
+from gpt_pjit.core.errors import ConfigError
+
+END_OF_TEXT = "<|endoftext|>"
+UNICODE_FORMS: dict[str, Any] = {form: form for form in ("NFC", "NFD", "NFKC", "NFKD")}
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back; `content` is the tokenizer's file, `file` its name within a dataset."""
+
+    name: str
+    file: str | None
+    content: bytes
+    vocab_size: int
+    eot_id: int
+    can_cut: bool  # between words, without changing the ids
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.content).hexdigest()
+
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        """One integer array for each text, without end-of-text."""
+        ...
+
+    def encode(self, text: str) -> np.ndarray:
+        return self.encode_batch([text])[0]
+
+    def changes(self, text: str) -> bool:
+        """Whether its normaliser changes `text`, so that decoding does not bring it back."""
+        ...
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of `ids`; end-of-text and ids above the vocabulary (padding) are no text."""
+        ...
+
+
+class BytesTokenizer(Tokenizer):
+    """The 256 bytes of UTF-8, and 256 for end-of-text."""
+
+    name = "bytes"
+    file = None
+    content = b"gpt_pjit bytes: ids 0 to 255 are the bytes of UTF-8 text, 256 is end-of-text"
+    vocab_size = 257
+    eot_id = 256
+    can_cut = True
+
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        return [np.frombuffer(text.encode(), np.uint8) for text in texts]
+
+    def changes(self, text: str) -> bool:
+        return False
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        return bytes(i for i in ids if i < 256).decode(errors="replace")
+
+
+class HuggingFaceTokenizer(Tokenizer):
+    """A `tokenizer.json`; end-of-text is `<|endoftext|>`."""
+
+    file = "tokenizer.json"
+
+    def __init__(self, name: str, content: bytes):
+        self.name, self.content = name, content
+        try:
+            self._model = tokenizers.Tokenizer.from_buffer(content)
+        except Exception as error:  # the library raises nothing more special
+            raise _broken(name, "a Hugging Face tokenizer.json", error) from None
+        self._model.no_truncation()  # files of encoder models cut texts at 512 tokens
+        self._model.no_padding()
+        self._model.encode_special_tokens = True  # as text
+        vocabulary = self._model.get_vocab()
+        self.vocab_size = max(vocabulary.values(), default=-1) + 1
+        if END_OF_TEXT not in vocabulary:
+            added = self._model.get_added_tokens_decoder().values()
+            candidates = ", ".join(token.content for token in added if token.special) or "none"
+            problem = (
+                f"tokenizer {name} has no token {END_OF_TEXT}, which must end each document; its "
+                f"special tokens are: {candidates}; rename one of them in the file, or add it"
+            )
+            raise ConfigError([problem])
+        self.eot_id = vocabulary[END_OF_TEXT]
+        self.can_cut = _splits_into_words(json.loads(content))
+
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        encodings = self._model.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, np.uint32) for encoding in encodings]
+
+    def changes(self, text: str) -> bool:
+        normalizer = self._model.normalizer
+        form = type(normalizer).__name__
+        if form in UNICODE_FORMS:  # ten times as fast, and the same but for the newest characters
+            return not unicodedata.is_normalized(UNICODE_FORMS[form], text)
+        return normalizer is not None and normalizer.normalize_str(text) != text
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        return self._model.decode([int(i) for i in ids])  # skips what it does not know
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A sentencepiece `.model`; end-of-text is its end-of-sentence id."""
+
+    file = "tokenizer.model"
+    can_cut = False  # it may put a space before each piece
+
+    def __init__(self, name: str, content: bytes):
+        self.name, self.content = name, content
+        self._model = sentencepiece.SentencePieceProcessor()
+        try:
+            self._model.LoadFromSerializedProto(content)
+        except RuntimeError as error:
+            raise _broken(name, "a sentencepiece model", error) from None
+        self.vocab_size = self._model.vocab_size()
+        self.eot_id = self._model.eos_id()
+        if self.eot_id < 0:
+            problem = (
+                f"tokenizer {name} has no end-of-sentence id, which must end each document; "
+                f"train the model with --eos_id set"
+            )
+            raise ConfigError([problem])
+
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        return [np.array(ids, np.uint32) for ids in self._model.encode(texts)]
+
+    def changes(self, text: str) -> bool:
+        return self._model.normalize(text).replace("\u2581", " ").strip() != text.strip()
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        return self._model.decode([int(i) for i in ids if i < self.vocab_size])
+
+
+def load_tokenizer(spec: str) -> Tokenizer:
+    """The tokenizer `bytes`, FILE.json or FILE.model."""
+    if spec == "bytes":
+        return BytesTokenizer()
+    try:
+        content = Path(spec).read_bytes()
+    except OSError as error:
+        problem = f"tokenizer {spec} cannot be read: {error.strerror}; check the path"
+        raise ConfigError([problem]) from None
+    return tokenizer_from_bytes(Path(spec).name, content)
+
+
+def saved_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer whose file lies in `folder` under its own name; bytes if there is none."""
+    for kind in (HuggingFaceTokenizer, SentencePieceTokenizer):
+        if (folder / kind.file).exists():
+            return load_tokenizer(str(folder / kind.file))
+    return BytesTokenizer()
+
+
+def tokenizer_from_bytes(name: str, content: bytes) -> Tokenizer:
+    """The tokenizer whose file, called `name`, holds `content`."""
+    kinds = {".json": HuggingFaceTokenizer, ".model": SentencePieceTokenizer}
+    kind = kinds.get(Path(name).suffix)
+    if kind is None:
+        raise ConfigError([f"tokenizer {name!r}: expected bytes, FILE.json or FILE.model"])
+    return kind(name, content)
+
+
+def _splits_into_words(fields: dict[str, Any]) -> bool:
+    """Whether a `tokenizer.json` is of byte-level BPE on words, of which none spans two pieces."""
+    pre = fields.get("pre_tokenizer") or {}
+    steps = pre.get("pretokenizers", [pre])
+    levels = [step for step in steps if step.get("type") == "ByteLevel"]
+    by_regex = (
+        any(level.get("use_regex", True) for level in levels) or steps[0].get("type") == "Split"
+    )
+    plain = not any(level["add_prefix_space"] for level in levels)
+    normalizer = (fields.get("normalizer") or {}).get("type", "NFC")
+    return bool(levels) and by_regex and plain and normalizer in UNICODE_FORMS
+
+
+def _broken(name: str, kind: str, error: Exception) -> ConfigError:
+    problem = f"tokenizer {name} is not {kind}, or is damaged: {error}; fetch the file again"
+    return ConfigError([problem])

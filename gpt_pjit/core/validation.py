@@ -1,0 +1,140 @@
+"""Every rule that a config must meet before anything is built; all problems at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from gpt_pjit.config import Config, flatten
+from gpt_pjit.core.errors import ConfigError, Problem, nearest_multiples
+
+CHOICES = {
+    "model.positions": ("alibi", "learned", "none"),
+    "model.activation": ("gelu", "gelu_tanh"),
+    "model.dtype": ("bfloat16", "float32"),
+    "model.remat": ("none", "selective", "full"),
+    "data.validation_split": ("documents", "tail"),
+    "partition.layout": ("ddp", "zero1", "zero", "fsdp"),
+}
+AT_LEAST = {
+    "model.n_layers": 1,
+    "model.n_heads": 1,
+    "model.d_model": 1,
+    "model.d_ff": 1,
+    "model.vocab_size": 2,
+    "data.sequence_length": 2,
+    "data.batch_size": 1,
+    "optim.steps": 1,
+    "optim.warmup_steps": 0,
+    "optim.microbatches": 1,
+    "eval.every": 1,
+    "eval.batches": 0,
+    "checkpoint.every": 1,
+    "checkpoint.keep": 1,
+    "log.every": 1,
+    "sample.tokens": 0,
+    "seed": 0,
+}
+POSITIVE = ("optim.peak_lr", "optim.clip_norm", "sample.temperature")
+FRACTIONS = (  # in [0, 1)
+    "model.dropout_residual",
+    "model.dropout_attention",
+    "model.dropout_embedding",
+    "data.validation_fraction",
+    "optim.b1",
+    "optim.b2",
+)
+
+
+def validate(config: Config, source: str = "config") -> None:
+    """Raises ConfigError with every problem that can be seen without devices or files."""
+    problems = [*_single_fields(flatten(config)), *_mesh(config), *_relations(config)]
+    if problems:
+        raise ConfigError(problems, source)
+
+
+def _single_fields(flat: dict[str, Any]) -> Iterator[Problem]:
+    for name, choices in CHOICES.items():
+        if flat[name] not in choices:
+            yield Problem(name, flat[name], "unknown choice", f"use one of {', '.join(choices)}")
+    for name, least in AT_LEAST.items():
+        if flat[name] < least:
+            yield Problem(name, flat[name], f"must be at least {least}", f"try {max(least, 1)}")
+    for name in POSITIVE:
+        if not flat[name] > 0:
+            yield Problem(name, flat[name], "must be above 0", "see the field in configs/580m.py")
+    for name in FRACTIONS:
+        if not 0 <= flat[name] < 1:
+            yield Problem(
+                name, flat[name], "must be in [0, 1)", "give a fraction, not a percentage"
+            )
+    if not 0 <= flat["optim.final_lr_fraction"] <= 1:
+        yield Problem(
+            "optim.final_lr_fraction",
+            flat["optim.final_lr_fraction"],
+            "must be in [0, 1]",
+            "0.1 ends the cosine at 10 % of peak_lr",
+        )
+    if flat["optim.weight_decay"] < 0:
+        yield Problem(
+            "optim.weight_decay", flat["optim.weight_decay"], "negative", "0 turns it off"
+        )
+
+
+def _mesh(config: Config) -> Iterator[Problem]:
+    sizes = {f"mesh.{axis}": getattr(config.mesh, axis) for axis in ("replica", "data", "tensor")}
+    for name, size in sizes.items():
+        if size < 1 and size != -1:
+            yield Problem(
+                name, size, "must be a positive size or -1", "-1 takes the rest of devices"
+            )
+    if list(sizes.values()).count(-1) > 1:
+        yield Problem("mesh", tuple(sizes.values()), "more than one axis is -1", "fix all but one")
+
+
+def _relations(config: Config) -> Iterator[Problem]:
+    model, data, optim = config.model, config.data, config.optim
+    if model.n_heads >= 1 and model.d_model % model.n_heads:
+        remedy = f"try {nearest_multiples(model.d_model, model.n_heads)}"
+        constraint = f"must be divisible by model.n_heads={model.n_heads}"
+        yield Problem("model.d_model", model.d_model, constraint, remedy)
+    if optim.microbatches >= 1 and data.batch_size % optim.microbatches:
+        remedy = f"try {nearest_multiples(data.batch_size, optim.microbatches)}"
+        constraint = f"must be divisible by optim.microbatches={optim.microbatches}"
+        yield Problem("data.batch_size", data.batch_size, constraint, remedy)
+    if optim.warmup_steps >= optim.steps >= 1:
+        constraint = f"must be below optim.steps={optim.steps}"
+        yield Problem("optim.warmup_steps", optim.warmup_steps, constraint, "about 2 % is usual")
+    value = {"data.text": data.text, "data.path": data.path, "data.sources": data.sources}
+    if sum(map(bool, value.values())) != 1:
+        remedy = "set text to a glob of files, path to a token dataset, or sources to several"
+        yield Problem("data", value, "needs exactly one of text, path and sources", remedy)
+    if not all(map(_is_source, data.sources)):
+        constraint = "must be pairs of a path and a weight above 0"
+        remedy = "for example (('data/web', 0.7), ('data/books', 0.3))"
+        yield Problem("data.sources", data.sources, constraint, remedy)
+    if data.text_exclude and not data.text:
+        remedy = "set data.text, or remove it"
+        yield Problem("data.text_exclude", data.text_exclude, "is only for data.text", remedy)
+    kind = data.tokenizer.partition(":")[0]
+    if kind not in ("bytes", "bpe") and not data.tokenizer.endswith((".json", ".model")):
+        remedy = "use bytes, bpe:SIZE, or a path that ends in .json or .model"
+        yield Problem("data.tokenizer", data.tokenizer, "unknown tokenizer", remedy)
+    elif kind == "bpe":
+        size = data.tokenizer.partition(":")[2]
+        if not size.isdigit() or int(size) < 257:
+            constraint = "bpe needs a vocabulary of at least 257"
+            yield Problem("data.tokenizer", data.tokenizer, constraint, "for example bpe:2048")
+        elif int(size) > model.vocab_size:
+            remedy = f"set model.vocab_size to at least {size}"
+            constraint = f"is larger than model.vocab_size={model.vocab_size}"
+            yield Problem("data.tokenizer", data.tokenizer, constraint, remedy)
+    if data.tokenizer == "bytes" and data.text and model.vocab_size < 257:
+        constraint = "bytes and end-of-text need 257 ids"
+        yield Problem("model.vocab_size", model.vocab_size, constraint, "try 257, padded: 264")
+
+
+def _is_source(source: Any) -> bool:
+    if not isinstance(source, tuple) or len(source) != 2 or not isinstance(source[0], str):
+        return False
+    return type(source[1]) in (int, float) and 0 < source[1] < float("inf")

@@ -1,0 +1,95 @@
+"""Attention by blocks of queries against the plain formula, and what the backward pass keeps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gpt_pjit.core.model import attention, gpt
+from gpt_pjit.core.model.positions import alibi_bias
+from gpt_pjit.core.sharding import make_mesh
+from tests.helpers import program_on, tiny
+
+H, B, T, K = 2, 3, 16, 8
+RATE = 0.25
+
+
+@pytest.fixture(autouse=True)
+def one_device():
+    with jax.set_mesh(make_mesh((1, 1, 1), jax.devices()[:1])):
+        yield
+
+
+DOCUMENTS = np.repeat(np.arange(3), (2, 8, 6))[None].repeat(B, axis=0)
+
+
+def plain(alibi, q, k, v, kept, documents):
+    scores = jnp.einsum("hbtk,hbsk->hbts", q, k) / K**0.5
+    if alibi:
+        scores += alibi_bias(H, T)[:, None]
+    scores = jnp.where(np.tril(np.ones((T, T), bool)), scores, -jnp.inf)
+    if documents is not None:
+        same = documents[:, :, None] == documents[:, None, :]
+        scores = jnp.where(same[None], scores, -jnp.inf)
+    weights = jax.nn.softmax(scores, axis=-1)
+    if kept is not None:
+        wide = [jnp.pad(m, [(0, 0)] * 3 + [(0, T - m.shape[3])]) for m in kept]
+        weights = jnp.where(jnp.concatenate(wide, axis=2), weights / (1 - RATE), 0)
+    return jnp.einsum("hbts,hbsk->hbtk", weights, v)
+
+
+@pytest.mark.parametrize("block", [5, 8, 256])
+@pytest.mark.parametrize("alibi", [True, False])
+@pytest.mark.parametrize("with_dropout", [True, False])
+@pytest.mark.parametrize("documents", [None, DOCUMENTS], ids=["one", "documents"])
+def test_blocks_give_the_plain_formula_and_its_gradients(
+    monkeypatch, block, alibi, with_dropout, documents
+):
+    monkeypatch.setattr(attention, "QUERY_BLOCK", block)
+    q, k, v, target = jax.random.normal(jax.random.key(0), (4, H, B, T, K))
+    kept = None
+    if with_dropout:
+        kept = attention.draw_weights_kept(RATE, q, k, jax.random.key(1))
+
+    def loss(attend, q, k, v):
+        return jnp.sum(attend(q, k, v) * target)
+
+    def mine(q, k, v):
+        return attention.attend(alibi, RATE, q, k, v, kept, documents)
+
+    def theirs(q, k, v):
+        return plain(alibi, q, k, v, kept, documents)
+
+    np.testing.assert_allclose(mine(q, k, v), theirs(q, k, v), atol=1e-5)
+    gradients = [jax.grad(loss, (1, 2, 3))(f, q, k, v) for f in (mine, theirs)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *gradients)
+
+
+def test_fewer_queries_than_keys_are_the_last_ones():
+    q, k, v = jax.random.normal(jax.random.key(0), (3, H, B, T, K))
+    whole = attention.attend(True, 0.0, q, k, v, None, None)
+    last = attention.attend(True, 0.0, q[:, :, -3:], k, v, None, None)
+    np.testing.assert_allclose(last, whole[:, :, -3:], atol=1e-6)
+
+
+@pytest.mark.parametrize(("remat", "kept"), [("selective", len(gpt.SAVED) + 7), ("full", 1)])
+@jax.numpy_dtype_promotion("standard")  # optax promotes its counters
+def test_what_the_backward_pass_is_given_of_each_layer(remat, kept):
+    """The input, and with `selective` all of SAVED: three of qkv and of masks, two of norms."""
+    dropouts = {"dropout_residual": 0.1, "dropout_attention": 0.1}
+    config = tiny(model={"n_layers": 3, "remat": remat} | dropouts)
+    program = program_on(config, (1, 1, 1))
+    with jax.set_mesh(program.mesh):
+        jaxpr = jax.make_jaxpr(program.train_step)(program.state, program.tokens)
+    forward = next(layer_loops(jaxpr.jaxpr))
+    stacked = [v for v in forward.outvars if v.aval.shape[:1] == (config.model.n_layers,)]
+    assert len(stacked) == kept
+
+
+def layer_loops(jaxpr):
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "scan" and equation.params["length"] == 3:
+            yield equation
+        for value in equation.params.values():
+            if hasattr(value, "eqns") or hasattr(value, "jaxpr"):
+                yield from layer_loops(getattr(value, "jaxpr", value))

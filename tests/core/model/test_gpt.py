@@ -1,0 +1,139 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gpt_pjit.core.model import forward, init_params, token_nll
+from gpt_pjit.core.model.positions import alibi_bias, alibi_slopes
+from gpt_pjit.core.sharding import make_mesh
+from tests.helpers import tiny, with_fields
+
+LENGTH = 16
+
+
+@pytest.fixture
+def one_device():
+    with jax.set_mesh(make_mesh((1, 1, 1), jax.devices()[:1])):
+        yield
+
+
+def logits_and_params(config, tokens=None, key=None):
+    params = init_params(config.model, LENGTH, jax.random.key(0))
+    if tokens is None:
+        tokens = np.arange(LENGTH, dtype=np.int32)[None] % config.model.vocab_size
+    return forward(config.model, params, jnp.asarray(tokens), key), params
+
+
+def test_alibi_slopes_are_those_of_the_paper():
+    np.testing.assert_allclose(alibi_slopes(8), [2.0**-i for i in range(1, 9)])
+    np.testing.assert_allclose(alibi_slopes(16), [2.0 ** (-i / 2) for i in range(1, 17)], rtol=1e-6)
+    twelve = [2.0**-i for i in range(1, 9)] + [2.0**-e for e in (0.5, 1.5, 2.5, 3.5)]
+    np.testing.assert_allclose(alibi_slopes(12), twelve, rtol=1e-6)
+
+
+def test_alibi_bias_is_the_papers_up_to_a_constant_for_each_query():
+    distance = np.arange(LENGTH)[None, :] - np.arange(LENGTH)[:, None]  # key - query
+    paper_HTS = alibi_slopes(6)[:, None, None] * distance
+    difference = alibi_bias(6, LENGTH) - paper_HTS
+    np.testing.assert_allclose(
+        difference, np.broadcast_to(difference[..., :1], difference.shape), atol=1e-5
+    )
+
+
+@pytest.mark.usefixtures("one_device")
+@pytest.mark.parametrize("positions", ["alibi", "learned", "none"])
+def test_no_position_sees_a_later_one(positions):
+    config = tiny(model={"positions": positions, "bias": True})
+    params = init_params(config.model, LENGTH, jax.random.key(0))
+    embedding = params["embed"]["embedding"]
+    tokens = jnp.arange(LENGTH, dtype=jnp.int32)[None]  # each id once: row i is position i
+
+    def logit(embedding, position):
+        untied = params | {"embed": {"embedding": embedding}}
+        hidden = forward(config.model, untied, tokens)
+        return jnp.sum(hidden[0, position, 100:])  # ids that the input does not use
+
+    for position in (0, LENGTH // 2, LENGTH - 1):
+        gradient = jax.grad(logit)(embedding, position)
+        influence = np.abs(np.asarray(gradient[:LENGTH])).sum(axis=-1)
+        assert (influence[: position + 1] > 0).all()
+        assert (influence[position + 1 :] == 0).all()
+
+
+@pytest.mark.usefixtures("one_device")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_initial_loss_is_that_of_a_uniform_guess(dtype):
+    config = tiny(model={"dtype": dtype, "vocab_size": 2048})
+    tokens = np.random.default_rng(0).integers(0, 2048, (8, LENGTH + 1), np.int32)
+    logits, _ = logits_and_params(config, tokens[:, :-1])
+    loss = float(token_nll(logits, jnp.asarray(tokens[:, 1:])).mean())
+    assert abs(loss - np.log(2048)) < 0.05
+
+
+@pytest.mark.usefixtures("one_device")
+def test_initialisation_is_gpt2s():
+    config = tiny(model={"n_layers": 8, "d_model": 256, "d_ff": 1024})
+    _, params = logits_and_params(config)
+    blocks = params["blocks"]
+    assert np.std(params["embed"]["embedding"]) == pytest.approx(0.02, rel=0.02)
+    assert np.std(blocks["attention"]["qkv"]["kernel"]) == pytest.approx(0.02, rel=0.02)
+    for residual in (blocks["attention"]["out"], blocks["mlp"]["down"]):
+        assert np.std(residual["kernel"]) == pytest.approx(0.02 / 16**0.5, rel=0.02)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+    layers = np.asarray(blocks["mlp"]["up"]["kernel"])
+    assert not np.array_equal(layers[0], layers[1])
+
+
+@pytest.mark.usefixtures("one_device")
+def test_scanned_unrolled_and_rematerialised_are_the_same_function():
+    base = tiny(model={"dropout_residual": 0.1, "dropout_attention": 0.1})
+    results = []
+    for fields in ({}, {"scan_layers": False}, {"remat": "full"}, {"remat": "selective"}):
+        config = with_fields(base, {f"model.{name}": value for name, value in fields.items()})
+        params = init_params(config.model, LENGTH, jax.random.key(0))
+        tokens = jnp.arange(LENGTH, dtype=jnp.int32)[None]
+
+        def loss(params, config=config, tokens=tokens):
+            return token_nll(
+                forward(config.model, params, tokens, jax.random.key(1)), tokens
+            ).mean()
+
+        results.append(jax.value_and_grad(loss)(params))
+    for other in results[1:]:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), results[0], other)
+
+
+@pytest.mark.usefixtures("one_device")
+@pytest.mark.parametrize("name", ["dropout_residual", "dropout_attention", "dropout_embedding"])
+def test_each_dropout_acts_only_with_a_key(name):
+    plain, _ = logits_and_params(tiny())
+    config = tiny(model={name: 0.3})
+    without_key, _ = logits_and_params(config)
+    with_key, _ = logits_and_params(config, key=jax.random.key(0))
+    np.testing.assert_array_equal(plain, without_key)
+    assert np.abs(np.asarray(with_key - plain)).max() > 1e-4
+
+
+@pytest.mark.usefixtures("one_device")
+def test_token_nll_and_its_gradient_match_the_plain_formula():
+    logits = 5 * jax.random.normal(jax.random.key(0), (2, 3, 50))
+    targets = jnp.array([[1, 49, 0], [7, 7, 30]], jnp.int32)
+
+    def plain(logits):
+        return -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)[..., 0]
+
+    np.testing.assert_allclose(token_nll(logits, targets), plain(logits), rtol=1e-6)
+    mine = jax.grad(lambda x: jnp.sum(token_nll(x, targets) ** 2))(logits)
+    theirs = jax.grad(lambda x: jnp.sum(plain(x) ** 2))(logits)
+    np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
+def test_gelu(activation):
+    from gpt_pjit.core.model.layers import gelu
+
+    x = jnp.linspace(-6, 6, 101)
+    approximate = activation == "gelu_tanh"
+    np.testing.assert_allclose(
+        gelu(x, approximate), jax.nn.gelu(x, approximate=approximate), atol=1e-6
+    )

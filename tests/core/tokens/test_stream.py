@@ -1,0 +1,213 @@
+"""Batches: tokens are trained on once an epoch and validated once, whatever hosts and restarts."""
+
+import itertools
+import threading
+import time
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
+
+from gpt_pjit.core.errors import ConfigError
+from gpt_pjit.core.tokens import TrainingData, train_batches, validation_batches
+from gpt_pjit.core.tokens.index import window_starts, windows
+
+FEW = settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+SIZES = (531, 203)
+
+
+@pytest.fixture
+def dataset(make_set):
+    return make_set(*SIZES)
+
+
+def train(dataset, rows=slice(0, 8), start=0, stop=12, sequence_length=16):
+    shape = {"batch_size": 8, "sequence_length": sequence_length, "rows": rows}
+    batches = train_batches(TrainingData([dataset[0]]), seed=5, start=start, stop=stop, **shape)
+    return [batch.tokens for batch in batches]
+
+
+def reader_threads():
+    return [t for t in threading.enumerate() if t.name.startswith("grain")]
+
+
+def test_an_epoch_predicts_each_token_of_its_windows_once(dataset):
+    batches = np.concatenate(train(dataset, stop=12))
+    n = windows(SIZES[0], 16)
+    text = dataset[1]["train"]
+    for epoch in range(len(batches) // n):
+        rows = batches[epoch * n : (epoch + 1) * n]
+        assert rows.dtype == np.int32
+        joined = {tuple(row.tolist()) for row in rows}
+        (offset,) = (
+            o
+            for o in range(16)
+            if joined == {tuple(text[s : s + 17].tolist()) for s in range(o, o + n * 16, 16)}
+        )
+        assert offset + n * 16 + 1 <= SIZES[0]
+
+
+def test_rows_of_all_hosts_are_the_whole_batch(dataset):
+    whole = train(dataset)
+    for hosts in (2, 4, 8):
+        width = 8 // hosts
+        parts = [train(dataset, slice(h * width, (h + 1) * width)) for h in range(hosts)]
+        assert np.array_equal(np.concatenate(parts, axis=1), whole)
+
+
+@settings(parent=FEW, max_examples=60)
+@given(data=st.data())
+def test_an_epoch_is_every_window_once_for_any_hosts_and_restarts(make_set, data):
+    """Random set and batch sizes, 1 to 64 hosts, and restarts on another number of hosts."""
+    size = data.draw(st.sampled_from([40, 333, 1200]))
+    length = data.draw(st.integers(1, size // 3))
+    split = (SETS.get(size) or SETS.setdefault(size, make_set(size, 20)))[0]
+    hosts = data.draw(st.integers(1, 64))
+    batch_size = hosts * data.draw(st.integers(1, 3))
+    n = windows(size, length)
+    total = -(-n // batch_size)
+    steps = sorted({0, total, *data.draw(st.lists(st.integers(0, total), max_size=3))})
+    shape = {"seed": 1, "batch_size": batch_size, "sequence_length": length}
+    drawn = []
+    for start, stop in itertools.pairwise(steps):
+        parts = data.draw(st.sampled_from([h for h in range(1, 65) if batch_size % h == 0]))
+        width = batch_size // parts
+        streams = [
+            train_batches(
+                TrainingData([split]),
+                rows=slice(h * width, (h + 1) * width),
+                start=start,
+                stop=stop,
+                **shape,
+            )
+            for h in range(parts)
+        ]
+        drawn += [np.concatenate([b.tokens for b in bs]) for bs in zip(*streams, strict=True)]
+    rows = np.concatenate(drawn)[:n]
+    starts = window_starts(np.arange(n), seed=1, sequence_length=length, tokens=size)
+    assert np.array_equal(np.sort(starts), starts.min() + np.arange(n) * length)
+    assert np.array_equal(rows, split.splits["train"].read(starts, length + 1))
+
+
+@FEW
+@given(start=st.integers(0, 30))
+def test_a_restart_continues_the_unbroken_stream(dataset, start):
+    assert np.array_equal(train(dataset, start=start, stop=30), train(dataset, stop=30)[start:])
+
+
+def test_a_run_ends_with_its_last_step(dataset):
+    assert train(dataset, start=3, stop=3) == []
+    assert len(train(dataset, start=10**9, stop=10**9 + 2)) == 2
+
+
+def test_closing_ends_the_reader_threads(dataset):
+    data = TrainingData([dataset[0]])
+    shape = {"batch_size": 8, "sequence_length": 16, "rows": slice(0, 8)}
+    batches = train_batches(data, seed=0, start=0, stop=10**9, **shape)
+    next(batches)
+    assert reader_threads()
+    batches.close()
+    deadline = time.monotonic() + 5
+    while reader_threads() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not reader_threads()
+
+
+def test_an_error_of_the_reader_arrives(dataset):
+    path = dataset[0].path
+    with open(f"{path}/train/tokens/c/0", "r+b") as file:
+        file.write(b"\xff\xff")
+    dataset = (type(dataset[0]).open(path), None)
+    with pytest.raises(ConfigError, match=r"of split 'train' cannot be read: .* is wrong"):
+        train(dataset, stop=50)
+
+
+@FEW
+@given(
+    tokens=st.integers(2, 203),
+    batch_size=st.integers(1, 6),
+    sequence_length=st.integers(1, 40),
+    hosts=st.integers(1, 3),
+)
+def test_validation_counts_each_token_once(make_set, tokens, batch_size, sequence_length, hosts):
+    dataset, arrays = SETS.get(tokens) or SETS.setdefault(tokens, make_set(64, tokens))
+    split, text = dataset.splits["validation"], arrays["validation"]
+    shape = {"batch_size": batch_size * hosts, "sequence_length": sequence_length}
+    streams = [
+        validation_batches(split, rows=slice(h * batch_size, (h + 1) * batch_size), **shape)
+        for h in range(hosts)
+    ]
+    targets = []
+    for parts in zip(*streams, strict=True):
+        for rows, weights, segments in parts:
+            assert segments is None
+            assert (rows.shape, rows.dtype) == ((batch_size, sequence_length + 1), np.int32)
+            assert (weights.shape, weights.dtype) == ((batch_size, sequence_length), np.float32)
+            assert not np.any(rows[:, 1:][weights == 0])
+            targets += rows[:, 1:][weights == 1].tolist()
+            position = len(targets) - int(weights.sum())
+            inputs = rows[:, :-1][weights == 1]
+            assert inputs.tolist() == text[position : position + len(inputs)].tolist()
+    assert targets == text[1:].tolist()
+
+
+SETS: dict = {}
+
+
+def test_segments_are_those_of_the_boundary_array(dataset):
+    split, length = dataset[0].splits["train"], 40
+    offsets = split.document_offsets(0, split.documents + 1).astype(int)
+    starts = window_starts(np.arange(48), seed=5, sequence_length=length, tokens=SIZES[0])
+    shape = {"batch_size": 8, "sequence_length": length, "rows": slice(0, 8)}
+    stream = train_batches(
+        TrainingData([dataset[0]]), seed=5, start=0, stop=6, mask_documents=True, **shape
+    )
+    found = np.concatenate([batch.segments for batch in stream])
+    document = np.searchsorted(offsets, starts[:, None] + np.arange(length + 1), "right")
+    assert np.array_equal(found, document - document[:, :1])
+    assert len(np.unique(found)) == 2
+
+
+def test_masked_validation_leaves_out_the_first_token_of_documents(dataset):
+    split = dataset[0].splits["validation"]
+    shape = {"batch_size": 2, "sequence_length": 8, "rows": slice(0, 2)}
+    plain = list(validation_batches(split, **shape))
+    masked = list(validation_batches(split, mask_documents=True, **shape))
+    count = sum(batch.weights.sum() for batch in plain)
+    assert count - sum(batch.weights.sum() for batch in masked) == split.documents - 1
+    for one, other in zip(plain, masked, strict=True):
+        assert np.array_equal(one.tokens, other.tokens)
+        after_end = one.tokens[:, :-1] == split.eot_id
+        assert not other.weights[after_end].any()
+
+
+def test_some_batches_are_spread_evenly_over_the_split(dataset):
+    split = dataset[0].splits["validation"]
+    shape = {"batch_size": 2, "sequence_length": 8, "rows": slice(0, 2)}
+    whole = list(validation_batches(split, **shape))
+    assert len(whole) == 13
+    some = list(validation_batches(split, batches=3, **shape))
+    for batch, i in zip(some, (0, 4, 8), strict=True):
+        assert np.array_equal(batch[0], whole[i][0])
+    assert len(list(validation_batches(split, batches=99, **shape))) == 13
+
+
+def test_a_training_split_too_small_is_named_with_the_remedy(dataset):
+    assert len(train(dataset, stop=1, sequence_length=265)) == 1
+    with pytest.raises(
+        ConfigError,
+        match=r"split 'train' holds 531 tokens, data\.sequence_length=266 needs at least 532.*text",
+    ):
+        train(dataset, sequence_length=266)
+
+
+@pytest.mark.parametrize("tokens", [0, 1])
+def test_an_empty_validation_split_is_named_with_the_remedy(make_set, tokens):
+    split = make_set(64, tokens)[0].splits["validation"]
+    with pytest.raises(
+        ConfigError,
+        match=rf"split 'validation' holds {tokens} tokens.*at least 2.*data\.validation_fraction",
+    ):
+        validation_batches(split, batch_size=2, sequence_length=8, rows=slice(0, 2))

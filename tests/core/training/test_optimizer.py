@@ -1,0 +1,131 @@
+"""Weight decay and learning rate by parameter, from tables of the config."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from gpt_pjit.core.errors import ConfigError
+from gpt_pjit.core.model import param_shapes
+from gpt_pjit.core.sharding import paths_and_leaves
+from gpt_pjit.core.training import learning_rate
+from gpt_pjit.core.training.optimizer import make_optimizer
+from tests.helpers import program_on, run_steps, tiny
+
+ALL = (".*", 1.0)
+FREEZE_FIRST = (("blocks/.*", (0.0, 1.0)), ALL)
+
+
+def updates_of(config, tx=None, steps=3):
+    """The updates of a few compiled steps from random parameters on random gradients."""
+    shapes, rng = param_shapes(config.model, 32), np.random.default_rng(0)
+    params = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), shapes)
+    tx = tx or make_optimizer(config, params)
+    state, update, history = tx.init(params), jax.jit(tx.update), []
+    for _ in range(steps):
+        gradient = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), shapes)
+        updates, state = update(gradient, state, params)
+        params = jax.device_get(optax.apply_updates(params, updates))
+        history.append(updates)
+    return history
+
+
+def test_without_tables_it_is_optax_adamw_to_the_bit():
+    config = tiny(model={"bias": True})
+    c = config.optim
+    tx = optax.chain(
+        optax.clip_by_global_norm(c.clip_norm),
+        optax.adamw(
+            learning_rate(c),
+            b1=c.b1,
+            b2=c.b2,
+            weight_decay=c.weight_decay,
+            mask=lambda params: jax.tree_util.tree_map_with_path(
+                lambda path, _: path[-1].key in ("kernel", "embedding"), params
+            ),
+        ),
+    )
+    jax.tree.map(np.testing.assert_array_equal, updates_of(config), updates_of(config, tx))
+
+
+def test_a_table_that_says_the_default_changes_nothing():
+    rules = ((".*/scale", False), (".*", True))
+    same = updates_of(tiny(optim={"decay_rules": rules, "lr_rules": (ALL,)}))
+    jax.tree.map(np.testing.assert_array_equal, updates_of(tiny()), same)
+
+
+def test_decay_is_multiplied():
+    config = tiny(
+        optim={
+            "decay_rules": ((".*/embedding", 2.0), ("blocks/mlp/.*", (0.0, 3)), (".*", False)),
+            "warmup_steps": 0,
+            "peak_lr": 0.5,
+        }
+    )
+    params = jax.tree.map(lambda s: np.ones(s.shape, np.float32), param_shapes(config.model, 32))
+    tx = make_optimizer(config, params)
+    zeros = jax.tree.map(np.zeros_like, params)
+    updates, _ = jax.jit(tx.update)(zeros, tx.init(params), params)
+    expected = {"embed/embedding": [-0.1], "blocks/mlp/up/kernel": [0.0, -0.15]}
+    expected["blocks/mlp/down/kernel"] = expected["blocks/mlp/up/kernel"]
+    for path, update in paths_and_leaves(updates):
+        of_layers = np.asarray(update).reshape(len(expected.get(path, [0])), -1)
+        np.testing.assert_allclose(of_layers.min(axis=1), expected.get(path, [0]), atol=1e-7)
+        np.testing.assert_allclose(of_layers.max(axis=1), expected.get(path, [0]), atol=1e-7)
+
+
+def test_a_frozen_block_does_not_move_and_the_rest_does():
+    """On a mesh, in the layout that splits every tree, with decay on."""
+    config = tiny(
+        optim={"lr_rules": FREEZE_FIRST, "decay_rules": (ALL,)}, partition={"layout": "fsdp"}
+    )
+    program = program_on(config, (1, 4, 2))
+    with jax.set_mesh(program.mesh):
+        start = jax.device_get(program.init(jax.random.key(config.seed)).params)
+    state, _ = run_steps(config, program, 2)
+    for path, after in paths_and_leaves(jax.device_get(state.params)):
+        before = dict(paths_and_leaves(start))[path]
+        moved = after != before
+        if path.startswith("blocks/"):
+            assert not moved[0].any(), path
+            assert moved[1].any(), path
+        else:
+            assert moved.any(), path
+
+
+def test_the_learning_rate_is_multiplied():
+    half = updates_of(tiny(optim={"lr_rules": (("embed/.*", 0.5), ALL)}), steps=1)[0]
+    full = updates_of(tiny(), steps=1)[0]
+    np.testing.assert_array_equal(half["embed"]["embedding"], full["embed"]["embedding"] / 2)
+    np.testing.assert_array_equal(half["norm_final"]["scale"], full["norm_final"]["scale"])
+
+
+@pytest.mark.parametrize("table", ["lr_rules", "decay_rules"])
+@pytest.mark.parametrize(
+    ("rules", "words"),
+    [
+        ((("blocks/.*", (1.0, 1.0, 1.0)), ALL), "has 3 numbers for 2 layers; write a number, or 2"),
+        ((("embed/.*", (1.0,) * 512), ALL), "embed/embedding (rule 0 'embed/.*')"),
+        ((("embed/.*", (1.0,) * 512), ALL), "one number for each layer, but there are none"),
+        ((("embed/.*", "small"), ALL), "is no factor of at least 0"),
+        ((("embed/.*", -1.0), ALL), "is no factor of at least 0"),
+        ((("blocks/.*", (1.0, float("nan"))), ALL), "is no factor of at least 0"),
+        ((("embed/.*", 1.0, 2.0), ALL), "has several values; write a number, or 512 numbers"),
+        ((("blocks/.*", 1.0),), "parameter='embed/embedding': no rule matches it"),
+        ((ALL, ("embed/.*", 1.0)), "is taken by rule 0 '.*'"),
+        ((("embedd/.*", 1.0), ALL), "rule 0='embedd/.*': matches no parameter"),
+    ],
+)
+def test_mistakes_in_the_tables(table, rules, words):
+    config = tiny(optim={table: rules})
+    with pytest.raises(ConfigError) as error:
+        make_optimizer(config, param_shapes(config.model, 32))
+    assert words in str(error.value)
+    assert {finding.table for finding in error.value.problems} == {f"optim.{table}"}
+
+
+def test_mistakes_of_both_tables_are_reported_at_once():
+    config = tiny(optim={"lr_rules": ((".*", -1.0),), "decay_rules": ((".*", "x"),)})
+    with pytest.raises(ConfigError) as error:
+        make_optimizer(config, param_shapes(config.model, 32))
+    assert {f.table for f in error.value.problems} == {"optim.lr_rules", "optim.decay_rules"}

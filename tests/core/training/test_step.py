@@ -1,0 +1,240 @@
+"""Equal losses on every mesh and layout, precision, accumulation, placement of the state."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gpt_pjit.core.model import attention, dropout
+from gpt_pjit.core.model.gpt import SAVED
+from gpt_pjit.core.sharding import LAYOUTS, axes_of, paths_and_leaves
+from tests.helpers import load_config, program_on, random_tokens, run_steps, tiny, with_fields
+
+STEPS = 5
+MESHES = [(1, 8, 1), (1, 4, 2), (1, 2, 4), (1, 32, 1)]
+
+
+def with_dropout(**sections):
+    dropouts = {f"dropout_{place}": 0.1 for place in ("residual", "attention", "embedding")}
+    sections = {"model": dropouts, "optim": {"microbatches": 2, "warmup_steps": 2}} | sections
+    return tiny(**sections)
+
+
+@pytest.fixture(scope="module")
+def on_one_device():
+    _, history = run_steps(with_dropout(), program_on(with_dropout(), (1, 1, 1)), STEPS)
+    return history
+
+
+@pytest.mark.parametrize("shape", MESHES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_losses_are_equal_on_every_mesh_and_layout(on_one_device, shape, layout):
+    config = with_dropout(partition={"layout": layout})
+    state, history = run_steps(config, program_on(config, shape), STEPS)
+    for name in ("train/loss", "train/grad_norm"):
+        expected = [metrics[name] for metrics in on_one_device]
+        np.testing.assert_allclose([m[name] for m in history], expected, rtol=0, atol=1e-5)
+    assert int(state.step) == STEPS
+
+
+@pytest.mark.parametrize("layout", ["zero", "fsdp"])
+def test_optional_parameters_train_on_a_mesh_of_three_axes(layout):
+    """Biases and learned positions, on replica x data x tensor, against one device."""
+    optional = {"bias": True, "positions": "learned", "activation": "gelu_tanh"}
+    config = with_dropout(model=optional, partition={"layout": layout})
+    _, one = run_steps(config, program_on(config, (1, 1, 1)), 2)
+    _, many = run_steps(config, program_on(config, (2, 2, 2)), 2)
+    assert many[1]["train/loss"] == pytest.approx(one[1]["train/loss"], abs=1e-5)
+    assert many[1]["train/grad_norm"] == pytest.approx(one[1]["train/grad_norm"], abs=1e-5)
+
+
+def test_every_dropout_draw_has_its_own_key_and_the_same_one_again(monkeypatch):
+    """Keys differ by seed, step, microbatch, layer and place, and by nothing else."""
+    drawn = []
+
+    draw_kept = dropout.draw_kept
+
+    def recording(key, *arguments):
+        jax.debug.callback(
+            lambda data: drawn.append(tuple(data.tolist())), jax.random.key_data(key)
+        )
+        return draw_kept(key, *arguments)
+
+    for module in (attention, dropout):
+        monkeypatch.setattr(module, "draw_kept", recording)
+
+    def keys_of(seed):
+        drawn.clear()
+        config = with_fields(with_dropout(), {"seed": seed})
+        run_steps(config, program_on(config, (1, 1, 1)), 2)
+        jax.effects_barrier()
+        return list(drawn)
+
+    first, second, again = keys_of(0), keys_of(1), keys_of(0)
+    steps, microbatches, layers, places = 2, 2, 2, 3
+    assert len(first) == steps * microbatches * (1 + layers * places)  # 1: the embedding
+    assert len(set(first + second)) == 2 * len(first)
+    assert sorted(again) == sorted(first)
+
+
+def test_accumulation_over_microbatches_equals_one_batch():
+    results = []
+    for microbatches in (1, 2, 4):
+        config = tiny(optim={"microbatches": microbatches})
+        _, history = run_steps(config, program_on(config, (1, 4, 1)), STEPS)
+        results.append([list(metrics.values()) for metrics in history])
+    np.testing.assert_allclose(results[1], results[0], atol=1e-5)
+    np.testing.assert_allclose(results[2], results[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["zero1", "zero", "fsdp"])
+def test_optimizer_state_is_split_over_all_devices(layout):
+    """Its bytes on each device are the total / N, plus the replicated leaves, which are vectors."""
+    config = tiny(partition={"layout": layout})
+    program = program_on(config, (1, 8, 4))
+    with jax.set_mesh(program.mesh):
+        opt_state = program.init(jax.random.key(0)).opt_state
+    whole, replicated, on_device_0 = 0, 0, 0
+    for path, leaf in paths_and_leaves(opt_state):
+        on_device_0 += leaf.addressable_shards[0].data.nbytes
+        if axes_of(leaf.sharding.spec):
+            whole += leaf.nbytes
+        else:
+            replicated += leaf.nbytes
+            assert path.endswith(("/scale", "count")), path
+    assert on_device_0 == whole // 32 + replicated
+    assert replicated < 0.02 * whole
+
+
+def test_training_learns_the_batch():
+    config = tiny(optim={"warmup_steps": 1, "peak_lr": 1e-2})
+    program = program_on(config, (1, 1, 1))
+    with jax.set_mesh(program.mesh):
+        state = program.init(jax.random.key(0))
+        tokens = jax.device_put(random_tokens(config, 0), program.tokens.sharding)
+        losses = []
+        for _ in range(30):
+            state, metrics = program.train_step(state, tokens)
+            losses.append(float(metrics["train/loss"]))
+    assert losses[0] == pytest.approx(np.log(512), abs=0.1)
+    assert losses[-1] < losses[0] - 1
+
+
+def test_decay_and_schedule():
+    from gpt_pjit.core.training import learning_rate
+
+    config = load_config("580m")
+    schedule = learning_rate(config.optim)
+    assert float(schedule(2_000)) == pytest.approx(2.5e-4)
+    assert float(schedule(97_000)) == pytest.approx(2.5e-5)
+    assert 0 < float(schedule(0)) < 2e-7
+    # With no gradient, only decay moves a parameter: matrices shrink, vectors stay.
+    from gpt_pjit.core.model import param_shapes
+    from gpt_pjit.core.training.optimizer import make_optimizer
+
+    config = tiny(optim={"warmup_steps": 0, "peak_lr": 0.5})
+    params = jax.tree.map(lambda s: jnp.ones(s.shape), param_shapes(config.model, 32))
+    tx = make_optimizer(config, params)
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    for path, update in paths_and_leaves(updates):
+        expected = -0.05 if path.endswith(("kernel", "embedding")) else 0.0
+        np.testing.assert_allclose(update, expected, atol=1e-7, err_msg=path)
+
+
+# Precision: tensors that are named in the program, and what must never be narrower than float32.
+NAMED = {"scores", "softmax", "weights_logsumexp", "logits", "logsumexp"}
+NAMED |= {"norm_mean", "norm_square"}
+
+
+def equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=is_jaxpr):
+            if is_jaxpr(value):
+                yield from equations(getattr(value, "jaxpr", value))
+
+
+def is_jaxpr(value):
+    return hasattr(value, "eqns") or hasattr(value, "jaxpr")
+
+
+def narrow_tensors(config):
+    """Names of the tensors of NAMED, and of accumulators and state, that are not float32."""
+    program = program_on(config, (1, 4, 2))
+    with jax.set_mesh(program.mesh):
+        jaxpr = jax.make_jaxpr(program.train_step)(program.state, program.tokens)
+    seen, narrow = set(), set()
+    for equation in equations(jaxpr.jaxpr):
+        if equation.primitive.name == "name":
+            seen.add(equation.params["name"])
+            if equation.params["name"] in NAMED and equation.outvars[0].aval.dtype != jnp.float32:
+                narrow.add(equation.params["name"])
+        if equation.primitive.name == "scan" and equation.params["length"] == 2:
+            consts, carries = equation.params["num_consts"], equation.params["num_carry"]
+            for variable in equation.invars[consts : consts + carries]:
+                if variable.aval.dtype != jnp.float32:
+                    narrow.add("gradient accumulator")
+    assert seen | set(SAVED) == NAMED | set(SAVED)
+    assert seen >= NAMED
+    for path, leaf in paths_and_leaves(program.state):
+        if leaf.dtype not in (jnp.float32, jnp.int32):
+            narrow.add(path)
+    return narrow
+
+
+BF16 = {"model": {"dtype": "bfloat16", "n_layers": 3}, "optim": {"microbatches": 2}}
+
+
+def test_what_must_be_float32_is():
+    assert narrow_tensors(tiny(**BF16)) == set()
+
+
+@pytest.mark.parametrize(
+    ("module", "caught"),
+    [
+        ("attention", {"scores"}),
+        ("gpt", {"logits", "logsumexp"}),
+        ("layers", {"norm_mean", "norm_square"}),
+    ],
+)
+def test_a_planted_bfloat16_is_caught(monkeypatch, module, caught):
+    import importlib
+
+    target = importlib.import_module(f"gpt_pjit.core.model.{module}")
+
+    class Narrow:
+        float32 = jnp.bfloat16
+
+        def __getattr__(self, name):
+            return getattr(jnp, name)
+
+    monkeypatch.setattr(target, "jnp", Narrow())
+    assert caught <= narrow_tensors(tiny(**BF16))
+
+
+def test_matrix_products_take_bfloat16():
+    program = program_on(tiny(**BF16), (1, 1, 1))
+    with jax.set_mesh(program.mesh):
+        jaxpr = jax.make_jaxpr(program.train_step)(program.state, program.tokens)
+    products = [e for e in equations(jaxpr.jaxpr) if is_matrix_product(e)]
+    assert len(products) > 20
+    wide = [e for e in products if any(v.aval.dtype != jnp.bfloat16 for v in e.invars)]
+    assert not wide, wide
+
+
+def is_matrix_product(equation):
+    """A dot_general with dimensions that only one operand has, on both sides."""
+    if equation.primitive.name != "dot_general":
+        return False
+    contracted, batched = equation.params["dimension_numbers"]
+    return all(
+        variable.aval.ndim > len(summed) + len(shared)
+        for variable, summed, shared in zip(equation.invars, contracted, batched, strict=True)
+    )
+
+
+def test_batch_that_does_not_divide():
+    from gpt_pjit.core.errors import ConfigError
+
+    with pytest.raises(ConfigError, match=r"data.batch_size=20: must be divisible by .* = 8"):
+        program_on(with_fields(tiny(), {"data.batch_size": 20}), (1, 8, 1))
