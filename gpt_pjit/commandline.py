@@ -1,154 +1,185 @@
-"""What every command line shares: reading the config, and errors as one message and exit code."""
+"""What all commands share: one parser, configs from files and flags, errors, answers.
+
+A command is a module with `define(parser)`, which adds its flags and says what runs:
+`parser.set_defaults(run=function)`. `gpt_pjit COMMAND` and `python -m gpt_pjit.COMMAND` run it
+through `run_command`.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
-import os
-import signal
+import re
+import shlex
 import sys
-import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 from absl import flags
+from absl.flags import argparse_flags
 from ml_collections import config_flags
 from rich.console import Console, RenderableType
 
 from gpt_pjit.config import Config, from_config_dict
+from gpt_pjit.core.console import silence_stdout
 from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_INTERRUPTED, ConfigError, Problem
-from gpt_pjit.core.runtime import forget_reader
 from gpt_pjit.core.validation import validate
 
-PIPED_WIDTH = 100
-
-# What a command gives back: exit code, value for --json, and what to show without.
-Answer = tuple[int, Any, Iterable[RenderableType]]
+PIPED_WIDTH = 100  # columns of a table where there is no terminal
 
 
-class Parser(argparse.ArgumentParser):
-    """For commands that read no config: a mistake in their flags is one line and exit 78."""
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=32, width=100)
+
+
+class Parser(argparse_flags.ArgumentParser):
+    """A mistake in the flags is one line and exit 78; absl's own flags work too."""
 
     def __init__(self, **kwargs: Any):
+        kwargs.setdefault("formatter_class", _HelpFormatter)
         super().__init__(allow_abbrev=False, **kwargs)
 
-    def error(self, message: str) -> Any:
+    def error(self, message: str) -> NoReturn:
         self.exit(EXIT_CONFIG, f"{self.prog}: {message}; --help lists all flags\n")
 
+    def add_config(self, name: str = "config", help: str = "a file of configs/") -> None:
+        """`--NAME FILE` and overrides, `--NAME.optim.steps=100`; a `ConfigFile` or None."""
+        self.add_argument(f"--{name}", metavar="FILE", help=f"{help}; --{name}.FIELD=VALUE too")
+        self.set_defaults(config_flags=(*(self.get_default("config_flags") or ()), name))
 
-def count(text: str) -> int:
-    """The type of a flag of `Parser` that is a number from 1 on."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
+    def add_json(self) -> None:
+        self.add_argument("--json", action="store_true", help="JSON instead of tables")
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """The flags; what is left over must be overrides of configs."""
+        parsed, rest = self.parse_known_args(list(argv))
+        for name in getattr(parsed, "config_flags", ()):
+            overrides, rest = _split_overrides(name, rest)
+            path = getattr(parsed, name)
+            if overrides and path is None and name == "config":
+                self.error(f"{overrides[0]} overrides a file; give it with --{name}=FILE")
+            setattr(parsed, name, ConfigFile(name, path, tuple(overrides)))
+        if rest:
+            example = "overrides read --config.optim.steps=100"
+            self.error(f"unrecognized arguments: {shlex.join(rest)}; {example}")
+        return parsed
+
+
+class Answer(NamedTuple):
+    """What a command gives back: exit code, value for --json, and what to show without."""
+
+    code: int
+    record: Any
+    shown: Iterable[RenderableType]
+
+
+def positive(text: str) -> int:
+    """The type of a flag that takes a positive integer."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
     return int(text)
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """Parses flags; a mistake in them, or in the config file, ends with one line and exit 78."""
-    try:
-        rest = flags.FLAGS(argv)
-    except SystemExit:  # after --help, with the 1 that is ours for a check that failed
-        sys.exit(0)
-    except SyntaxError as error:
-        _fail(f"{_config_argument(argv)} is no Python file, as configs are: {error}")
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        _fail(f"{_config_argument(argv)}: {_one_line(error)}")
-    if rest[1:]:
-        _fail(
-            f"unexpected arguments: {' '.join(rest[1:])}; overrides read --config.optim.steps=100"
+def comma_separated(text: str) -> list[str]:
+    """The type of a flag that takes several names: `a,b`; each once, in order."""
+    return [part for part in dict.fromkeys(map(str.strip, text.split(","))) if part]
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """The value of `--NAME`: a config file with overrides, not yet read."""
+
+    name: str
+    path: str | None
+    overrides: tuple[str, ...]
+
+    @property
+    def stem(self) -> str:
+        return Path(self.path or "").stem
+
+    @property
+    def arguments(self) -> list[str]:
+        """The flags that give it, for another process."""
+        return [f"--{self.name}={self.path}", *self.overrides]
+
+    def read(self) -> Config:
+        """The validated config; raises ConfigError."""
+        known = ", ".join(str(path) for path in sorted(Path("configs").glob("*.py")))
+        known = f"here are: {known}" if known else "run from the checkout, where configs/ is"
+        flag = f"--{self.name}"
+        if self.path is None:
+            raise ConfigError([f"give one with {flag}=FILE; {known}"], flag)
+        # Flags of its own, so that nothing global is defined, and another config can follow.
+        values = flags.FlagValues()
+        argv = [sys.argv[0], *self.arguments]
+        holder = config_flags.DEFINE_config_file(
+            self.name, flag_values=values, sys_argv=argv, lock_config=True
         )
-    return rest
+        try:
+            values(argv)
+            fields = holder.value.to_dict()
+        except OSError:
+            raise ConfigError([f"no such file: {self.path}; {known}"], flag) from None
+        except SyntaxError as error:
+            raise ConfigError([f"{self.path} is not valid Python: {error}"], flag) from None
+        except AttributeError as error:
+            if "to_dict" in str(error):
+                problem = f"get_config() of {self.path} does not return a config; {known}"
+                raise ConfigError([problem], flag) from None
+            raise ConfigError([_one_line(error)], self.path) from None
+        except (flags.Error, KeyError, TypeError, ValueError) as error:
+            raise ConfigError([_one_line(error)], self.path) from None
+        config = from_config_dict(fields, self.path)
+        validate(config, self.path)
+        return config
 
 
-def parse_command(argv: list[str], commands: Iterable[str], default: str = "") -> list[str]:
-    """`[program, command]`, of `commands`; it comes first on the line, flags after it.
-
-    Where there is a flag --against, another config, it is that of --config unless given.
+def run_command(module: str, prog: str, argv: Sequence[str] | None = None) -> NoReturn:
+    """Runs the command of a module, and exits; the imports are made here, so that they can be
+    interrupted like the rest.
     """
-    program, *rest = argv
-    command = rest.pop(0) if rest and not rest[0].startswith("-") else default
-    given = [arg for arg in rest if arg.startswith("--config=")]
-    if given and "against" in flags.FLAGS and not any(a.startswith("--against=") for a in rest):
-        rest = [given[-1].replace("--config=", "--against=", 1), *rest]
-    parse_flags([program, *rest])
-    if command not in commands:
-        _fail(f"no command {command!r}; one of {', '.join(commands)}")
-    return [program, command]
+    with report_errors():
+        command = importlib.import_module(module)
+        parser = Parser(prog=prog, description=command.__doc__)
+        command.define(parser)
+        run_parsed(parser.parse(sys.argv[1:] if argv is None else argv))
 
 
-def required(holder: flags.FlagHolder[Any]) -> Any:
-    """The value of a flag that the command cannot do without."""
-    if holder.value is None:
-        raise ConfigError([f"give it: {flags.FLAGS[holder.name].help}"], f"--{holder.name}")
-    return holder.value
-
-
-def read_config(holder: flags.FlagHolder[Any]) -> Config:
-    """The validated config of a `DEFINE_config_file` flag."""
-    known = ", ".join(str(path) for path in sorted(Path("configs").glob("*.py")))
-    known = f"here are: {known}" if known else "run from the checkout, where configs/ is"
-    flag = f"--{holder.name}"
-    if holder.value is None:
-        raise ConfigError([f"give one with {flag}=FILE; {known}"], flag)
-    source = str(config_source(holder))
-    try:
-        values = holder.value.to_dict()
-    except OSError:  # ml_collections keeps a failure to load until the first look
-        raise ConfigError([f"no such file as {source}; {known}"], flag) from None
-    except AttributeError:
-        raise ConfigError([f"get_config() of {source} gives no config; {known}"], flag) from None
-    config = from_config_dict(values, source)
-    validate(config, source)
-    return config
-
-
-def config_source(holder: flags.FlagHolder[Any]) -> Path:
-    return Path(config_flags.get_config_filename(flags.FLAGS[holder.name]))
+def run_parsed(parsed: argparse.Namespace) -> NoReturn:
+    """Calls `parsed.run(parsed)`, which returns an exit code, None for 0, or an `Answer`."""
+    result = parsed.run(parsed)
+    if isinstance(result, Answer):
+        show(result.record, result.shown, as_json=parsed.json)
+        result = result.code
+    sys.stdout.flush()
+    sys.exit(result or 0)
 
 
 @contextmanager
 def report_errors() -> Iterator[None]:
     """Prints a ConfigError, or that Ctrl-C came, and exits; other errors keep their traceback.
 
-    Ends quietly when whoever reads the output has what it wants, as `head` does.
+    Ends quietly when the reader of a pipe has gone, as with `head`.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # what the terminal cannot show must not end a run
+            stream.reconfigure(errors="backslashreplace")
     try:
-        with _ctrl_c_is_heard():
-            yield
+        yield
         sys.stdout.flush()
     except BrokenPipeError:
-        forget_reader()
+        silence_stdout()
     except ConfigError as error:
-        _fail(str(error))
+        print(error, file=sys.stderr)
+        sys.exit(EXIT_CONFIG)
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
-
-
-@contextmanager
-def _ctrl_c_is_heard() -> Iterator[None]:
-    """It raises KeyboardInterrupt, and once more where Python would print that and go on.
-
-    So it does in callbacks of the garbage collector, of which JAX has one, and of weak references;
-    they run often while a program is traced.
-    """
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    hook = sys.unraisablehook
-
-    def unraisable(lost: Any) -> None:
-        if issubclass(lost.exc_type, KeyboardInterrupt):
-            threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()
-        else:
-            hook(lost)
-
-    sys.unraisablehook = unraisable
-    try:
-        yield
-    finally:
-        sys.unraisablehook = hook
-        signal.signal(signal.SIGINT, handler)
 
 
 def write_page(path: str, text: str) -> None:
@@ -160,14 +191,8 @@ def write_page(path: str, text: str) -> None:
         raise ConfigError([problem], "flags") from None
 
 
-def answer(code: int, record: Any, shown: Iterable[RenderableType], *, as_json: bool) -> None:
-    """Prints one or the other, and exits."""
-    show(record, shown, as_json=as_json)
-    sys.stdout.flush()
-    sys.exit(code)
-
-
 def show(record: Any, shown: Iterable[RenderableType], *, as_json: bool) -> None:
+    """Prints a command's answer: the record as JSON, or what is shown to a person."""
     if as_json:
         print(json.dumps(record, indent=2, default=str))
         return
@@ -182,8 +207,26 @@ class _Console(Console):
         raise BrokenPipeError  # for report_errors; rich would exit with 1
 
 
-def _config_argument(argv: list[str]) -> str:
-    return next((arg.split("=", 1)[1] for arg in argv if arg.startswith("--config=")), "flags")
+def _split_overrides(name: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Those of `arguments` that override fields of the config `name`, and the others.
+
+    A value may follow after a space; flags of booleans may stand alone.
+    """
+    pattern = re.compile(rf"--?(no)?{name}\.")
+    overrides: list[str] = []
+    others: list[str] = []
+    takes_value = False
+    for argument in arguments:
+        if pattern.match(argument):
+            overrides.append(argument)
+            takes_value = "=" not in argument
+        elif takes_value and not argument.startswith("-"):
+            overrides.append(argument)
+            takes_value = False
+        else:
+            others.append(argument)
+            takes_value = False
+    return overrides, others
 
 
 def _one_line(error: Exception) -> str:
@@ -193,8 +236,3 @@ def _one_line(error: Exception) -> str:
         text = text[1:-1].replace("\\n", "\n").replace("\\'", "'")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if "Traceback" in text else "; ".join(lines)
-
-
-def _fail(message: str) -> Any:
-    print(message, file=sys.stderr)
-    sys.exit(EXIT_CONFIG)

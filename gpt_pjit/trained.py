@@ -14,9 +14,10 @@ from jax.sharding import Mesh
 
 from gpt_pjit.config import Config, MeshConfig
 from gpt_pjit.core.checkpointer import missing_parts, other_steps, restore_params, saved_steps
+from gpt_pjit.core.console import warn
 from gpt_pjit.core.errors import ConfigError, Problem
 from gpt_pjit.core.model import Cache
-from gpt_pjit.core.runtime import read_run, start, warn
+from gpt_pjit.core.runtime import read_run, start
 from gpt_pjit.core.sharding import make_mesh, mesh_shape, paths_and_leaves
 from gpt_pjit.core.tokens import Tokenizer, TrainingData, held_out_batches, saved_tokenizer
 from gpt_pjit.core.training import Program, build, validation_metrics

@@ -7,7 +7,7 @@ from tests.helpers import ROOT
 
 PACKAGE = ROOT / "gpt_pjit"
 FLOORS = (
-    ("core.errors", "core.chips", "core.cores"),
+    ("core.errors", "core.chips", "core.cores", "core.console"),
     ("config", "core.sharding"),
     ("core.validation", "core.model", "core.checkpointer"),
     ("core.tokens", "core.runtime"),
@@ -17,7 +17,7 @@ FLOORS = (
     ("partition", "data", "generate"),
     ("plan", "checkpoint", "evaluate"),
     ("hf",),
-    ("main",),
+    ("main", "__main__"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 PURE = {"jax", "optax", "gpt_pjit"}  # all that the partition engine may import

@@ -9,6 +9,7 @@ import jax
 
 from gpt_pjit.config import Config
 from gpt_pjit.core.checkpointer import Checkpointer, restore_params
+from gpt_pjit.core.console import say
 from gpt_pjit.core.errors import EXIT_DONE, EXIT_INTERRUPTED
 from gpt_pjit.core.model import count_params
 from gpt_pjit.core.runtime import (
@@ -18,7 +19,6 @@ from gpt_pjit.core.runtime import (
     global_batch,
     local_rows,
     open_workdir,
-    say,
     wait_for_all,
 )
 from gpt_pjit.core.sharding import make_mesh, mesh_shape

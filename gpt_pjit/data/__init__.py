@@ -6,7 +6,7 @@ Its files (`corpus.py`), read in pieces (`readers.py`, `documents.py`), encoded 
 line.
 """
 
-from gpt_pjit.data.prepare import prepare as prepare
+from gpt_pjit.data.prepare import prepare as prepare, prepare_text as prepare_text
 from gpt_pjit.data.tokenize import Effort as Effort
 from gpt_pjit.data.train_tokenizer import train_bpe as train_bpe, train_unigram as train_unigram
 from gpt_pjit.data.writer import DatasetWriter as DatasetWriter

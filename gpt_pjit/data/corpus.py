@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from gpt_pjit.config import DataConfig
+from gpt_pjit.core.console import Progress, megabytes
 from gpt_pjit.core.errors import ConfigError, Problem
-from gpt_pjit.data.progress import progress
 
 HUB = "hf:"  # begins the name of a dataset of the Hugging Face hub, in place of a file's path
 LINES = (".jsonl", ".jsonl.gz", ".json.gz", ".zst")  # .json alone is the text of one document
@@ -96,7 +96,8 @@ def check_files(
     problems: list[str] = []
     if unread:
         total = sum(_size_and_time(path)[0] for path in unread)
-        with progress("checking text", total) as advance:
+        with Progress("checking text", total, counted=megabytes) as progress:
+            done = 0
             for path in unread:
                 size, mtime_ns = _size_and_time(path)
                 try:
@@ -106,7 +107,8 @@ def check_files(
                 except OSError as error:
                     remedy = "check its permissions"
                     problems.append(f"{path}: cannot be read: {error.strerror}; {remedy}")
-                advance(size, size, 0)
+                done += size
+                progress.update(done)
     return [files[path] for path in paths if path in files], problems
 
 

@@ -10,9 +10,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt_pjit.config import DataConfig
+from gpt_pjit.config import Config, DataConfig
 from gpt_pjit.core.errors import ConfigError, Problem
-from gpt_pjit.core.tokens import Tokenizer, load_tokenizer
+from gpt_pjit.core.tokens import Tokenizer, check_vocabulary, load_tokenizer
 from gpt_pjit.data.corpus import (
     SHOWN_PROBLEMS,
     CorpusFile,
@@ -47,6 +47,14 @@ class Source:
         fields = json.loads(data)
         files = [CorpusFile(*file) for file in fields["files"]]
         return cls(fields["settings"], {file.path: file for file in files})
+
+
+def prepare_text(config: Config, folder: Path) -> None:
+    """For a run: `config.data.text` as a set in `folder`, tokenised where it is not there yet."""
+    if not config.data.tokenizer.startswith("bpe:"):
+        tokenizer = load_tokenizer(config.data.tokenizer)
+        check_vocabulary(tokenizer.name, tokenizer.vocab_size, config.model.vocab_size)
+    prepare(config.data, folder)
 
 
 def prepare(config: DataConfig, folder: Path, effort: Effort = ALL_CORES) -> Counts | None:

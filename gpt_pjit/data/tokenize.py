@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_pjit.config import DataConfig
+from gpt_pjit.core.console import Progress, megabytes
 from gpt_pjit.core.cores import usable_cores
 from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.tokens import Tokenizer
@@ -23,7 +24,6 @@ from gpt_pjit.data.ahead import ahead
 from gpt_pjit.data.corpus import SHOWN_PROBLEMS, Part
 from gpt_pjit.data.encode import Encoded, Settings
 from gpt_pjit.data.engines import EngineDiffersError, has_fast_engine
-from gpt_pjit.data.progress import progress
 from gpt_pjit.data.readers import Item, Lines, Piece, Rows, read_items
 from gpt_pjit.data.workers import Workers
 from gpt_pjit.data.writer import DatasetWriter, partial_folder
@@ -118,13 +118,13 @@ def _tokenize(
     count = effort.workers or _workers(total, settings.fast)
     with (
         DatasetWriter(path, tokenizer) as writer,
-        progress("tokenising", total) as advance,
+        Progress("tokenising", total, counted=megabytes) as progress,
         Workers(settings, count) as workers,
     ):
         saved = writer.saved or {"position": (0, 0), "read": 0, "counts": {}}
         counts, read = Counts(**saved["counts"]), saved["read"]
         writer.add_file(*source)
-        advance(read, 0, 0)
+        begun, bytes_, tokens = time.monotonic(), 0, 0
         tasks = _tasks(parts, settings.column, tokenizer.can_cut, saved["position"])
 
         def encode(task: Task) -> tuple[Task, Encoded]:
@@ -136,11 +136,11 @@ def _tokenize(
             for name, values in encoded.splits.items():
                 writer.splits[name].append(*values)
             counts.add(encoded)
-            text_bytes = sum(size for _, _, size in encoded.splits.values())
-            advance(
-                task.read - read, text_bytes, sum(len(ids) for ids, *_ in encoded.splits.values())
-            )
+            bytes_ += sum(size for _, _, size in encoded.splits.values())
+            tokens += sum(len(ids) for ids, *_ in encoded.splits.values())
             read = task.read
+            rate = bytes_ / 1e6 / (time.monotonic() - begun)
+            progress.update(read, f"{rate:,.1f} MB/s, {tokens:,} tokens")
             saver.step({"position": task.position, "read": read, "counts": asdict(counts)})
     return counts
 

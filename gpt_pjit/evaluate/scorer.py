@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 
+from gpt_pjit.core.console import Progress
 from gpt_pjit.core.errors import ConfigError, Problem
 from gpt_pjit.core.model import EMPTY, Cache, token_nll, with_slots
 from gpt_pjit.core.runtime import global_array, local_rows
 from gpt_pjit.core.sharding import BATCH_AXES
 from gpt_pjit.evaluate.batches import Family, Request, batches, families
-from gpt_pjit.evaluate.progress import counting
 from gpt_pjit.evaluate.requests import fitted
 from gpt_pjit.trained import Trained
 
@@ -76,13 +76,13 @@ class Scorer:
             assert 0 < request.scored < len(request.tokens) <= self.window + 1, request
         grouped = families(unique, self.window)
         done: dict[Request, Scored] = {}
-        with jax.set_mesh(self.trained.mesh), counting(task, len(unique)) as advance:
+        with jax.set_mesh(self.trained.mesh), Progress(task, len(unique)) as progress:
             # The longest first: what does not fit in memory fails at once.
             for shape, batch in batches(grouped, self.window, self.batch_size):
                 for results in self._run(shape, batch):
                     _check_finite(results.values(), task)
                     done.update(results)
-                    advance(len(results))
+                    progress.update(len(done))
         return [done[request] for request in requests]
 
     def batch_size(self, length: int) -> int:

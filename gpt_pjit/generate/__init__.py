@@ -6,6 +6,7 @@ dispatch, draw by `sample.py`, and turn ids into text by `continuation.py`. `pyt
 gpt_pjit.generate` is the command line.
 """
 
+from gpt_pjit.generate.closing import sample as sample
 from gpt_pjit.generate.continuation import Continuation as Continuation
 from gpt_pjit.generate.generate import generate as generate, stream as stream
 from gpt_pjit.generate.sample import Sampling as Sampling

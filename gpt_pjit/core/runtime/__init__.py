@@ -1,6 +1,5 @@
 """What surrounds a computation: start-up of hosts, the workdir, metrics, the console."""
 
-from gpt_pjit.core.runtime.console import forget_reader as forget_reader, say as say, warn as warn
 from gpt_pjit.core.runtime.folders import (
     check_new as check_new,
     new_folder as new_folder,

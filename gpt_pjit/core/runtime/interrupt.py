@@ -7,7 +7,7 @@ from types import FrameType
 
 import jax
 
-from gpt_pjit.core.runtime.console import say
+from gpt_pjit.core.console import say
 
 
 class Interrupt:

@@ -13,7 +13,7 @@ import jax
 
 from gpt_pjit.config import Config
 from gpt_pjit.core.chips import chip_of_kind, flops_per_token
-from gpt_pjit.core.runtime.console import Progress, say
+from gpt_pjit.core.console import Progress, say
 from gpt_pjit.core.runtime.folders import write_whole
 
 T = TypeVar("T")
@@ -102,7 +102,7 @@ class StepLog:
         self.every, self.total = config.log.every, config.optim.steps
         self.first = start + 1
         self.writer = MetricsWriter(workdir, start)
-        self.progress = Progress(self.total, start)
+        self.progress = Progress("step", self.total, done=start, on_stdout=True)
         self.throughput = Throughput(config, n_params)
         self.latest: dict[str, jax.Array] = {}
         self.pending: tuple[int, dict[str, jax.Array]] | None = None
@@ -139,8 +139,8 @@ class StepLog:
             metrics |= self.throughput.measure(step)
             self.writer.write(step, metrics)
             rate = metrics["throughput/tokens_per_second"]
-            seconds_left = (self.total - step) * self.throughput.tokens_per_step / rate
-            self.progress.update(step, metrics["train/loss"], rate, seconds_left)
+            loss = metrics["train/loss"]
+            self.progress.update(step, f"loss {loss:.4f}  {rate:,.0f} tokens/s")
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         self.writer.write(step, metrics)

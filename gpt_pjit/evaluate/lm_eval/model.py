@@ -15,9 +15,9 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 
+from gpt_pjit.core.console import Progress
 from gpt_pjit.core.errors import ConfigError, Problem
 from gpt_pjit.evaluate.batches import Request
-from gpt_pjit.evaluate.progress import counting
 from gpt_pjit.evaluate.requests import rolling_requests
 from gpt_pjit.evaluate.scorer import Scorer
 from gpt_pjit.generate import Sampling, stream
@@ -137,7 +137,14 @@ class GptPjitLM(TemplateLM):
             groups.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(number)
         wishes = [wish(json.loads(written), self.max_length) for written in groups]
         answers = [""] * len(requests)
-        with counting("generating", len(requests)) as advance:
+        done = 0
+
+        def advance(more: int) -> None:
+            nonlocal done
+            done += more
+            progress.update(done)
+
+        with Progress("generating", len(requests)) as progress:
             for wanted, numbers in zip(wishes, groups.values(), strict=True):
                 texts = self._generate([requests[n].args[0] for n in numbers], wanted, advance)
                 for number, text in zip(numbers, texts, strict=True):

@@ -1,0 +1,42 @@
+"""The front door: `gpt_pjit COMMAND`, or `python -m gpt_pjit COMMAND`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from gpt_pjit.commandline import Parser, report_errors, run_parsed
+
+COMMANDS = {
+    "train": ("gpt_pjit.main", "train a GPT, or resume a run"),
+    "plan": (
+        "gpt_pjit.plan.command",
+        "compile a step for hardware that is not here: fit, time, cost",
+    ),
+    "partition": ("gpt_pjit.partition.command", "explain, lint, compare and lock a placement"),
+    "data": ("gpt_pjit.data.command", "make, inspect and verify token datasets"),
+    "evaluate": ("gpt_pjit.evaluate.command", "score a checkpoint"),
+    "generate": ("gpt_pjit.generate.command", "continue texts with a checkpoint"),
+    "checkpoint": ("gpt_pjit.checkpoint.command", "list, average and grow checkpoints"),
+    "hf": ("gpt_pjit.hf.command", "export to and import from Hugging Face transformers"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    argv = sys.argv[1:] if argv is None else argv
+    with report_errors():
+        parser = Parser(prog="gpt_pjit", description="Train GPT language models on many hosts.")
+        commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
+        for name, (module, summary) in COMMANDS.items():
+            command = commands.add_parser(name, help=summary)
+            if argv[:1] == [name]:  # the others are not imported: --help is instant
+                loaded = importlib.import_module(module)
+                command.description = loaded.__doc__
+                loaded.define(command)
+        run_parsed(parser.parse(argv))
+
+
+if __name__ == "__main__":
+    main()
