@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import jax
@@ -18,23 +18,30 @@ from gpt_pjit.core.model.positions import alibi_bias
 
 QUERY_BLOCK = 256
 
+# (q, k, v, key) to the values that the queries gather; heads are before batch everywhere, the order
+# in which the projections leave them on a TPU.
+Attend = Callable[..., jax.Array]
+
 
 class Attention(nnx.Module):
     def __init__(self, c: ModelConfig, *, rngs: nnx.Rngs):
         sizes = {"D": c.d_model, "C": 3, "H": c.n_heads, "K": c.d_model // c.n_heads}
         residual_std = INIT_STD / (2 * c.n_layers) ** 0.5
-        self.config = c
         self.qkv = Projection("ND,DCHK->NCHK", sizes, INIT_STD, c.bias, rngs)
         self.out = Projection("NHK,HKD->ND", sizes, residual_std, c.bias, rngs)
 
     def __call__(
-        self, x_BTD: jax.Array, key: jax.Array | None, segments_BT: jax.Array | None
-    ) -> jax.Array:
-        q_HBTK, k_HBSK, v_HBSK = (self._heads(x_BTD, i) for i in range(3))
-        alibi, rate = self.config.positions == "alibi", self.config.dropout_attention
-        kept = None if key is None or rate == 0 else draw_weights_kept(rate, q_HBTK, k_HBSK, key)
-        values_HBTK = attend(alibi, rate, q_HBTK, k_HBSK, v_HBSK, kept, segments_BT)
-        return self.out(values_HBTK.transpose(1, 2, 0, 3))
+        self, x_BTD: jax.Array, attend: Callable[..., jax.Array]
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """What the tokens gather, [B, T, D], and their keys and values [H, B, T, K].
+
+        `attend(q, k, v)` gives the values [H, B, T, K] that the queries gather.
+        """
+        with jax.named_scope("attention_projections"):
+            q_HBTK, k_HBTK, v_HBTK = (self._heads(x_BTD, i) for i in range(3))
+        values_HBTK = attend(q_HBTK, k_HBTK, v_HBTK)
+        with jax.named_scope("attention_projections"):
+            return self.out(values_HBTK.transpose(1, 2, 0, 3)), (k_HBTK, v_HBTK)
 
     def _heads(self, x_BTD: jax.Array, i: int) -> jax.Array:
         """Queries, keys or values [H, B, T, K].
@@ -47,6 +54,20 @@ class Attention(nnx.Module):
         return checkpoint_name(heads_BTHK.transpose(2, 0, 1, 3), "qkv")
 
 
+def attend_causally(
+    alibi: bool,
+    rate: float,
+    segments_BS: jax.Array | None,
+    q_HBTK: jax.Array,
+    k_HBSK: jax.Array,
+    v_HBSK: jax.Array,
+    key: jax.Array | None,
+) -> jax.Array:
+    """`attend` with dropout of the attention weights at `rate`, where a `key` is given."""
+    kept = None if key is None or rate == 0 else draw_weights_kept(rate, q_HBTK, k_HBSK, key)
+    return attend(alibi, rate, q_HBTK, k_HBSK, v_HBSK, kept, segments_BS)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def attend(
     alibi: bool,
@@ -57,7 +78,7 @@ def attend(
     kept: list[jax.Array] | None,
     segments_BS: jax.Array | None,
 ) -> jax.Array:
-    """The values [H, B, T, K] that the queries gather; query T - 1 stands at key S - 1.
+    """The values [H, B, T, K] that the queries gather; query T - 1 is at key S - 1.
 
     `kept` are the masks of `draw_weights_kept`; with `segments_BS`, the document of each key, a
     query sees those of its own document only. A block of queries reads no key after its last
@@ -72,10 +93,12 @@ def _forward(alibi, rate, q_HBTK, k_HBSK, v_HBSK, kept, segments_BS):
     values, logsumexps = [], []
     for i, (queries, keys) in enumerate(_blocks(q_HBTK, k_HBSK)):
         scores = _scores(alibi, q_HBTK[:, :, queries], k_HBSK[:, :, keys], segments_BS)
-        logsumexp = jax.nn.logsumexp(scores, axis=-1, keepdims=True)
-        weights = checkpoint_name(jnp.exp(scores - logsumexp), "softmax")
-        weights = drop(weights, rate, kept and kept[i]).astype(v_HBSK.dtype)
-        values.append(contract("HBTS,HBSK->HBTK", weights, v_HBSK[:, :, keys]))
+        with jax.named_scope("attention_softmax"):
+            logsumexp = jax.nn.logsumexp(scores, axis=-1, keepdims=True)
+            weights = checkpoint_name(jnp.exp(scores - logsumexp), "softmax")
+            weights = drop(weights, rate, kept and kept[i]).astype(v_HBSK.dtype)
+        with jax.named_scope("attention_values"):
+            values.append(contract("HBTS,HBSK->HBTK", weights, v_HBSK[:, :, keys]))
         logsumexps.append(logsumexp)
     values_HBTK = checkpoint_name(jnp.concatenate(values, axis=2), "values")
     logsumexp_HBT1 = checkpoint_name(jnp.concatenate(logsumexps, axis=2), "weights_logsumexp")
@@ -87,20 +110,27 @@ def _backward(alibi, rate, residuals, dvalues_HBTK):
     q_HBTK, k_HBSK, v_HBSK, kept, segments_BS, values_HBTK, logsumexp_HBT1 = residuals
     dtype, n_keys = q_HBTK.dtype, k_HBSK.shape[2]
     # The softmax's sum over keys of weight times gradient, from the values: no pass over scores.
-    products = dvalues_HBTK.astype(jnp.float32) * values_HBTK.astype(jnp.float32)
-    dot_HBT1 = jnp.sum(products, axis=-1, keepdims=True)
+    with jax.named_scope("attention_softmax"):
+        products = dvalues_HBTK.astype(jnp.float32) * values_HBTK.astype(jnp.float32)
+        dot_HBT1 = jnp.sum(products, axis=-1, keepdims=True)
     dq, dk, dv = [], [], []
     for i, (queries, keys) in enumerate(_blocks(q_HBTK, k_HBSK)):
         q, k, v = q_HBTK[:, :, queries], k_HBSK[:, :, keys], v_HBSK[:, :, keys]
         dvalues = dvalues_HBTK[:, :, queries]
-        weights = jnp.exp(_scores(alibi, q, k, segments_BS) - logsumexp_HBT1[:, :, queries])
-        dropped = drop(weights, rate, kept and kept[i]).astype(dtype)
-        dweights = contract("HBTK,HBSK->HBTS", dvalues, v, jnp.float32)
-        dweights = drop(dweights, rate, kept and kept[i]) - dot_HBT1[:, :, queries]
-        dscores = (weights * dweights / q.shape[-1] ** 0.5).astype(dtype)
-        dq.append(contract("HBTS,HBSK->HBTK", dscores, k))
-        dk.append(contract("HBTS,HBTK->HBSK", dscores, q))
-        dv.append(contract("HBTS,HBTK->HBSK", dropped, dvalues))
+        scores = _scores(alibi, q, k, segments_BS)
+        with jax.named_scope("attention_softmax"):
+            weights = jnp.exp(scores - logsumexp_HBT1[:, :, queries])
+            dropped = drop(weights, rate, kept and kept[i]).astype(dtype)
+        with jax.named_scope("attention_values"):
+            dweights = contract("HBTK,HBSK->HBTS", dvalues, v, jnp.float32)
+        with jax.named_scope("attention_softmax"):
+            dweights = drop(dweights, rate, kept and kept[i]) - dot_HBT1[:, :, queries]
+            dscores = (weights * dweights / q.shape[-1] ** 0.5).astype(dtype)
+        with jax.named_scope("attention_scores"):
+            dq.append(contract("HBTS,HBSK->HBTK", dscores, k))
+            dk.append(contract("HBTS,HBTK->HBSK", dscores, q))
+        with jax.named_scope("attention_values"):
+            dv.append(contract("HBTS,HBTK->HBSK", dropped, dvalues))
     dk_HBSK, dv_HBSK = _sum_blocks(dk, n_keys), _sum_blocks(dv, n_keys)
     return jnp.concatenate(dq, axis=2), dk_HBSK, dv_HBSK, None, None
 
@@ -129,19 +159,21 @@ def _scores(
     """Scores, float32 [H, B, T, S]; -inf for keys after each query or in another document."""
     n_heads, _, n_queries, head_size = q_HBTK.shape
     n_keys = k_HBSK.shape[2]
-    scores = contract("HBTK,HBSK->HBTS", q_HBTK, k_HBSK, jnp.float32)
-    scores = checkpoint_name(scores, "scores") / head_size**0.5
-    if alibi:
-        head_axis = jax.typeof(scores).sharding.spec[0]
-        bias_HTS = jax.reshard(alibi_bias(n_heads, n_keys), P(head_axis, None, None))
-        scores = scores + bias_HTS[:, None]
+    with jax.named_scope("attention_scores"):
+        scores = contract("HBTK,HBSK->HBTS", q_HBTK, k_HBSK, jnp.float32)
+        scores = checkpoint_name(scores, "scores") / head_size**0.5
+        if alibi:
+            head_axis = jax.typeof(scores).sharding.spec[0]
+            bias_HTS = jax.reshard(alibi_bias(n_heads, n_keys), P(head_axis, None, None))
+            scores = scores + bias_HTS[:, None]
     last_key_T = n_keys - n_queries + jnp.arange(n_queries)
     visible = (jnp.arange(n_keys)[None, :] <= last_key_T[:, None])[None, None]
     if segments_BS is not None:
         of_keys = segments_BS[:, :n_keys]
         of_queries = of_keys[:, n_keys - n_queries :]
         visible = visible & (of_queries[:, :, None] == of_keys[:, None, :])[None]
-    return jnp.where(visible, scores, -jnp.inf)
+    with jax.named_scope("attention_scores"):
+        return jnp.where(visible, scores, -jnp.inf)
 
 
 def draw_weights_kept(

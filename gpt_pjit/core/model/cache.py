@@ -1,7 +1,7 @@
-"""The forward pass with a memory: new tokens attend to the keys and values of those before them.
+"""The forward pass with a cache: new tokens attend to the keys and values of those before them.
 
-Each slot of the cache knows the position of its token, so rows of unequal length share it: a query
-sees the slots whose positions are not after its own, and an empty slot is after all of them.
+Each slot of the cache knows the position of its token, so that rows of unequal length share it: a
+query sees the slots whose positions are not after its own, and an empty slot is after all of them.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
-from gpt_pjit.core.model.attention import QUERY_BLOCK, Attention
-from gpt_pjit.core.model.gpt import GPT, Block
+from gpt_pjit.config import ModelConfig
+from gpt_pjit.core.model.attention import QUERY_BLOCK
+from gpt_pjit.core.model.gpt import KeysAndValues, open_block, open_ends, scan_layers
 from gpt_pjit.core.model.layers import contract
 from gpt_pjit.core.model.positions import alibi_slopes
 
@@ -26,51 +26,55 @@ EMPTY = 2**30  # the position of a slot without a token
 class Cache(NamedTuple):
     """Keys and values, in the compute dtype, and the position of the token in each slot, int32."""
 
-    keys_LBHSK: jax.Array
-    values_LBHSK: jax.Array
+    keys_LHBSK: jax.Array
+    values_LHBSK: jax.Array
     positions_BS: jax.Array
 
 
 def extend(
-    gpt: GPT,
+    c: ModelConfig,
+    params: Any,
     tokens_BT: jax.Array,
     positions_BT: jax.Array,
-    cache: Cache | None,
-    slot: jax.Array | int,
-    at_use: Callable[[Any], Any],
+    cache: Cache | None = None,
+    slot: jax.Array | int = 0,
+    gather_layer: Callable[[Any], Any] = lambda block: block,
     every: bool = False,
 ) -> tuple[jax.Array, Cache]:
     """Logits after the last token of each row, float32 [B, V], and the cache with the new tokens.
 
     They go to slots `slot` to `slot + T` of `cache`; None begins one of T slots. A row shorter than
     T is filled up with tokens at position `EMPTY`. Learned positions end with their table: a token
-    beyond it gets the last one, and is for the caller to avoid. With `every`, the logits are those
+    beyond it gets the last one, which the caller should avoid. With `every`, the logits are those
     after each new token, [B, T, V].
     """
-    x_BTD = gpt.embed(tokens_BT)
-    if gpt.config.positions == "learned":
-        last = gpt.positions.embedding.shape[0] - 1
-        x_BTD += gpt.positions(jnp.minimum(positions_BT, last))
+    ends = open_ends(c, params)
+    within_BT = positions_BT
+    if c.positions == "learned":
+        within_BT = jnp.minimum(positions_BT, ends.positions.embedding.shape[0] - 1)
+    x_BTD = ends.enter(tokens_BT, within_BT)
     positions_BS = positions_BT if cache is None else put(cache.positions_BS, positions_BT, slot, 1)
-    graph, stacked = nnx.split(gpt.blocks)
 
-    def run(x_BTD: jax.Array, layer: Any):
+    def run(x_BTD: jax.Array, layer: tuple[Any, KeysAndValues | None]) -> Any:
         params, past = layer
-        block = nnx.merge(graph, at_use(params))
-        return extend_block(block, x_BTD, positions_BT, past, positions_BS, slot)
 
-    past = None if cache is None else (cache.keys_LBHSK, cache.values_LBHSK)
-    unroll = 1 if gpt.config.scan_layers else gpt.config.n_layers
-    layers = (nnx.to_pure_dict(stacked), past)
-    x_BTD, new = jax.lax.scan(run, x_BTD, layers, unroll=unroll)
+        def attend(q_HBTK, k_HBSK, v_HBSK, key):  # no key: no dropout
+            if past is not None:
+                k_HBSK, v_HBSK = put(past[0], k_HBSK, slot, 2), put(past[1], v_HBSK, slot, 2)
+            alibi = c.positions == "alibi"
+            return attend_slots(alibi, q_HBTK, k_HBSK, v_HBSK, positions_BT, positions_BS)
+
+        return open_block(c, gather_layer(params))(x_BTD, attend)
+
+    past = None if cache is None else (cache.keys_LHBSK, cache.values_LHBSK)
+    x_BTD, new = scan_layers(c, run, x_BTD, (params["blocks"], past))
     if past is not None:
-        # Once for all layers: a scan that gave whole caches back would copy them for each token.
+        # Once for all layers: a scan that returned whole caches would copy them for each token.
         new = put(past[0], new[0], slot, 3), put(past[1], new[1], slot, 3)
     cache = Cache(new[0], new[1], positions_BS)
     if every:
-        return gpt.logits(gpt.norm_final(x_BTD)), cache
-    logits_B1V = gpt.logits(gpt.norm_final(last_of_each_row(x_BTD, positions_BT)))
-    return logits_B1V[:, 0], cache
+        return ends.logits(x_BTD), cache
+    return ends.logits(last_of_each_row(x_BTD, positions_BT))[:, 0], cache
 
 
 def with_slots(cache: Cache, slots: int) -> Cache:
@@ -78,83 +82,67 @@ def with_slots(cache: Cache, slots: int) -> Cache:
     more = slots - cache.positions_BS.shape[1]
     heads = ((0, 0), (0, 0), (0, 0), (0, more), (0, 0))
     return Cache(
-        jnp.pad(cache.keys_LBHSK, heads),
-        jnp.pad(cache.values_LBHSK, heads),
+        jnp.pad(cache.keys_LHBSK, heads),
+        jnp.pad(cache.values_LHBSK, heads),
         jnp.pad(cache.positions_BS, ((0, 0), (0, more)), constant_values=EMPTY),
     )
 
 
-def extend_block(
-    block: Block,
-    x_BTD: jax.Array,
-    positions_BT: jax.Array,
-    past: tuple[jax.Array, jax.Array] | None,
-    positions_BS: jax.Array,
-    slot: jax.Array | int,
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """What the block makes of `x_BTD`, and the new keys and values [B, H, T, K]."""
-    qkv_BTCHK = block.attention.qkv(block.norm_attention(x_BTD))
-    q_BHTK, k_BHSK, v_BHSK = (qkv_BTCHK[:, :, i].swapaxes(1, 2) for i in range(3))
-    new = k_BHSK, v_BHSK
-    if past is not None:
-        k_BHSK, v_BHSK = put(past[0], k_BHSK, slot, 2), put(past[1], v_BHSK, slot, 2)
-    values_BHTK = attend(block.attention, q_BHTK, k_BHSK, v_BHSK, positions_BT, positions_BS)
-    x_BTD = x_BTD + block.attention.out(values_BHTK.swapaxes(1, 2))
-    return x_BTD + block.mlp(block.norm_mlp(x_BTD)), new
-
-
-def attend(
-    attention: Attention,
-    q_BHTK: jax.Array,
-    k_BHSK: jax.Array,
-    v_BHSK: jax.Array,
+def attend_slots(
+    alibi: bool,
+    q_HBTK: jax.Array,
+    k_HBSK: jax.Array,
+    v_HBSK: jax.Array,
     positions_BT: jax.Array,
     positions_BS: jax.Array,
 ) -> jax.Array:
-    """The values [B, H, T, K] that the queries gather, one block of them after the other.
+    """The values [H, B, T, K] that the queries gather from the slots at or before their positions.
 
-    So the scores of only one block are in memory. In a loop: of blocks that do not wait for each
-    other, XLA on CPU keeps all.
+    One block of queries after the other, so that only its scores are in memory: in a loop, since
+    XLA on CPU keeps the scores of all blocks that do not wait for each other.
     """
 
     def attend_block(block: tuple[jax.Array, jax.Array]) -> jax.Array:
-        weights_BHTS = weights(attention, block[0], k_BHSK, block[1], positions_BS)
-        return contract("BHTS,BHSK->BHTK", weights_BHTS.astype(v_BHSK.dtype), v_BHSK)
+        weights_HBTS = attention_weights(alibi, block[0], k_HBSK, block[1], positions_BS)
+        with jax.named_scope("attention_values"):
+            return contract("HBTS,HBSK->HBTK", weights_HBTS.astype(v_HBSK.dtype), v_HBSK)
 
-    batch, n_heads, n_queries, head_size = q_BHTK.shape
+    n_heads, batch, n_queries, head_size = q_HBTK.shape
     if n_queries <= QUERY_BLOCK:
-        return attend_block((q_BHTK, positions_BT))
+        return attend_block((q_HBTK, positions_BT))
     more = -n_queries % QUERY_BLOCK
-    q_BHTK = jnp.pad(q_BHTK, ((0, 0), (0, 0), (0, more), (0, 0)))
+    q_HBTK = jnp.pad(q_HBTK, ((0, 0), (0, 0), (0, more), (0, 0)))
     positions_BT = jnp.pad(positions_BT, ((0, 0), (0, more)))
-    q_BHNTK = q_BHTK.reshape(batch, n_heads, -1, QUERY_BLOCK, head_size)
+    q_HBNTK = q_HBTK.reshape(n_heads, batch, -1, QUERY_BLOCK, head_size)
     positions_BNT = positions_BT.reshape(batch, -1, QUERY_BLOCK)
-    blocks = jnp.moveaxis(q_BHNTK, 2, 0), jnp.moveaxis(positions_BNT, 1, 0)
-    values_BHNTK = jnp.moveaxis(jax.lax.map(attend_block, blocks), 0, 2)
-    return values_BHNTK.reshape(batch, n_heads, -1, head_size)[:, :, :n_queries]
+    blocks = jnp.moveaxis(q_HBNTK, 2, 0), jnp.moveaxis(positions_BNT, 1, 0)
+    values_HBNTK = jnp.moveaxis(jax.lax.map(attend_block, blocks), 0, 2)
+    return values_HBNTK.reshape(n_heads, batch, -1, head_size)[:, :, :n_queries]
 
 
-def weights(
-    attention: Attention,
-    q_BHTK: jax.Array,
-    k_BHSK: jax.Array,
+def attention_weights(
+    alibi: bool,
+    q_HBTK: jax.Array,
+    k_HBSK: jax.Array,
     positions_BT: jax.Array,
     positions_BS: jax.Array,
 ) -> jax.Array:
-    """Softmax over the slots whose position is at or before each query's, float32 [B, H, T, S].
+    """Softmax over the slots whose position is at or before each query's, float32 [H, B, T, S].
 
-    The bias is that of `alibi_bias`, the slope times the key's position, to the bit.
+    The bias equals `alibi_bias`, the slope times the key's position, to the bit.
     """
-    _, n_heads, _, head_size = q_BHTK.shape
-    scores = contract("BHTK,BHSK->BHTS", q_BHTK, k_BHSK, jnp.float32)
-    scores = checkpoint_name(scores, "scores") / head_size**0.5
-    if attention.config.positions == "alibi":
-        head_axis = jax.typeof(scores).sharding.spec[1]
-        slopes = jax.reshard(alibi_slopes(n_heads)[None, :, None, None], P(None, head_axis))
-        scores = scores + slopes * positions_BS.astype(jnp.float32)[:, None, None, :]
-    visible_BTS = positions_BS[:, None, :] <= positions_BT[:, :, None]
-    scores = jnp.where(visible_BTS[:, None], scores, -jnp.inf)
-    return checkpoint_name(jax.nn.softmax(scores, axis=-1), "softmax")
+    n_heads, _, _, head_size = q_HBTK.shape
+    with jax.named_scope("attention_scores"):
+        scores = contract("HBTK,HBSK->HBTS", q_HBTK, k_HBSK, jnp.float32)
+        scores = checkpoint_name(scores, "scores") / head_size**0.5
+    with jax.named_scope("attention_softmax"):
+        if alibi:
+            head_axis = jax.typeof(scores).sharding.spec[0]
+            slopes = jax.reshard(alibi_slopes(n_heads)[:, None, None, None], P(head_axis))
+            scores = scores + slopes * positions_BS.astype(jnp.float32)[None, :, None, :]
+        visible_BTS = positions_BS[:, None, :] <= positions_BT[:, :, None]
+        scores = jnp.where(visible_BTS[None], scores, -jnp.inf)
+        return checkpoint_name(jax.nn.softmax(scores, axis=-1), "softmax")
 
 
 def put(old: jax.Array, new: jax.Array, slot: jax.Array | int, dimension: int) -> jax.Array:

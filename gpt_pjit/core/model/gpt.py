@@ -1,23 +1,37 @@
-"""The GPT: pre-LN blocks, stacked over layers, between a tied embedding."""
+"""The GPT: pre-LN blocks, run by a scan over layers, between the two uses of a tied embedding.
+
+Parameters are a nested dict of arrays; those of the blocks are stacked over layers. An nnx module
+says how they are made and used: it is built once for a config, and opened over the arrays where a
+function runs.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name, checkpoint_policies
-from jax.sharding import PartitionSpec as P
 
 from gpt_pjit.config import ModelConfig
-from gpt_pjit.core.model.attention import Attention
+from gpt_pjit.core.model.attention import Attend, Attention, attend_causally
 from gpt_pjit.core.model.dropout import dropout
-from gpt_pjit.core.model.layers import INIT_STD, LayerNorm, Projection, gelu, project
+from gpt_pjit.core.model.layers import (
+    INIT_STD,
+    Embedding,
+    LayerNorm,
+    Projection,
+    gelu,
+    project,
+)
 from gpt_pjit.core.model.positions import token_positions
 
-# What costs more to make again than to keep. Not the MLP's: its wide tensors are dear to move.
+# Activations cheaper to keep than to recompute. Those of the MLP are excluded: they are wide, and
+# storing them costs more bandwidth than recomputing them costs products.
 SAVED = (
     "qkv",
     "values",
@@ -32,6 +46,8 @@ REMAT_POLICIES = {
     "selective": checkpoint_policies.save_only_these_names(*SAVED),
 }
 
+KeysAndValues = tuple[jax.Array, jax.Array]  # [H, B, T, K] each
+
 
 class MLP(nnx.Module):
     def __init__(self, c: ModelConfig, *, rngs: nnx.Rngs):
@@ -41,11 +57,14 @@ class MLP(nnx.Module):
         self.up = Projection("ND,DF->NF", sizes, INIT_STD, c.bias, rngs)
         self.down = Projection("NF,FD->ND", sizes, residual_std, c.bias, rngs)
 
+    @jax.named_scope("mlp")
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         return self.down(gelu(self.up(x_BTD), self.approximate))
 
 
 class Block(nnx.Module):
+    """One layer. Training and generation run the same code, with another `attend`."""
+
     def __init__(self, c: ModelConfig, *, rngs: nnx.Rngs):
         self.dropout_residual = c.dropout_residual
         self.norm_attention = LayerNorm(c.d_model, c.bias)
@@ -54,81 +73,123 @@ class Block(nnx.Module):
         self.mlp = MLP(c, rngs=rngs)
 
     def __call__(
-        self, x_BTD: jax.Array, key: jax.Array | None, segments_BT: jax.Array | None
-    ) -> jax.Array:
+        self, x_BTD: jax.Array, attend: Attend, key: jax.Array | None = None
+    ) -> tuple[jax.Array, KeysAndValues]:
+        """The residual stream after the block, and the keys and values of its tokens."""
         keys = (None,) * 3 if key is None else jax.random.split(key, 3)
-        attended = self.attention(self.norm_attention(x_BTD), keys[0], segments_BT)
+        normed = self.norm_attention(x_BTD)
+        attended, keys_and_values = self.attention(normed, partial(attend, key=keys[0]))
         attended = checkpoint_name(attended, "attended")
         x_BTD = x_BTD + dropout(attended, self.dropout_residual, keys[1])
-        return x_BTD + dropout(self.mlp(self.norm_mlp(x_BTD)), self.dropout_residual, keys[2])
+        x_BTD = x_BTD + dropout(self.mlp(self.norm_mlp(x_BTD)), self.dropout_residual, keys[2])
+        return x_BTD, keys_and_values
 
 
-class Embedding(nnx.Module):
-    def __init__(self, rows: int, d_model: int, *, rngs: nnx.Rngs):
-        self.embedding = nnx.Param(INIT_STD * jax.random.normal(rngs.params(), (rows, d_model)))
-
-    def __call__(self, ids_BT: jax.Array) -> jax.Array:
-        spec = P(*jax.typeof(ids_BT).sharding.spec, None)
-        return self.embedding[...].at[ids_BT].get(out_sharding=spec)
-
-
-class GPT(nnx.Module):
-    """Tokens to logits. Every array of `blocks` has a leading dimension of layers."""
+class Ends(nnx.Module):
+    """What is before and after the blocks: embedding, learned positions, final norm, logits."""
 
     def __init__(self, c: ModelConfig, sequence_length: int, *, rngs: nnx.Rngs):
         self.config = c
         self.embed = Embedding(c.vocab_size, c.d_model, rngs=rngs)
         if c.positions == "learned":
             self.positions = Embedding(sequence_length, c.d_model, rngs=rngs)
-        stack = nnx.vmap(lambda rngs: Block(c, rngs=rngs), in_axes=(0,), out_axes=0)
-        self.blocks = nnx.split_rngs(splits=c.n_layers)(stack)(rngs)
         self.norm_final = LayerNorm(c.d_model, c.bias)
 
-    def __call__(
-        self,
-        tokens_BT: jax.Array,
-        key: jax.Array | None = None,
-        at_use: Callable[[Any], Any] = lambda block: block,
-        segments_BT: jax.Array | None = None,
-    ) -> jax.Array:
-        """Logits, float32 [B, T, V]; dropout is on where a `key` is given.
-
-        With `segments_BT`, the number of each token's document in its row, documents do not see
-        each other and each begins at position 0.
-
-        `at_use` is applied to the parameters of one block just before it runs: the `fsdp` layout
-        gathers them there.
-        """
-        embed_key, block_key = (None, None) if key is None else jax.random.split(key)
-        x_BTD = self.embed(tokens_BT)
-        if self.config.positions == "learned":
-            x_BTD += self.positions(token_positions(tokens_BT, segments_BT))
-        x_BTD = dropout(x_BTD, self.config.dropout_embedding, embed_key)
-        return self.logits(self.norm_final(self._run_blocks(x_BTD, block_key, at_use, segments_BT)))
+    def enter(self, tokens_BT: jax.Array, positions_BT: jax.Array | None) -> jax.Array:
+        """The residual stream [B, T, D] before the first block; positions where they are learned."""
+        with jax.named_scope("embedding"):
+            x_BTD = self.embed(tokens_BT)
+            if self.config.positions == "learned":
+                x_BTD += self.positions(positions_BT)
+            return x_BTD
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
-        """Logits, float32 [B, T, V], of normed hidden states."""
-        logits_BTV = project("ND,VD->NV", x_BTD, self.embed.embedding[...], jnp.float32)
-        return checkpoint_name(logits_BTV, "logits")
+        """Logits, float32 [B, T, V], of the residual stream after the last block."""
+        normed_BTD = self.norm_final(x_BTD)
+        with jax.named_scope("loss_head"):
+            logits_BTV = project("ND,VD->NV", normed_BTD, self.embed.embedding[...], jnp.float32)
+            return checkpoint_name(logits_BTV, "logits")
 
-    def _run_blocks(self, x_BTD, key, at_use, segments_BT):
-        graph, stacked = nnx.split(self.blocks)
-        n_layers = self.config.n_layers
 
-        def run(x_BTD, layer):
-            params, number = layer
-            block = nnx.merge(graph, at_use(params))
-            layer_key = None if key is None else jax.random.fold_in(key, number)
-            return block(x_BTD, layer_key, segments_BT), None
+def init_params(c: ModelConfig, sequence_length: int, key: jax.Array) -> Any:
+    """Fresh float32 parameters: normal with std 0.02, residual outputs divided by sqrt(2 L)."""
+    rngs = nnx.Rngs(params=key)
+    ends = Ends(c, sequence_length, rngs=rngs)
+    stack = nnx.vmap(lambda rngs: Block(c, rngs=rngs), in_axes=(0,), out_axes=0)
+    blocks = nnx.split_rngs(splits=c.n_layers)(stack)(rngs)
+    return _arrays(ends) | {"blocks": _arrays(blocks)}
 
-        if self.config.remat != "none":
-            # In a loop nothing can be merged with the forward pass, and the barriers against it
-            # would only keep what is made again from fusing with its use.
-            run = jax.checkpoint(
-                run,
-                policy=REMAT_POLICIES[self.config.remat],
-                prevent_cse=not self.config.scan_layers,
-            )
-        unroll = 1 if self.config.scan_layers else n_layers
-        layers = (nnx.to_pure_dict(stacked), jnp.arange(n_layers))
-        return jax.lax.scan(run, x_BTD, layers, unroll=unroll)[0]
+
+@functools.cache
+def param_shapes(c: ModelConfig, sequence_length: int) -> Any:
+    """The tree of ShapeDtypeStructs of `init_params`."""
+    return jax.eval_shape(lambda: init_params(c, sequence_length, jax.random.key(0)))
+
+
+def count_params(params: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def forward(
+    c: ModelConfig,
+    params: Any,
+    tokens_BT: jax.Array,
+    key: jax.Array | None = None,
+    gather_layer: Callable[[Any], Any] = lambda block: block,
+    segments_BT: jax.Array | None = None,
+) -> jax.Array:
+    """Logits, float32 [B, T, V]; dropout is on where a `key` is given.
+
+    With `segments_BT`, the number of each token's document in its row, documents do not see each
+    other and each begins at position 0. `gather_layer` is applied to the parameters of one block
+    just before it runs: the `fsdp` layout gathers them there.
+    """
+    ends = open_ends(c, params)
+    embed_key, block_key = (None, None) if key is None else jax.random.split(key)
+    x_BTD = ends.enter(tokens_BT, token_positions(tokens_BT, segments_BT))
+    x_BTD = dropout(x_BTD, c.dropout_embedding, embed_key)
+    attend = partial(attend_causally, c.positions == "alibi", c.dropout_attention, segments_BT)
+
+    def run(x_BTD: jax.Array, layer: tuple[Any, jax.Array]) -> tuple[jax.Array, None]:
+        block, number = open_block(c, gather_layer(layer[0])), layer[1]
+        layer_key = None if block_key is None else jax.random.fold_in(block_key, number)
+        return block(x_BTD, attend, layer_key)[0], None
+
+    if c.remat != "none":
+        # Inside a scan, CSE cannot merge the recomputation with the forward pass, so that the
+        # barriers of prevent_cse would only block fusion.
+        policy = REMAT_POLICIES[c.remat]
+        run = jax.checkpoint(run, policy=policy, prevent_cse=not c.scan_layers)
+    x_BTD, _ = scan_layers(c, run, x_BTD, (params["blocks"], jnp.arange(c.n_layers)))
+    return ends.logits(x_BTD)
+
+
+def scan_layers(c: ModelConfig, run: Callable[..., Any], x_BTD: jax.Array, layers: Any) -> Any:
+    """`jax.lax.scan` of `run` over `layers`, whose leaves have a leading dimension of layers."""
+    with jax.named_scope("layers"):
+        return jax.lax.scan(run, x_BTD, layers, unroll=1 if c.scan_layers else c.n_layers)
+
+
+def open_ends(c: ModelConfig, params: Any) -> Ends:
+    """The module over all parameters but those of the blocks."""
+    learned = params.get("positions")
+    sequence_length = learned["embedding"].shape[0] if learned else 0
+    rest = {name: value for name, value in params.items() if name != "blocks"}
+    return nnx.merge(_graphs(c, sequence_length)[0], rest)
+
+
+def open_block(c: ModelConfig, params: Any) -> Block:
+    """The module over the parameters of one layer."""
+    return nnx.merge(_graphs(c, 0)[1], params)
+
+
+@functools.cache
+def _graphs(c: ModelConfig, sequence_length: int) -> tuple[Any, Any]:
+    """What nnx knows of the two modules but their arrays, built once."""
+    ends = nnx.eval_shape(lambda: Ends(c, sequence_length, rngs=nnx.Rngs(0)))
+    block = nnx.eval_shape(lambda: Block(c, rngs=nnx.Rngs(0)))
+    return nnx.graphdef(ends), nnx.graphdef(block)
+
+
+def _arrays(module: nnx.Module) -> Any:
+    return nnx.to_pure_dict(nnx.state(module))

@@ -6,6 +6,7 @@ V vocabulary, L layers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -54,8 +55,10 @@ def project(equation: str, x: jax.Array, w: jax.Array, dtype: Any = None) -> jax
     weight_letters, out_letters = equation.split(",")[1].split("->")
     split = dict(zip(weight_letters, jax.typeof(w).sharding.spec.partitions, strict=True))
     out = P(jax.typeof(x).sharding.spec[0], *(split[letter] for letter in out_letters[1:]))
-    y = contract(equation, x.reshape(batch * length, *x.shape[2:]), w, dtype, out)
-    # Spelt out: of a batch of 1, JAX would give its axes to the other dimension.
+    # Both shardings are spelt out: where batch or length is 1, JAX would give its axes to the other.
+    rows, _, *rest = jax.typeof(x).sharding.spec
+    x_N = x.reshape(batch * length, *x.shape[2:], out_sharding=P(rows, *rest))
+    y = contract(equation, x_N, w, dtype, out)
     return y.reshape(batch, length, *y.shape[1:], out_sharding=P(out[0], None, *out[1:]))
 
 
@@ -84,6 +87,18 @@ def gelu(x: jax.Array, approximate: bool) -> jax.Array:
     return (0.5 * y * (1 + jax.lax.erf(y * 0.5**0.5))).astype(x.dtype)
 
 
+class Embedding(nnx.Module):
+    """A vector for each of `rows` ids."""
+
+    def __init__(self, rows: int, d_model: int, *, rngs: nnx.Rngs):
+        shape = (rows, d_model)
+        self.embedding = nnx.Param(INIT_STD * _normal(rngs, shape))
+
+    def __call__(self, ids_BT: jax.Array) -> jax.Array:
+        spec = P(*jax.typeof(ids_BT).sharding.spec, None)
+        return self.embedding[...].at[ids_BT].get(out_sharding=spec)
+
+
 class Projection(nnx.Module):
     """A linear map of each token given by an equation, e.g. `ND,DF->NF`, and sizes by letter."""
 
@@ -94,8 +109,8 @@ class Projection(nnx.Module):
         kernel_shape = [sizes[letter] for letter in weight_letters]
         bias_shape = [sizes[letter] for letter in out_letters[1:]]
         self.equation = equation
-        self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), kernel_shape))
-        self.bias = nnx.Param(jnp.zeros(bias_shape)) if bias else None
+        self.kernel = nnx.Param(std * _normal(rngs, kernel_shape))
+        self.bias = nnx.Param(jnp.zeros(bias_shape, jnp.float32)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return linear(
@@ -107,9 +122,10 @@ class LayerNorm(nnx.Module):
     """Layer norm with statistics, gain and bias in float32; returns the dtype of its input."""
 
     def __init__(self, d_model: int, bias: bool):
-        self.scale = nnx.Param(jnp.ones(d_model))
-        self.bias = nnx.Param(jnp.zeros(d_model)) if bias else None
+        self.scale = nnx.Param(jnp.ones(d_model, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(d_model, jnp.float32)) if bias else None
 
+    @jax.named_scope("norms")
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         x = x_BTD.astype(jnp.float32)
         mean = checkpoint_name(jnp.mean(x, axis=-1, keepdims=True), "norm_mean")
@@ -122,3 +138,8 @@ class LayerNorm(nnx.Module):
         if self.bias is not None:
             normed = add_bias(normed, self.bias[...])
         return normed.astype(x_BTD.dtype)
+
+
+def _normal(rngs: nnx.Rngs, shape: Sequence[int]) -> jax.Array:
+    """Float32, whatever JAX_ENABLE_X64 says."""
+    return jax.random.normal(rngs.params(), shape, jnp.float32)

@@ -45,8 +45,3 @@ from gpt_pjit.core.sharding.rules import (
     values as values,
     whole_path_regex as whole_path_regex,
 )
-from gpt_pjit.core.sharding.tables import (
-    gpt_dimensions as gpt_dimensions,
-    gpt_rules as gpt_rules,
-    matrix_rules as matrix_rules,
-)

@@ -12,12 +12,12 @@ import optax
 
 from gpt_pjit.config import Config, OptimConfig
 from gpt_pjit.core.errors import ConfigError
+from gpt_pjit.core.parameters import matrix_rules
 from gpt_pjit.core.sharding import (
     SCANNED,
     Finding,
     Match,
     Rules,
-    matrix_rules,
     path_string,
     paths_and_leaves,
     try_rules,
@@ -26,13 +26,19 @@ from gpt_pjit.core.sharding import (
 
 def learning_rate(c: OptimConfig) -> optax.Schedule:
     """Linear warm-up to `peak_lr`, then cosine to `final_lr_fraction` of it at the last step."""
+    warmup = warmup_steps(c)
     return optax.schedules.warmup_cosine_decay_schedule(
-        init_value=c.peak_lr / (c.warmup_steps + 1),  # not 0: the first step counts too
+        init_value=c.peak_lr / (warmup + 1),  # not 0: the first step counts too
         peak_value=c.peak_lr,
-        warmup_steps=c.warmup_steps,
+        warmup_steps=warmup,
         decay_steps=c.steps,
         end_value=c.peak_lr * c.final_lr_fraction,
     )
+
+
+def warmup_steps(c: OptimConfig) -> int:
+    """As configured, or a tenth of a run that is too short for that."""
+    return c.warmup_steps if c.warmup_steps < c.steps else c.steps // 10
 
 
 def make_optimizer(config: Config, params: Any) -> optax.GradientTransformation:
@@ -72,7 +78,7 @@ def optimizer_findings(config: Config, params: Any) -> list[Finding]:
 
 
 def _decay_rules(config: Config) -> Rules:
-    return config.optim.decay_rules or matrix_rules(bias=config.model.bias)
+    return config.optim.decay_rules or matrix_rules(config.model)
 
 
 def _decayed(update: jax.Array, param: jax.Array, rate: Any) -> jax.Array:
@@ -109,7 +115,7 @@ def _factor_findings(
     value = match.value
     numbers = value if isinstance(value, tuple) else (value,)
     if not all(isinstance(n, int | float) and math.isfinite(n) and n >= 0 for n in numbers):
-        yield finding("is no factor of at least 0", f"write {per_layer}")
+        yield finding("must be a number of at least 0", f"write {per_layer}")
     elif isinstance(value, tuple) and not path.startswith(SCANNED):
         yield finding("has one number for each layer, but there are none", "write one number")
     elif isinstance(value, tuple) and len(value) != shape[0]:
