@@ -26,7 +26,7 @@ from rich.console import Console, RenderableType
 
 from gpt_pjit.config import Config, from_config_dict
 from gpt_pjit.core.console import silence_stdout
-from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_INTERRUPTED, ConfigError, Problem
+from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_FAULT, EXIT_INTERRUPTED, ConfigError, Problem
 from gpt_pjit.core.validation import validate
 
 PIPED_WIDTH = 100  # columns of a table where there is no terminal
@@ -177,6 +177,12 @@ def report_errors() -> Iterator[None]:
     except ConfigError as error:
         print(error, file=sys.stderr)
         sys.exit(EXIT_CONFIG)
+    except OSError as error:  # a full disk, a folder without permission
+        if not error.strerror:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"{where}{error.strerror}", file=sys.stderr)
+        sys.exit(EXIT_FAULT)
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)

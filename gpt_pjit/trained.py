@@ -10,104 +10,91 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from gpt_pjit.config import Config, MeshConfig
-from gpt_pjit.core.checkpointer import missing_parts, other_steps, restore_params, saved_steps
+from gpt_pjit.core.checkpointer import (
+    missing_parts,
+    other_steps,
+    restore_params,
+    saved_steps,
+)
 from gpt_pjit.core.console import warn
 from gpt_pjit.core.errors import ConfigError, Problem
-from gpt_pjit.core.model import Cache
-from gpt_pjit.core.runtime import read_run, start
+from gpt_pjit.core.model import Cache, Model, build_model
+from gpt_pjit.core.runtime import initialize_devices, read_run
 from gpt_pjit.core.sharding import make_mesh, mesh_shape, paths_and_leaves
 from gpt_pjit.core.tokens import Tokenizer, TrainingData, held_out_batches, saved_tokenizer
-from gpt_pjit.core.training import Program, build, validation_metrics
+from gpt_pjit.core.training import validation_metrics
 from gpt_pjit.core.validation import CHOICES
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A model and its tokenizer; call `forward` inside `jax.set_mesh(trained.mesh)`.
+    """A model, its weights and its tokenizer; call it inside `jax.set_mesh(trained.mesh)`.
 
-    `forward(weights, tokens)` gives float32 logits [B, T, V] of int32 tokens [B, T] without
-    dropout, not compiled; B must be divisible by the mesh's `data` axis, and T may be any length
-    where positions are not learned. `extend(weights, tokens, positions, cache, slot)` does the same
-    with a cache, see `gpt_pjit.model.extend`. `config` is the run's, but for mesh, batch size and
-    dtype.
+    `config` and `workdir` are the run's, `step` is the checkpoint's; `model.config.dtype` may
+    differ from the run's.
     """
 
+    model: Model
+    weights: Any
+    tokenizer: Tokenizer
     config: Config
     workdir: Path
     step: int
-    mesh: Mesh
-    weights: Any
-    forward: Callable[..., jax.Array]
-    extend: Callable[..., tuple[jax.Array, Cache]]
-    tokenizer: Tokenizer
+
+    @property
+    def mesh(self) -> Mesh:
+        return self.model.mesh
+
+    @property
+    def forward(self) -> Callable[..., jax.Array]:
+        return self.model.forward
+
+    @property
+    def extend(self) -> Callable[..., tuple[jax.Array, Cache]]:
+        return self.model.extend
 
 
 def start_devices(*, tensor: int = 1, distributed: bool = False) -> None:
     """Call once, before anything touches a device."""
-    start(Config(mesh=MeshConfig(tensor=tensor)), distributed)
+    initialize_devices(MeshConfig(tensor=tensor), distributed=distributed)
 
 
 def load_trained(checkpoint: str | Path, *, tensor: int = 1, dtype: str = "") -> Trained:
     """The model of `checkpoint`: a workdir, whose newest step it is, or WORKDIR/checkpoints/STEP.
 
     All devices that `tensor` does not take split the batch. `dtype` replaces `model.dtype`. Raises
-    ConfigError where there is no such checkpoint, or the model is not to be had so.
+    ConfigError where there is no such checkpoint, or it cannot be loaded with these options.
     """
     workdir, step = find_checkpoint(Path(checkpoint))
     config, record = read_run(workdir)
     _check(config.model.n_heads, tensor, dtype)
-    model = dataclasses.replace(config.model, dtype=dtype or config.model.dtype)
-    optim = dataclasses.replace(config.optim, microbatches=1)
-    config = dataclasses.replace(config, model=model, optim=optim, mesh=MeshConfig(tensor=tensor))
-    shape = mesh_shape(1, -1, tensor, jax.device_count())
-    # `build` wants a batch that divides; how many sequences are read at once is the caller's.
-    data = dataclasses.replace(config.data, batch_size=shape[1])
-    config = dataclasses.replace(config, data=data)
-    program = build(config, make_mesh(shape))
-    with jax.set_mesh(program.mesh):
-        params = restore_params(workdir / "checkpoints", step, program.state.params)
+    c = dataclasses.replace(config.model, dtype=dtype or config.model.dtype)
+    mesh = make_mesh(mesh_shape(1, -1, tensor, jax.device_count()))
+    model = build_model(c, config.data.sequence_length, config.partition, mesh)
+    with jax.set_mesh(mesh):
+        params = restore_params(workdir / "checkpoints", step, model.params)
         _check_finite(params, workdir, step)
-        return of_program(program, params, config, workdir, step, run_tokenizer(workdir, record))
-
-
-def of_program(
-    program: Program,
-    params: Any,
-    config: Config,
-    workdir: Path,
-    step: int,
-    tokenizer: Tokenizer,
-) -> Trained:
-    """The model of a program and its stored parameters; call inside `jax.set_mesh`."""
-    return Trained(
-        config=config,
-        workdir=workdir,
-        step=step,
-        mesh=program.mesh,
-        weights=program.weights(params),
-        forward=program.forward,
-        extend=program.extend,
-        tokenizer=tokenizer,
-    )
+        tokenizer = run_tokenizer(workdir, record)
+        return Trained(model, model.weights(params), tokenizer, config, workdir, step)
 
 
 def held_out_metrics(checkpoint: str | Path, data: TrainingData) -> dict[str, float]:
-    """What the run's own validation would say of `checkpoint`: loss, perplexity, bits per byte."""
+    """The run's own validation of `checkpoint`: loss, perplexity, bits per byte."""
     workdir, step = find_checkpoint(Path(checkpoint))
     config, _ = read_run(workdir)
-    optim = dataclasses.replace(config.optim, microbatches=1)
     rows = config.data.batch_size
     devices = max(n for n in range(1, jax.device_count() + 1) if rows % n == 0)
-    config = dataclasses.replace(config, optim=optim, mesh=MeshConfig())
-    program = build(config, make_mesh((1, devices, 1), jax.devices()[:devices]))
-    with jax.set_mesh(program.mesh):
-        params = restore_params(workdir / "checkpoints", step, program.state.params)
-        batches = held_out_batches(data, config, slice(0, rows))
+    mesh = make_mesh((1, devices, 1), jax.devices()[:devices])
+    model = build_model(config.model, config.data.sequence_length, config.partition, mesh)
+    with jax.set_mesh(mesh):
+        params = restore_params(workdir / "checkpoints", step, model.params)
+        batches = held_out_batches(data, config, np.arange(rows))
         per_byte = data.held_out_tokens / data.held_out_bytes
-        return validation_metrics(program, params, batches, per_byte)
+        return validation_metrics(model, params, batches, rows, per_byte)
 
 
 def split_step(path: Path) -> tuple[Path, int | None]:

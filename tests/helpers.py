@@ -16,7 +16,7 @@ from gpt_pjit.core.checkpointer import Checkpointer
 from gpt_pjit.core.runtime import check_data, open_workdir
 from gpt_pjit.core.sharding import make_mesh
 from gpt_pjit.core.tokens import load_tokenizer
-from gpt_pjit.core.training import Program, build
+from gpt_pjit.core.training import Training, build_training
 
 ROOT = Path(__file__).parent.parent
 
@@ -58,8 +58,8 @@ def load_config(name: str) -> Config:
     return from_config_dict(module.get_config(), str(path))
 
 
-def program_on(config: Config, shape: tuple[int, int, int]) -> Program:
-    return build(config, make_mesh(shape, jax.devices()[: int(np.prod(shape))]))
+def program_on(config: Config, shape: tuple[int, int, int]) -> Training:
+    return build_training(config, make_mesh(shape, jax.devices()[: int(np.prod(shape))]))
 
 
 def random_tokens(config: Config, seed: int) -> np.ndarray:
@@ -92,7 +92,7 @@ def make_workdir(
     return params
 
 
-def run_steps(config: Config, program: Program, steps: int):
+def run_steps(config: Config, program: Training, steps: int):
     """The state and the metrics of `steps` training steps on random tokens."""
     history = []
     with jax.set_mesh(program.mesh):

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 EXIT_DONE = 0
-EXIT_BROKEN = 1  # a check failed: a broken promise, a placement or plan other than recorded
+EXIT_BROKEN = (
+    1  # a check failed: a broken promise, a placement or plan that differs from its record
+)
+EXIT_FAULT = 1  # something outside failed, such as a disk: retrying may help
 EXIT_INTERRUPTED = 130  # Ctrl-C; a run says whether it saved
 EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h: do not retry, the input must change
 

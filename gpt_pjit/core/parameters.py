@@ -30,10 +30,11 @@ class Parameter(NamedTuple):
     kind: str
 
 
-# fmt: off
 GPT = (
     Parameter(r"embed/embedding", "VD", ("tensor", "data"), MATRIX),
-    Parameter(r"blocks/attention/qkv/kernel", "LDCHK", (None, "data", None, "tensor", None), MATRIX),
+    Parameter(
+        r"blocks/attention/qkv/kernel", "LDCHK", (None, "data", None, "tensor", None), MATRIX
+    ),
     Parameter(r"blocks/attention/out/kernel", "LHKD", (None, "tensor", None, "data"), MATRIX),
     Parameter(r"blocks/mlp/up/kernel", "LDF", (None, "data", "tensor"), MATRIX),
     Parameter(r"blocks/mlp/down/kernel", "LFD", (None, "tensor", "data"), MATRIX),
@@ -41,16 +42,15 @@ GPT = (
     Parameter(r"blocks/norm_(attention|mlp)/scale", "LD", (None, None), VECTOR),
     Parameter(r"norm_final/scale", "D", (None,), VECTOR),
 )
-LEARNED_POSITIONS = (
-    Parameter(r"positions/embedding", "TD", (None, "data"), MATRIX),
-)
+LEARNED_POSITIONS = (Parameter(r"positions/embedding", "TD", (None, "data"), MATRIX),)
 BIASES = (
     Parameter(r"blocks/attention/qkv/bias", "LCHK", (None, None, "tensor", None), VECTOR),
     Parameter(r"blocks/mlp/up/bias", "LF", (None, "tensor"), VECTOR),
-    Parameter(r"blocks/(attention/out|mlp/down|norm_(attention|mlp))/bias", "LD", (None, None), VECTOR),  # noqa: E501
+    Parameter(
+        r"blocks/(attention/out|mlp/down|norm_(attention|mlp))/bias", "LD", (None, None), VECTOR
+    ),
     Parameter(r"norm_final/bias", "D", (None,), VECTOR),
 )
-# fmt: on
 
 
 def parameter_table(c: ModelConfig) -> tuple[Parameter, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -60,18 +62,24 @@ def _single_fields(flat: dict[str, Any]) -> Iterator[Problem]:
     for name, least in AT_LEAST.items():
         if flat[name] < least:
             yield Problem(name, flat[name], f"must be at least {least}", f"try {max(least, 1)}")
+    for name, value in flat.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            yield Problem(name, value, "must be finite", "give a number")
     for name in POSITIVE:
-        if not flat[name] > 0:
+        if flat[name] <= 0:
             yield Problem(name, flat[name], "must be above 0", "see the field in configs/580m.py")
     for name in FRACTIONS:
-        if not 0 <= flat[name] < 1:
+        if math.isfinite(flat[name]) and not 0 <= flat[name] < 1:
             yield Problem(
                 name, flat[name], "must be in [0, 1)", "give a fraction, not a percentage"
             )
-    if not 0 <= flat["optim.final_lr_fraction"] <= 1:
+    if flat["seed"] >= 2**63:
+        yield Problem("seed", flat["seed"], "must be below 2**63", "try 0")
+    final = flat["optim.final_lr_fraction"]
+    if math.isfinite(final) and not 0 <= final <= 1:
         yield Problem(
             "optim.final_lr_fraction",
-            flat["optim.final_lr_fraction"],
+            final,
             "must be in [0, 1]",
             "0.1 ends the cosine at 10 % of peak_lr",
         )
@@ -102,9 +110,6 @@ def _relations(config: Config) -> Iterator[Problem]:
         remedy = f"try {nearest_multiples(data.batch_size, optim.microbatches)}"
         constraint = f"must be divisible by optim.microbatches={optim.microbatches}"
         yield Problem("data.batch_size", data.batch_size, constraint, remedy)
-    if optim.warmup_steps >= optim.steps >= 1:
-        constraint = f"must be below optim.steps={optim.steps}"
-        yield Problem("optim.warmup_steps", optim.warmup_steps, constraint, "about 2 % is usual")
     value = {"data.text": data.text, "data.path": data.path, "data.sources": data.sources}
     if sum(map(bool, value.values())) != 1:
         remedy = "set text to a glob of files, path to a token dataset, or sources to several"
@@ -116,6 +121,11 @@ def _relations(config: Config) -> Iterator[Problem]:
     if data.text_exclude and not data.text:
         remedy = "set data.text, or remove it"
         yield Problem("data.text_exclude", data.text_exclude, "is only for data.text", remedy)
+    try:
+        re.compile(data.text_exclude)
+    except re.error as error:
+        constraint = f"is not a valid regex: {error}"
+        yield Problem("data.text_exclude", data.text_exclude, constraint, "correct or escape it")
     kind = data.tokenizer.partition(":")[0]
     if kind not in ("bytes", "bpe") and not data.tokenizer.endswith((".json", ".model")):
         remedy = "use bytes, bpe:SIZE, or a path that ends in .json or .model"

@@ -96,7 +96,7 @@ class Ends(nnx.Module):
         self.norm_final = LayerNorm(c.d_model, c.bias)
 
     def enter(self, tokens_BT: jax.Array, positions_BT: jax.Array | None) -> jax.Array:
-        """The residual stream [B, T, D] before the first block; positions where they are learned."""
+        """The residual stream [B, T, D] before the first block."""
         with jax.named_scope("embedding"):
             x_BTD = self.embed(tokens_BT)
             if self.config.positions == "learned":

@@ -55,7 +55,7 @@ def project(equation: str, x: jax.Array, w: jax.Array, dtype: Any = None) -> jax
     weight_letters, out_letters = equation.split(",")[1].split("->")
     split = dict(zip(weight_letters, jax.typeof(w).sharding.spec.partitions, strict=True))
     out = P(jax.typeof(x).sharding.spec[0], *(split[letter] for letter in out_letters[1:]))
-    # Both shardings are spelt out: where batch or length is 1, JAX would give its axes to the other.
+    # Shardings are spelt out: where batch or length is 1, JAX gives its axes to the other.
     rows, _, *rest = jax.typeof(x).sharding.spec
     x_N = x.reshape(batch * length, *x.shape[2:], out_sharding=P(rows, *rest))
     y = contract(equation, x_N, w, dtype, out)

@@ -8,8 +8,8 @@ from gpt_pjit.core.runtime.folders import (
 from gpt_pjit.core.runtime.hosts import (
     global_array as global_array,
     global_batch as global_batch,
+    initialize_devices as initialize_devices,
     local_rows as local_rows,
-    start as start,
     wait_for_all as wait_for_all,
 )
 from gpt_pjit.core.runtime.interrupt import Interrupt as Interrupt

@@ -5,30 +5,50 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
-from gpt_pjit.config import Config
+from gpt_pjit.config import MeshConfig
 from gpt_pjit.core import console
 from gpt_pjit.core.cores import usable_cores
+from gpt_pjit.core.errors import ConfigError
+
+# A shell may set these; the numbers of a run must not depend on it.
+OURS: dict[str, Any] = {
+    "jax_enable_x64": False,
+    "jax_disable_jit": False,
+    "jax_numpy_dtype_promotion": "standard",
+    "jax_default_dtype_bits": "64",
+    "jax_default_matmul_precision": None,
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_threefry_partitionable": True,
+}
 
 
-def start(config: Config, distributed: bool = False) -> None:
+def initialize_devices(
+    mesh: MeshConfig, rows: int | None = None, *, distributed: bool = False
+) -> None:
     """Call before anything touches a device. Joins the other hosts, sets the number of CPU devices.
 
     Hosts are joined where the environment names them (`JAX_COORDINATOR_ADDRESS`,
     `JAX_NUM_PROCESSES`, `JAX_PROCESS_ID`), or where `distributed` asks JAX to detect the cluster.
+    `rows` is the size of a microbatch, if one is to be split over the devices.
     """
+    for name, value in OURS.items():
+        if hasattr(jax.config, name) and getattr(jax.config, name) != value:
+            console.warn(f"{name.upper()}={getattr(jax.config, name)} is ignored: a run sets it")
+            jax.config.update(name, value)
     coordinator = os.environ.get("JAX_COORDINATOR_ADDRESS")
     if coordinator:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(
             coordinator_address=coordinator,
-            num_processes=int(os.environ["JAX_NUM_PROCESSES"]),
-            process_id=int(os.environ["JAX_PROCESS_ID"]),
+            num_processes=_from_environment("JAX_NUM_PROCESSES"),
+            process_id=_from_environment("JAX_PROCESS_ID"),
             coordinator_bind_address=coordinator,  # JAX's default is every interface
         )
     elif distributed:
@@ -36,50 +56,73 @@ def start(config: Config, distributed: bool = False) -> None:
     elif "JAX_NUM_CPU_DEVICES" not in os.environ and "device_count" not in os.environ.get(
         "XLA_FLAGS", ""
     ):
-        jax.config.update("jax_num_cpu_devices", cpu_devices(config, usable_cores()))
-    if jax.process_index() != 0:
+        jax.config.update("jax_num_cpu_devices", cpu_devices(mesh, rows, usable_cores()))
+    try:
+        process = jax.process_index()
+    except RuntimeError as error:  # JAX_PLATFORMS names a platform that is not here
+        raise ConfigError([str(error).splitlines()[0]], "devices") from None
+    if process != 0:
         console.mute()
 
 
-def cpu_devices(config: Config, cores: int) -> int:
+def cpu_devices(mesh: MeshConfig, rows: int | None, cores: int) -> int:
     """CPU devices for one machine: as the mesh says, or as many as cores and batch allow.
 
     One device per core is a tiny pod, and faster than one device with all cores.
     """
-    mesh = config.mesh
     fixed = math.prod(size for size in (mesh.replica, mesh.data, mesh.tensor) if size != -1)
     if -1 not in (mesh.replica, mesh.data, mesh.tensor):
         return fixed
-    rows = config.data.batch_size // config.optim.microbatches
 
     def fits(rest: int) -> bool:
-        return rows % math.prod(rest if n == -1 else n for n in (mesh.replica, mesh.data)) == 0
+        parts = math.prod(rest if n == -1 else n for n in (mesh.replica, mesh.data))
+        return rows is None or rows % parts == 0
 
     return fixed * max(filter(fits, range(1, cores // fixed + 1)), default=1)
 
 
-def local_rows(sharding: NamedSharding, shape: tuple[int, ...]) -> slice:
-    """The contiguous rows of a batch of `shape` that this process's devices hold."""
+def local_rows(sharding: NamedSharding, shape: tuple[int, ...]) -> np.ndarray:
+    """The rows of a batch of `shape` that this process's devices hold, in ascending order.
+
+    On most pods they are not one range: a mesh follows the torus, not the hosts.
+    """
     indices = sharding.addressable_devices_indices_map(shape).values()
-    bounds = [index[0].indices(shape[0])[:2] for index in indices if index is not None]
-    return slice(min(start for start, _ in bounds), max(stop for _, stop in bounds))
+    rows = [np.arange(shape[0])[index[0]] for index in indices if index is not None]
+    return np.unique(np.concatenate(rows))
 
 
-def global_array(sharding: NamedSharding, local: np.ndarray, rows: int) -> jax.Array:
-    """The array of `rows` rows in all of which this process has `local`."""
+def global_array(sharding: NamedSharding, local: np.ndarray, n_rows: int) -> jax.Array:
+    """The array of `n_rows` rows; `local` are this process's, as `local_rows` numbers them."""
+    shape = (n_rows, *local.shape[1:])
+    rows = local_rows(sharding, shape)
+    assert len(rows) == len(local), (len(rows), local.shape)
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        start, stop, _ = index[0].indices(n_rows)
+        first = np.searchsorted(rows, start)
+        return local[(slice(first, first + stop - start), *index[1:])]
+
     # Asked for, but on several processes JAX counts this transfer as an implicit one.
     with jax.transfer_guard_host_to_device("allow"):
-        return jax.make_array_from_process_local_data(sharding, local, (rows, *local.shape[1:]))
+        return jax.make_array_from_callback(shape, sharding, part)
 
 
 def global_batch(
-    sharding: NamedSharding, batch: Iterable[np.ndarray | None], rows: int
+    sharding: NamedSharding, batch: Iterable[np.ndarray | None], n_rows: int
 ) -> list[jax.Array | None]:
     """`global_array` of each array of a batch."""
-    return [None if part is None else global_array(sharding, part, rows) for part in batch]
+    return [None if part is None else global_array(sharding, part, n_rows) for part in batch]
 
 
 def wait_for_all(name: str) -> None:
     """A barrier across processes."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def _from_environment(name: str) -> int:
+    value = os.environ.get(name, "")
+    if not value.isdecimal():
+        problem = f"JAX_COORDINATOR_ADDRESS is set, so {name} must be a number; it is {value!r}"
+        raise ConfigError([problem], "environment")
+    return int(value)

@@ -22,7 +22,7 @@ from gpt_pjit.core.training.step import TOKENS, TrainState, make_train_step
 
 @dataclass(frozen=True)
 class Training:
-    """Call its functions inside `jax.set_mesh(training.model.mesh)`.
+    """Call its functions inside `jax.set_mesh(training.mesh)`.
 
     `state` and `tokens` are ShapeDtypeStructs with shardings: what `train_step` takes, what a
     checkpoint is restored to, and what an ahead-of-time compile is given.
@@ -33,6 +33,10 @@ class Training:
     tokens: jax.ShapeDtypeStruct
     init: Callable[[jax.Array], TrainState]
     train_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+
+    @property
+    def mesh(self) -> Mesh:
+        return self.model.mesh
 
 
 def build_training(config: Config, mesh: Mesh) -> Training:
