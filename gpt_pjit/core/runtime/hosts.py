@@ -59,8 +59,10 @@ def initialize_devices(
         jax.config.update("jax_num_cpu_devices", cpu_devices(mesh, rows, usable_cores()))
     try:
         process = jax.process_index()
-    except RuntimeError as error:  # JAX_PLATFORMS names a platform that is not here
-        raise ConfigError([str(error).splitlines()[0]], "devices") from None
+    except (RuntimeError, AssertionError):  # JAX asserts where a platform has no device
+        wanted = os.environ.get("JAX_PLATFORMS", "")
+        problem = f"JAX_PLATFORMS={wanted}: JAX finds no such device on this machine"
+        raise ConfigError([problem], "environment") from None
     if process != 0:
         console.mute()
 

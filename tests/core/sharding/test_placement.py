@@ -7,7 +7,6 @@ from jax.sharding import PartitionSpec as P
 from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.sharding import (
     LAYOUTS,
-    gpt_rules,
     mesh_shape,
     optimizer_specs,
     over_batch_axes,
@@ -118,11 +117,12 @@ def test_shard_bytes():
 def test_gpt_tables_cover_every_variant():
     from gpt_pjit.config import ModelConfig
     from gpt_pjit.core.model import param_shapes
+    from gpt_pjit.core.parameters import gpt_rules
 
     for bias in (False, True):
         for positions in ("alibi", "learned", "none"):
-            shapes = param_shapes(ModelConfig(bias=bias, positions=positions), 64)
-            place(gpt_rules(bias=bias, positions=positions), shapes, "zero", SIZES)
+            c = ModelConfig(bias=bias, positions=positions)
+            place(gpt_rules(c), param_shapes(c, 64), "zero", SIZES)
 
 
 def test_mesh_sizes():

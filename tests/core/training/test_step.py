@@ -233,6 +233,46 @@ def is_matrix_product(equation):
     )
 
 
+# Every dimension that a config can make 1, on meshes that would split it.
+ONES = [
+    ({}, {"batch_size": 1}, {}, (1, 1, 1)),
+    ({}, {"batch_size": 4}, {"microbatches": 4}, (1, 1, 1)),
+    ({}, {"batch_size": 8}, {}, (1, 8, 1)),
+    ({}, {"batch_size": 8}, {"microbatches": 4}, (2, 1, 2)),
+    ({}, {"batch_size": 4, "sequence_length": 2}, {}, (1, 4, 2)),
+    ({"n_heads": 1, "d_ff": 1}, {"batch_size": 4}, {}, (1, 4, 1)),
+    ({"n_layers": 1, "vocab_size": 4}, {"batch_size": 4}, {}, (1, 1, 4)),
+    ({"n_heads": 1, "d_model": 1, "d_ff": 1, "vocab_size": 2}, {"batch_size": 1}, {}, (1, 1, 1)),
+]
+KINDS = [
+    {"n_layers": 1},
+    {"scan_layers": False, "bias": True, "positions": "learned"},
+    {"dtype": "bfloat16", "remat": "full", "dropout_attention": 0.1, "dropout_residual": 0.1},
+]
+
+
+@pytest.mark.parametrize(("model", "data", "optim", "shape"), ONES, ids=str)
+@pytest.mark.parametrize("kind", KINDS, ids=["plain", "unrolled", "bfloat16"])
+def test_shapes_of_size_1_train(model, data, optim, shape, kind):
+    config = tiny(model=kind | model, data=data, optim=optim, partition={"layout": "fsdp"})
+    _, one = run_steps(config, program_on(config, shape), 1)
+    assert np.isfinite(one[0]["train/loss"])
+
+
+def test_a_batch_of_empty_documents_changes_nothing_but_by_decay():
+    config = tiny(optim={"weight_decay": 0.0})
+    program = program_on(config, (1, 4, 1))
+    with jax.set_mesh(program.mesh):
+        state = program.init(jax.random.key(0))
+        before = jax.device_get(state.params)
+        tokens = jax.device_put(random_tokens(config, 0), program.tokens.sharding)
+        alone = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+        segments = jax.device_put(alone, program.tokens.sharding)
+        state, metrics = program.train_step(state, tokens, segments)
+    assert float(metrics["train/loss"]) == 0
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), before)
+
+
 def test_batch_that_does_not_divide():
     from gpt_pjit.core.errors import ConfigError
 
