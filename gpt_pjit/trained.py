@@ -23,7 +23,7 @@ from gpt_pjit.core.checkpointer import (
 from gpt_pjit.core.console import warn
 from gpt_pjit.core.errors import ConfigError, Problem
 from gpt_pjit.core.model import Cache, Model, build_model
-from gpt_pjit.core.runtime import initialize_devices, read_run
+from gpt_pjit.core.runtime import initialize_devices, pod_devices, read_run
 from gpt_pjit.core.sharding import make_mesh, mesh_shape, paths_and_leaves
 from gpt_pjit.core.tokens import Tokenizer, TrainingData, held_out_batches, saved_tokenizer
 from gpt_pjit.core.training import validation_metrics
@@ -73,7 +73,7 @@ def load_trained(checkpoint: str | Path, *, tensor: int = 1, dtype: str = "") ->
     config, record = read_run(workdir)
     _check(config.model.n_heads, tensor, dtype)
     c = dataclasses.replace(config.model, dtype=dtype or config.model.dtype)
-    mesh = make_mesh(mesh_shape(1, -1, tensor, jax.device_count()))
+    mesh = make_mesh(mesh_shape(1, -1, tensor, jax.device_count()), pod_devices())
     model = build_model(c, config.data.sequence_length, config.partition, mesh)
     with jax.set_mesh(mesh):
         params = restore_params(workdir / "checkpoints", step, model.params)

@@ -20,6 +20,7 @@ from gpt_pjit.core.runtime import (
     global_batch,
     local_rows,
     open_workdir,
+    pod_devices,
     wait_for_all,
 )
 from gpt_pjit.core.sharding import make_mesh, mesh_shape
@@ -50,7 +51,8 @@ def train(config: Config, workdir: Path, prepare: Prepare, sample: Sample) -> in
     `sample(model, params, config, tokenizer)` is the text that closes a run.
     """
     sizes = config.mesh
-    mesh = make_mesh(mesh_shape(sizes.replica, sizes.data, sizes.tensor, jax.device_count()))
+    shape = mesh_shape(sizes.replica, sizes.data, sizes.tensor, jax.device_count())
+    mesh = make_mesh(shape, pod_devices())
     training = build_training(config, mesh)
     open_workdir(workdir, config)
     data = _open_data(config, workdir, prepare)

@@ -14,6 +14,7 @@ from gpt_pjit.core.runtime.hosts import (
 )
 from gpt_pjit.core.runtime.interrupt import Interrupt as Interrupt
 from gpt_pjit.core.runtime.metrics import StepLog as StepLog
+from gpt_pjit.core.runtime.virtual_pod import pod_devices as pod_devices
 from gpt_pjit.core.runtime.workdir import (
     check_data as check_data,
     check_same_data as check_same_data,

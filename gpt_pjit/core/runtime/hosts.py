@@ -83,14 +83,17 @@ def cpu_devices(mesh: MeshConfig, rows: int | None, cores: int) -> int:
     return fixed * max(filter(fits, range(1, cores // fixed + 1)), default=1)
 
 
-def local_rows(sharding: NamedSharding, shape: tuple[int, ...]) -> np.ndarray:
-    """The rows of a batch of `shape` that this process's devices hold, in ascending order.
+def local_rows(
+    sharding: NamedSharding, shape: tuple[int, ...], process: int | None = None
+) -> np.ndarray:
+    """The rows of a batch of `shape` that the devices of a process, this one, hold, in order.
 
     On most pods they are not one range: a mesh follows the torus, not the hosts.
     """
-    indices = sharding.addressable_devices_indices_map(shape).values()
-    rows = [np.arange(shape[0])[index[0]] for index in indices if index is not None]
-    return np.unique(np.concatenate(rows))
+    process = jax.process_index() if process is None else process
+    indices = sharding.devices_indices_map(shape).items()
+    rows = [index[0] for device, index in indices if device.process_index == process]
+    return np.unique(np.concatenate([np.arange(shape[0])[part] for part in rows]))
 
 
 def global_array(sharding: NamedSharding, local: np.ndarray, n_rows: int) -> jax.Array:

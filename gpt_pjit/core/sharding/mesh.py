@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from gpt_pjit.core.errors import ConfigError, Problem
@@ -34,10 +36,33 @@ def mesh_shape(replica: int, data: int, tensor: int, n_devices: int) -> tuple[in
     return filled[REPLICA], filled[DATA], filled[TENSOR]
 
 
-def make_mesh(shape: tuple[int, int, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """An explicit-mode mesh: the sharding of every array is part of its type."""
-    kinds = (AxisType.Explicit,) * len(AXES)
-    return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)
+def make_mesh(shape: tuple[int, int, int], devices: Sequence[Any] | None = None) -> Mesh:
+    """An explicit-mode mesh: the sharding of every array is part of its type.
+
+    Its order follows the links between devices. Where they are in several slices, `replica` spans
+    the slices. `devices` may be stand-ins that have what JAX orders devices by, and the `device`
+    that each stands for. Raises ConfigError where no such mesh can be made.
+    """
+    devices = jax.devices() if devices is None else devices
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    sizes = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
+    if shape[0] % slices:
+        constraint = f"mesh.replica must be a multiple of the {slices} slices"
+        raise ConfigError([Problem("mesh", sizes, constraint, f"try mesh.replica={slices}")])
+    inside = (shape[0] // slices, *shape[1:])
+    try:
+        if slices > 1:
+            grid = mesh_utils.create_hybrid_device_mesh(
+                inside, (slices, 1, 1), devices, allow_split_physical_axes=True
+            )
+        else:
+            grid = mesh_utils.create_device_mesh(inside, devices, allow_split_physical_axes=True)
+    except (NotImplementedError, ValueError) as error:
+        constraint = f"these devices cannot be arranged so: {error}"
+        raise ConfigError([Problem("mesh", sizes, constraint, "choose other sizes")]) from None
+    for place, device in np.ndenumerate(grid):
+        grid[place] = getattr(device, "device", device)
+    return Mesh(grid, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
 
 
 def abstract_mesh(shape: tuple[int, int, int]) -> Any:

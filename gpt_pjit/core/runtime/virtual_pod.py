@@ -1,0 +1,53 @@
+"""CPU devices in the places of a pod's: the wind tunnel for what depends on hosts and their order.
+
+`GPT_PJIT_VIRTUAL_POD` names a JSON file, written by `gpt_pjit plan pod`: the kind of the devices,
+and for each its id, host, number on the host, core on the chip, and coordinates, in the order in
+which JAX lists them on that pod. Processes and their devices here stand in for them, one for one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from gpt_pjit.core.errors import ConfigError
+
+VIRTUAL_POD = "GPT_PJIT_VIRTUAL_POD"
+
+
+@dataclass(frozen=True)
+class Place:
+    """What JAX orders the devices of a pod by, and the device here that stands in for one."""
+
+    id: int
+    process_index: int
+    core_on_chip: int
+    coords: tuple[int, ...]
+    device_kind: str
+    device: jax.Device
+    platform: str = "tpu"
+    slice_index: int = 0
+
+
+def pod_devices() -> Sequence[Any]:
+    """`jax.devices()`, or their places in the virtual pod of the environment."""
+    pod = os.environ.get(VIRTUAL_POD)
+    if not pod:
+        return jax.devices()
+    record = json.loads(Path(pod).read_text())
+    ours: dict[int, list[jax.Device]] = {}
+    for device in sorted(jax.devices(), key=lambda device: device.id):
+        ours.setdefault(device.process_index, []).append(device)
+    if len(record["devices"]) != jax.device_count():
+        problem = f"{pod} describes {len(record['devices'])} devices, here are {jax.device_count()}"
+        raise ConfigError([problem], VIRTUAL_POD)
+    return [
+        Place(id, host, core, tuple(coords), record["kind"], ours[host][local])
+        for id, host, local, core, coords in record["devices"]
+    ]
