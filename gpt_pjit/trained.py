@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from gpt_pjit.config import Config, MeshConfig
@@ -105,7 +106,7 @@ def held_out_metrics(checkpoint: str | Path, data: TrainingData) -> dict[str, fl
     program = build(config, make_mesh((1, devices, 1), jax.devices()[:devices]))
     with jax.set_mesh(program.mesh):
         params = restore_params(workdir / "checkpoints", step, program.state.params)
-        batches = held_out_batches(data, config, slice(0, rows))
+        batches = held_out_batches(data, config, np.arange(rows))
         per_byte = data.held_out_tokens / data.held_out_bytes
         return validation_metrics(program, params, batches, per_byte)
 

@@ -83,18 +83,9 @@ def _loop(
     start: int,
 ) -> tuple[TrainState, int]:
     """Steps from `start` to the last, or to Ctrl-C; the state and the number of steps done."""
-    size, length, total = config.data.batch_size, config.data.sequence_length, config.optim.steps
+    size, total = config.data.batch_size, config.optim.steps
     rows = local_rows(program.tokens.sharding, program.tokens.shape)
-    batches = train_batches(
-        data,
-        seed=config.seed,
-        batch_size=size,
-        sequence_length=length,
-        rows=rows,
-        start=start,
-        stop=total,
-        mask_documents=config.data.mask_documents,
-    )
+    batches = train_batches(data, config, rows, start)
     per_byte = data.held_out_tokens / data.held_out_bytes
     log = StepLog(config, workdir, count_params(state.params), start)
     step = start

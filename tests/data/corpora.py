@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import zstandard
 
-from gpt_pjit.core.tokens import train_bpe
+from gpt_pjit.data import train_bpe
 
 LETTERS = [*"etaoinshrdlucm", "é", "ß", "猫", "'", "e\u0301"]
 

@@ -58,11 +58,11 @@ def cpu_devices(config: Config, cores: int) -> int:
     return fixed * max(filter(fits, range(1, cores // fixed + 1)), default=1)
 
 
-def local_rows(sharding: NamedSharding, shape: tuple[int, ...]) -> slice:
-    """The contiguous rows of a batch of `shape` that this process's devices hold."""
+def local_rows(sharding: NamedSharding, shape: tuple[int, ...]) -> np.ndarray:
+    """The sorted numbers of the rows of a batch of `shape` that this process's devices hold."""
     indices = sharding.addressable_devices_indices_map(shape).values()
-    bounds = [index[0].indices(shape[0])[:2] for index in indices if index is not None]
-    return slice(min(start for start, _ in bounds), max(stop for _, stop in bounds))
+    rows = np.arange(shape[0])
+    return np.unique([rows[index[0]] for index in indices if index is not None])
 
 
 def global_array(sharding: NamedSharding, local: np.ndarray, rows: int) -> jax.Array:

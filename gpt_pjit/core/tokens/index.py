@@ -28,7 +28,7 @@ def window_starts(
     shifted targets, so neighbours share one token and each token is predicted once an epoch.
     """
     n = windows(tokens, sequence_length)
-    assert n >= 1, f"{tokens} tokens are no window of {sequence_length}"
+    assert n >= 1, f"{tokens} tokens are too few for a window of {sequence_length}"
     epoch, position = np.divmod(example, n)
     position = permute(position, n, hash64(seed, epoch, 0))
     offset = hash64(seed, epoch, 1) % np.uint64(sequence_length)
