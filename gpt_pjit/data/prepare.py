@@ -15,7 +15,7 @@ from gpt_pjit.core.tokens import Tokenizer, check_vocabulary, load_tokenizer
 from gpt_pjit.data.corpus import BadInput, Corpus, CorpusFile, check_files, divide, find_files
 from gpt_pjit.data.tokenize import Counts, TokenizeOptions, tokenize
 from gpt_pjit.data.train_tokenizer import train_bpe, training_texts
-from gpt_pjit.data.writer import DRAFT, partial_folder, writing
+from gpt_pjit.data.writer import DRAFT, SetExistsError, partial_folder, writing
 
 PROVENANCE = "source.json"  # in the set's folder: the files and settings that it was made of
 DEFAULTS = TokenizeOptions()
@@ -82,7 +82,7 @@ def prepare(
                 counts = tokenize(folder, parts, loaded, corpus, options, note)
             counts.skipped += bad.count
             return counts
-        except FileExistsError:  # another process was first
+        except SetExistsError:  # another process was first
             stored = _stored(folder)
             assert stored, f"{folder} came and went"
     _check_same(stored, wanted, folder)
@@ -90,9 +90,7 @@ def prepare(
     return None
 
 
-def _train_tokenizer(
-    corpus: Corpus, parts: list, name: str, options: TokenizeOptions
-) -> Tokenizer:
+def _train_tokenizer(corpus: Corpus, parts: list, name: str, options: TokenizeOptions) -> Tokenizer:
     size = name.removeprefix("bpe:")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"bpe-{size}.json"

@@ -291,5 +291,3 @@ def _is_cut(line: bytes) -> bool:
     except (ValueError, RecursionError):
         return True
     return False
-
-

@@ -102,7 +102,7 @@ def tokenize(
 ) -> Counts:
     """Writes the set at `path`, or resumes it; `note` is the name and content of a file in it.
 
-    Raises FileExistsError if something is there, ConfigError for bad input and for no input.
+    Raises SetExistsError if something is there, ConfigError for bad input and for no input.
     """
     total = sum(part.stop - part.start for part in parts)
     count = options.workers or _worker_count(total)
@@ -115,6 +115,8 @@ def tokenize(
         counts = Counts(**saved["counts"])
         bad = BadInput(options.skip_errors, counts.skipped)
         writer.add_file(*note)
+        if tokenizer.file:  # for the workers
+            writer.add_file(tokenizer.file, tokenizer.content)
         begun, bytes_, tokens = time.monotonic(), 0, 0
         due = begun + FIRST_SAVE
         tasks = _tasks(parts, corpus.column, tokenizer.can_cut, saved["position"])
@@ -145,9 +147,7 @@ def _no_text(counts: Counts, writer: DatasetWriter) -> str:
     return f"there is no text to train on: {found}, and {held_out:,} bytes are for validation"
 
 
-def _tasks(
-    parts: list[Part], column: str, can_cut: bool, start: tuple[int, int]
-) -> Iterator[Task]:
+def _tasks(parts: list[Part], column: str, can_cut: bool, start: tuple[int, int]) -> Iterator[Task]:
     items: list[Item] = []
     size = 0
     before = sum(part.stop - part.start for part in parts[: start[0]])

@@ -27,9 +27,7 @@ def training_texts(parts: list[Part], corpus: Corpus, bad: BadInput) -> Iterator
     for part in parts:
         for item in read_items(part, corpus.column, can_cut=True):
             problems: list[Bad] = []
-            for piece in pieces_of(
-                item, corpus.column, corpus.validation_fraction, True, problems
-            ):
+            for piece in pieces_of(item, corpus.column, corpus.validation_fraction, True, problems):
                 if piece.split == "train" and piece.text:
                     found = True
                     yield piece.text

@@ -42,6 +42,10 @@ STATE = "state.npz"  # all that `save` knew
 DRAFT = "set"  # becomes the set
 
 
+class SetExistsError(FileExistsError):
+    """There is something already where the set should be."""
+
+
 def partial_folder(path: Path) -> Path:
     """Where the set of `path` is written."""
     return path.with_name(f"{path.name}.partial")
@@ -52,7 +56,7 @@ def writing(path: Path) -> Iterator[None]:
     """Turns errors of the disk into a ConfigError that names the file, or else `path`."""
     try:
         yield
-    except FileExistsError:
+    except SetExistsError:
         raise
     except OSError as error:
         problem = f"{error.filename or path} cannot be written: {error.strerror or error}"
@@ -76,7 +80,7 @@ class DatasetWriter:
     Everything goes to `partial_folder(path)`, and becomes the set by a rename at the end. If the
     block ends early the folder stays if `save` was called, and the next writer resumes from there:
     `saved` is what was given to `save`, None for a new set.
-    Raises FileExistsError if `path` holds something, ConfigError if another process writes it.
+    Raises SetExistsError if `path` holds something, ConfigError if another process writes it.
     """
 
     def __init__(self, path: Path, tokenizer: Tokenizer):
@@ -98,8 +102,6 @@ class DatasetWriter:
             self.saved = json.loads(str(state["saved"]))
         for name in SPLITS:
             self.splits[name] = SplitWriter(self.draft / name, self._dtype, self._tokenizer, state)
-        if self._tokenizer.file:
-            self.add_file(self._tokenizer.file, self._tokenizer.content)
         return self
 
     def save(self, progress: Any) -> None:
@@ -123,7 +125,7 @@ class DatasetWriter:
             if error is None:
                 self._commit()
                 keep = False
-        except FileExistsError:
+        except SetExistsError:
             keep = False
             raise
         finally:
@@ -136,6 +138,8 @@ class DatasetWriter:
 
     def _commit(self) -> None:
         tokenizer = self._tokenizer
+        if tokenizer.file:
+            self.add_file(tokenizer.file, tokenizer.content)
         info = DatasetInfo(
             tokenizer=TokenizerInfo(tokenizer.name, tokenizer.sha256, tokenizer.file),
             vocab_size=tokenizer.vocab_size,
@@ -151,8 +155,8 @@ class DatasetWriter:
                 raise
             raise self._exists() from None
 
-    def _exists(self) -> FileExistsError:
-        return FileExistsError(f"{self._path} exists and is not empty")
+    def _exists(self) -> SetExistsError:
+        return SetExistsError(f"{self._path} exists and is not empty")
 
 
 class SplitWriter:

@@ -173,9 +173,7 @@ def test_a_corrupt_chunk_names_split_and_tokens(make_set):
     with open(shard, "r+b") as file:
         file.write(b"\xff")
     train = TokenDataset.open(dataset.path).splits["train"]
-    with pytest.raises(
-        ConfigError, match=r"tokens of split 'train'.*DATA_LOSS.*tokens/c/2"
-    ):
+    with pytest.raises(ConfigError, match=r"tokens of split 'train'.*DATA_LOSS.*tokens/c/2"):
         train.read(np.array([0, 120]), 20)
 
 

@@ -140,7 +140,9 @@ def test_an_error_of_the_reader_arrives(dataset):
     with open(f"{path}/train/tokens/c/0", "r+b") as file:
         file.write(b"\xff\xff")
     dataset = (type(dataset[0]).open(path), None)
-    with pytest.raises(ConfigError, match=r"of split 'train' cannot be read: DATA_LOSS.*tokens/c/0"):
+    with pytest.raises(
+        ConfigError, match=r"of split 'train' cannot be read: DATA_LOSS.*tokens/c/0"
+    ):
         train(dataset, stop=50)
 
 

@@ -129,13 +129,17 @@ def test_sha256_is_that_of_the_file(bpe_path, bpe):
 def test_missing_end_of_text_lists_the_candidates(bpe_path, tmp_path):
     text = bpe_path.read_text().replace("<|endoftext|>", "<|fin|>")
     (tmp_path / "fin.json").write_text(text)
-    with pytest.raises(ConfigError, match=r"fin\.json .*\n.*has no token <\|endoftext\|>.*<\|fin\|>"):
+    with pytest.raises(
+        ConfigError, match=r"fin\.json .*\n.*has no token <\|endoftext\|>.*<\|fin\|>"
+    ):
         load_tokenizer(str(tmp_path / "fin.json"))
 
 
 def test_sentencepiece_without_end_of_sentence_is_refused(tmp_path):
     path = train_sentencepiece(tmp_path, eos_id=-1)
-    with pytest.raises(ConfigError, match=r"small\.model .*\n.*has no end-of-sentence id.*--eos_id"):
+    with pytest.raises(
+        ConfigError, match=r"small\.model .*\n.*has no end-of-sentence id.*--eos_id"
+    ):
         load_tokenizer(str(path))
 
 
@@ -162,5 +166,7 @@ def test_damaged_file_is_named(name, content):
 
 def test_unknown_kind_says_what_is_known(tmp_path):
     (tmp_path / "vocab.txt").write_text("a")
-    with pytest.raises(ConfigError, match=r"vocab\.txt .*\n.*is not bytes, FILE\.json or FILE\.model"):
+    with pytest.raises(
+        ConfigError, match=r"vocab\.txt .*\n.*is not bytes, FILE\.json or FILE\.model"
+    ):
         load_tokenizer(str(tmp_path / "vocab.txt"))
