@@ -8,7 +8,7 @@ import importlib
 import re
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 from gpt_pjit.core.errors import ConfigError
 

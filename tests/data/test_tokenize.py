@@ -15,8 +15,7 @@ from gpt_pjit.commandline import run_command
 from gpt_pjit.config import DataConfig
 from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_DONE, EXIT_INTERRUPTED, ConfigError
 from gpt_pjit.core.tokens import TokenDataset, load_tokenizer
-from gpt_pjit.data import Corpus, TokenizeOptions, prepare
-from gpt_pjit.data import tokenize as module
+from gpt_pjit.data import Corpus, TokenizeOptions, prepare, tokenize as module
 from gpt_pjit.data.train_tokenizer import sentences
 from tests.data.corpora import (
     documents,
@@ -363,7 +362,7 @@ def test_a_disk_that_takes_no_more_is_one_sentence(corpus, tmp_path):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        preexec_fn=small_files,  # noqa: PLW1509
+        preexec_fn=small_files,
     )
     assert done.returncode == EXIT_CONFIG, done.stderr
     assert "cannot be written" in done.stderr
