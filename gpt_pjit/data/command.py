@@ -69,13 +69,17 @@ def _add_tokenize(commands: Any) -> None:
     command.add_argument("--tokenizer", required=True, help="bytes, FILE.json or FILE.model")
     command.add_argument("--out", type=Path, required=True, help="folder of the set")
     command.add_argument("--workers", type=int, default=0, help="processes; 0 for all cores")
+    command.add_argument(
+        "--engine", choices=("tokenizers", "fastokens"), default="tokenizers", help="for FILE.json"
+    )
     command.set_defaults(run=_tokenize)
 
 
 def _tokenize(flags: argparse.Namespace) -> None:
     if flags.workers < 0:
         raise ConfigError([f"--workers={flags.workers} is negative; 0 is all cores"], "flags")
-    options, out = TokenizeOptions(flags.workers, flags.on_error == "skip"), flags.out.expanduser()
+    options = TokenizeOptions(flags.workers, flags.on_error == "skip", flags.engine)
+    out = flags.out.expanduser()
     try:
         counts = prepare(_corpus(flags), flags.tokenizer, out, options)
     except KeyboardInterrupt:

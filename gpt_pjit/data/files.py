@@ -8,6 +8,7 @@ import importlib
 import re
 import zlib
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any, BinaryIO
 
 from gpt_pjit.core.errors import ConfigError
@@ -49,7 +50,7 @@ def text_blocks(path: str, start: int, stop: int) -> Iterator[str]:
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
     done, line, is_first = start, 1, start == 0
-    for block in _then_empty(unpacked(path, start, stop)):
+    for block in chain((block for block, _ in unpacked(path, start, stop)), [b""]):
         pending = len(decoder.getstate()[0])
         try:
             text = decoder.decode(block, final=not block)
@@ -139,12 +140,6 @@ def _before_damage(file: BinaryIO, new: Callable[[], Any], begin: int, at: int) 
         while byte := file.read(1):
             data.append(frame.decompress(byte))
     return b"".join(data)
-
-
-def _then_empty(blocks: Iterator[tuple[bytes, int]]) -> Iterator[bytes]:
-    for block, _ in blocks:
-        yield block
-    yield b""
 
 
 def import_library(name: str, purpose: str) -> Any:

@@ -54,7 +54,7 @@ def prepare(
     """Tokenises a corpus into a set in `folder`; None if it is there already.
 
     `tokenizer` is a file, `bytes`, or bpe:SIZE, trained on the corpus. A partially written set is
-    resumed. Raises ConfigError, and leaves a set as it is, if it was made of other text or settings.
+    resumed. Raises ConfigError, and leaves the set alone, if it was made of other text or settings.
     """
     stored = _stored(folder)
     begun = _begun(folder) if stored is None else None
@@ -137,13 +137,7 @@ def _file_differences(old: dict[str, CorpusFile], new: dict[str, CorpusFile]) ->
         return []  # the names do not matter
     kinds = {
         "changed": [path for path in new if path in old and new[path].sha256 != old[path].sha256],
-        "new": [path for path in new if path not in old],
-        "gone": [path for path in old if path not in new],
+        "added": [path for path in new if path not in old],
+        "removed": [path for path in old if path not in new],
     }
-    return [
-        f"1 file {kind} ({paths[0]})"
-        if len(paths) == 1
-        else f"{len(paths)} files {kind} ({paths[0]}, ...)"
-        for kind, paths in kinds.items()
-        if paths
-    ]
+    return [f"{len(p)} {kind}: {p[0]}{', ...' * (len(p) > 1)}" for kind, p in kinds.items() if p]

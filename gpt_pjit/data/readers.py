@@ -163,8 +163,8 @@ def _pieces(part: Part, can_cut: bool) -> Iterator[Piece]:
             read += len(text)
             yield Piece(part.path, text, part.split, False, False, size, min(read, size))
             text = following
-    except (InputError, OSError) as error:  # it was whole when it was checked
-        raise ConfigError([f"{error}; it changed while it was read"], "input") from None
+    except (InputError, OSError) as error:  # it has changed since it was checked
+        raise ConfigError([str(error)], "input") from None
     yield Piece(part.path, text, part.split, True, part.ends, size, size)
 
 

@@ -24,7 +24,13 @@ import numpy as np
 from gpt_pjit.core.console import Progress, megabytes
 from gpt_pjit.core.cores import usable_cores
 from gpt_pjit.core.errors import ConfigError
-from gpt_pjit.core.tokens import SPLITS, BytesTokenizer, Tokenizer, load_tokenizer
+from gpt_pjit.core.tokens import (
+    SPLITS,
+    BytesTokenizer,
+    HuggingFaceTokenizer,
+    Tokenizer,
+    load_tokenizer,
+)
 from gpt_pjit.data.corpus import BadInput, Corpus
 from gpt_pjit.data.readers import Bad, Item, Lines, Part, Piece, Rows, pieces_of, read_items
 from gpt_pjit.data.writer import DatasetWriter
@@ -44,6 +50,7 @@ class TokenizeOptions:
 
     workers: int = 0
     skip_errors: bool = False
+    engine: str = "tokenizers"  # or fastokens
 
 
 @dataclass
@@ -104,12 +111,13 @@ def tokenize(
 
     Raises SetExistsError if something is there, ConfigError for bad input and for no input.
     """
+    tokenizer = _with_engine(tokenizer, options.engine)
     total = sum(part.stop - part.start for part in parts)
     count = options.workers or _worker_count(total)
     with (
         DatasetWriter(path, tokenizer) as writer,
         Progress("tokenising", total, counted=megabytes) as progress,
-        _workers(count, writer.draft, tokenizer) as pool,
+        _workers(count, writer.draft, tokenizer, options.engine) as pool,
     ):
         saved = writer.saved or {"position": (0, 0), "counts": {}}
         counts = Counts(**saved["counts"])
@@ -142,9 +150,10 @@ def tokenize(
 
 def _no_text(counts: Counts, writer: DatasetWriter) -> str:
     held_out = writer.splits["validation"].source_bytes
-    left_out = f"{counts.skipped:,} were skipped" if counts.skipped else "none was skipped"
-    found = f"of {counts.documents:,} documents {counts.empty:,} are empty, {left_out}"
-    return f"there is no text to train on: {found}, and {held_out:,} bytes are for validation"
+    return (
+        f"no text to train on: {counts.documents:,} documents, {counts.empty:,} of them empty, "
+        f"{counts.skipped:,} skipped, {held_out:,} bytes for validation"
+    )
 
 
 def _tasks(parts: list[Part], column: str, can_cut: bool, start: tuple[int, int]) -> Iterator[Task]:
@@ -201,12 +210,12 @@ def _worker_count(total: int) -> int:
 
 
 @contextmanager
-def _workers(count: int, folder: Path, tokenizer: Tokenizer) -> Iterator[Executor]:
+def _workers(count: int, folder: Path, tokenizer: Tokenizer, engine: str) -> Iterator[Executor]:
     """`count` processes, which read the tokenizer's file in `folder`, or threads of this one."""
     if count > 1:
         spawn = multiprocessing.get_context("spawn")  # a fork would inherit threads and locks
         path = str(folder / tokenizer.file) if tokenizer.file else None
-        pool: Executor = ProcessPoolExecutor(count, spawn, _start_worker, (path,))
+        pool: Executor = ProcessPoolExecutor(count, spawn, _start_worker, (path, engine))
     else:
         pool = ThreadPoolExecutor(2, initializer=_use_tokenizer, initargs=(tokenizer,))
     try:
@@ -215,12 +224,38 @@ def _workers(count: int, folder: Path, tokenizer: Tokenizer) -> Iterator[Executo
         pool.shutdown(cancel_futures=True)
 
 
+class _FastTokenizer(HuggingFaceTokenizer):
+    """Encodes by fastokens, which takes the same file, and special tokens in a text as text."""
+
+    def __init__(self, name: str, content: bytes):
+        super().__init__(name, content)
+        import fastokens
+
+        self._fast = fastokens.Tokenizer.from_json_str(content.decode())
+        self._fast.no_truncation()
+
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        ids, bounds = self._fast.encode_batch_flat(texts, split_special_tokens=True)
+        stops = np.frombuffer(bounds, np.uint64)[1:-1].astype(np.int64)
+        return np.split(np.frombuffer(ids, np.uint32), stops)[: len(texts)]
+
+
+def _with_engine(tokenizer: Tokenizer, engine: str) -> Tokenizer:
+    if engine == "tokenizers":
+        return tokenizer
+    try:
+        return _FastTokenizer(tokenizer.name, tokenizer.content)
+    except (ConfigError, ImportError, ValueError) as error:
+        problem = f"fastokens cannot encode with tokenizer {tokenizer.name}: {error}"
+        raise ConfigError([problem], "--engine") from None
+
+
 def _use_tokenizer(tokenizer: Tokenizer) -> None:
     global _tokenizer
     _tokenizer = tokenizer
 
 
-def _start_worker(path: str | None) -> None:
+def _start_worker(path: str | None, engine: str) -> None:
     """Ctrl-C is for the main process; when that is killed, this one ends too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
@@ -232,7 +267,7 @@ def _start_worker(path: str | None) -> None:
 
     threading.Thread(target=end_with_parent, daemon=True).start()
     os.environ |= {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    _use_tokenizer(load_tokenizer(path or "bytes"))
+    _use_tokenizer(_with_engine(load_tokenizer(path or "bytes"), engine))
 
 
 def _encode(items: list[Item], column: str, validation_fraction: float) -> Encoded:

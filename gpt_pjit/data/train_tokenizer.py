@@ -33,7 +33,7 @@ def training_texts(parts: list[Part], corpus: Corpus, bad: BadInput) -> Iterator
                     yield piece.text
             bad.report(problems)
     if not found:
-        raise ConfigError(["there is no text to train on"], "input")
+        raise ConfigError(["no text to train on"], "input")
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, path: Path, progress: bool = False) -> None:

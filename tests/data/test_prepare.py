@@ -198,7 +198,7 @@ def test_other_text_is_never_silently_reused(texts, tmp_path):
     (texts / "a.txt").write_text("changed")
     (texts / "b.txt").rename(texts / "z.txt")
     (texts / "e.txt").write_text("more")
-    changed = r"1 file changed \(a\.txt\); 2 files new \(e\.txt, \.\.\.\); 1 file gone \(b\.txt\)"
+    changed = r"1 changed: a\.txt; 2 added: e\.txt, \.\.\.; 1 removed: b\.txt"
     with pytest.raises(ConfigError, match=rf"{tmp_path}/data.*\n.*{changed}; delete the folder"):
         prepare(config(), tmp_path / "data")
 
@@ -206,7 +206,7 @@ def test_other_text_is_never_silently_reused(texts, tmp_path):
 def test_another_order_of_the_same_files_is_other_text(texts, tmp_path):
     prepare(config(), tmp_path / "data")
     (texts / "a.txt").rename(texts / "x.txt")
-    with pytest.raises(ConfigError, match=r"1 file new \(x\.txt\); 1 file gone \(a\.txt\)"):
+    with pytest.raises(ConfigError, match=r"1 added: x\.txt; 1 removed: a\.txt"):
         prepare(config(), tmp_path / "data")
 
 
@@ -285,7 +285,7 @@ def test_an_unreadable_file_is_named(texts, tmp_path, monkeypatch):
         ({"text": "deep"}, r"'deep' is a folder; FOLDER/\*\*/\*\.txt"),
         ({"text_exclude": "("}, r"exclude .*\n.*'\(' is not a regex"),
         ({"text_exclude": ".*"}, r"'\.\*' leaves out all 3 files"),
-        ({"split": "documents", "fraction": 1 - 1e-9}, "no text to train on: of 3 documents 0 are"),
+        ({"split": "documents", "fraction": 1 - 1e-9}, "no text to train on: 3 documents, 0 of"),
         ({"tokenizer": "nowhere.json"}, r"tokenizer nowhere\.json .*\n.*cannot be read"),
     ],
 )

@@ -39,10 +39,10 @@ def corpus(tmp_path_factory):
     return folder
 
 
-def make(corpus, out, workers=0, fraction=0.2):
+def make(corpus, out, workers=0, fraction=0.2, engine="tokenizers"):
     inputs = (f"{corpus}/*.*", f"{corpus}/0/*")
     some = Corpus(inputs, r".*small\.json", validation_fraction=fraction)
-    return prepare(some, f"{corpus}/small.json", out, TokenizeOptions(workers))
+    return prepare(some, f"{corpus}/small.json", out, TokenizeOptions(workers, engine=engine))
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +67,41 @@ def test_workers_do_not_matter(corpus, expected, tmp_path, count, monkeypatch):
     monkeypatch.setattr(module, "TASK", 2**16)
     make(corpus, tmp_path / "set", count)
     assert files_of(tmp_path / "set") == expected
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_fastokens_gives_the_same_set(corpus, expected, tmp_path, count):
+    make(corpus, tmp_path / "set", count, engine="fastokens")
+    assert files_of(tmp_path / "set") == expected
+
+
+HARD = [
+    "<|endoftext|> in a text, <|padding|>",
+    "e\u0301 composed \u00e9, \u1e9b\u0323",
+    "\u0300\u0301 begins with marks",
+    " \n\t\r\n  \u00a0\u3000 white space   ",
+    "\x00\x01\x7f\u200b\ufeff\U0010ffff",
+    "don't they're I'LL 12,345.678",
+    "".join(map(chr, np.random.default_rng(0).integers(0x10000, 0x1FFFF, 500).tolist())),
+    "",
+]
+NEOX = ROOT.parent / "shared/data/neox_tokenizer/20B_tokenizer.json"
+NO_NEOX = pytest.mark.skipif(not NEOX.exists(), reason="wants ../shared/data")
+
+
+@pytest.mark.parametrize("path", ["", pytest.param(NEOX, marks=[pytest.mark.shared_data, NO_NEOX])])
+def test_fastokens_agrees_on_hard_texts(corpus, path):
+    tokenizer = load_tokenizer(str(path or corpus / "small.json"))
+    texts = [*HARD, *random_documents(50, 500)]
+    fast = module._with_engine(tokenizer, "fastokens").encode_batch(texts)
+    assert all(map(np.array_equal, fast, tokenizer.encode_batch(texts)))
+    assert module._with_engine(tokenizer, "fastokens").encode_batch([]) == []
+
+
+def test_fastokens_without_its_kind_of_tokenizer_is_named(corpus, tmp_path):
+    arguments = (Corpus((f"{corpus}/4.jsonl",)), "bytes", tmp_path / "set")
+    with pytest.raises(ConfigError, match="fastokens cannot encode with tokenizer bytes"):
+        prepare(*arguments, TokenizeOptions(engine="fastokens"))
 
 
 def test_workers_do_not_import_jax():
@@ -170,9 +205,9 @@ def test_a_worker_that_is_killed_is_one_sentence(corpus, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", r"no text to train on: of 0 documents 0 are empty, none was skipped"),
-        ('{"text": ""}\n' * 3, r"of 3 documents 3 are empty, none was skipped"),
-        ("{\n[]\n", r"of 0 documents 0 are empty, 2 were skipped"),
+        ("", "no text to train on: 0 documents, 0 of them empty, 0 skipped"),
+        ('{"text": ""}\n' * 3, "3 documents, 3 of them empty, 0 skipped"),
+        ("{\n[]\n", "0 documents, 0 of them empty, 2 skipped"),
     ],
 )
 def test_a_set_without_text_is_an_error(tmp_path, content, message):

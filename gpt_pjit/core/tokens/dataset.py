@@ -189,7 +189,8 @@ def read_windows(array: tensorstore.TensorStore, starts: Sequence[int], out: np.
 
 def shard_bounds(array: tensorstore.TensorStore) -> list[tuple[int, int]]:
     """The first value of each shard, and the one after its last."""
-    (length,), (shard,) = array.shape, array.chunk_layout.write_chunk.shape
+    (length,) = array.shape
+    (shard,) = array.chunk_layout.write_chunk_template.shape
     return [(start, min(start + shard, length)) for start in range(0, length, shard)]
 
 
