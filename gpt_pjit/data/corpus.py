@@ -47,7 +47,7 @@ class Corpus:
 
 @dataclass(frozen=True)
 class CorpusFile:
-    """A file and what tells whether it is still the same; `sha256` of text is that of the text."""
+    """A file and the marks by which a change is seen; of a text file, the hash of its text."""
 
     path: str
     size: int  # bytes
@@ -56,7 +56,7 @@ class CorpusFile:
 
 
 class BadInput:
-    """What to do about bad documents: stop, or name the first ones, leave them out and count."""
+    """Stops at bad documents, or else names the first of them and counts all."""
 
     def __init__(self, skip: bool = False, count: int = 0):
         self._skip, self.count = skip, count
@@ -84,7 +84,9 @@ def find_files(corpus: Corpus) -> list[str]:
         paths = _files_of(entry)
         if not paths:
             is_folder = os.path.isdir(os.path.expanduser(entry))
-            problem = "is a folder; FOLDER/**/*.txt takes its files" if is_folder else "is no file"
+            problem = (
+                "is a folder; FOLDER/**/*.txt means its files" if is_folder else "is not a file"
+            )
             raise ConfigError([f"{entry!r} {problem}"], "input")
         found.update(paths)
     kept = [path for path in found if not (exclude and exclude.fullmatch(path))]
@@ -97,7 +99,7 @@ def find_files(corpus: Corpus) -> list[str]:
 
 
 def _files_of(entry: str) -> list[str]:
-    """The file that `entry` names, or else those that match it as a glob."""
+    """The file that `entry` names, or else the files that match it as a glob."""
     path = os.path.expanduser(entry)
     if entry.startswith(HUB) or os.path.isfile(path):
         return [path]
@@ -162,7 +164,7 @@ def divide(files: Iterable[CorpusFile], corpus: Corpus) -> list[Part]:
 
 
 def _split_documents(files: list[CorpusFile], fraction: float) -> list[Part]:
-    """Each document goes to a split by its hash, so it stays there as others are added."""
+    """A document's split depends on its hash alone, so it stays when others are added."""
     parts = []
     for file in files:
         split = split_by_hash(file.sha256, fraction) if kind_of(file.path) == "text" else ""
@@ -171,7 +173,7 @@ def _split_documents(files: list[CorpusFile], fraction: float) -> list[Part]:
 
 
 def _split_tail(files: list[CorpusFile], fraction: float) -> list[Part]:
-    """The last `fraction` of all bytes, less what it takes to cut no character, is validation."""
+    """The last `fraction` of all bytes is for validation; a cut never splits a character."""
     for file in files:
         if kind_of(file.path) != "text" or is_packed(file.path):
             constraint = f"cannot cut {file.path}, which is not plain text"

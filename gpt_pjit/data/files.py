@@ -1,4 +1,4 @@
-"""Files as bytes and text: what kind they are, unpacked, decoded, and what is wrong with them."""
+"""Reading files: their kind, unpacking, decoding, and where they are damaged."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PACKED_BLOCK = 2**14
 
 
 class InputError(Exception):
-    """Why a file cannot be read, or not further."""
+    """A file cannot be read, or only up to some place."""
 
 
 def kind_of(path: str) -> str:
@@ -67,7 +67,7 @@ def text_blocks(path: str, start: int, stop: int) -> Iterator[str]:
 
 
 def _begins_with_record(path: str) -> bool:
-    """Whether the first line of a file begins a JSON object, and is more than its brace."""
+    """Whether a file begins with a JSON object on one line, not spread over several."""
     with open(path, "rb") as file:
         stop = file.seek(0, 2)
     try:
@@ -101,7 +101,7 @@ def _decompressor(path: str, file: Any) -> Callable[[], Any] | None:
     head = file.peek(4)[:4]
     if head[:2] == b"\x1f\x8b" or path.lower().endswith(".gz"):
         return lambda: zlib.decompressobj(31)
-    # The second of the two is a frame to skip, with which some tools begin.
+    # The second is a skippable frame, with which some tools begin.
     if head == b"\x28\xb5\x2f\xfd" or head[1:] == b"\x2a\x4d\x18" or path.lower().endswith(".zst"):
         zstandard = import_library("zstandard", f"to read {path}")
         return lambda: zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
@@ -109,7 +109,7 @@ def _decompressor(path: str, file: Any) -> Callable[[], Any] | None:
 
 
 def _frames(file: BinaryIO, new: Callable[[], Any]) -> Iterator[tuple[bytes, int]]:
-    """Frame after frame, or member after member: each file may hold several."""
+    """The content of all frames, or members: a file may hold several."""
     frame, begin = None, 0
     while block := file.read(PACKED_BLOCK):
         while block:
@@ -131,7 +131,7 @@ def _frames(file: BinaryIO, new: Callable[[], Any]) -> Iterator[tuple[bytes, int
 
 
 def _before_damage(file: BinaryIO, new: Callable[[], Any], begin: int, at: int) -> bytes:
-    """What the block at `at` still holds, of a frame that begins at `begin`: byte by byte."""
+    """The content of the damaged block at `at`, up to the damage; its frame begins at `begin`."""
     frame, data = new(), []
     file.seek(begin)
     while file.tell() < at:

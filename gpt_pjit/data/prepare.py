@@ -57,9 +57,9 @@ def prepare(
     resumed. Raises ConfigError, and leaves the set alone, if it was made of other text or settings.
     """
     stored = _stored(folder)
-    begun = _begun(folder) if stored is None else None
+    partial = _partial(folder) if stored is None else None
     loaded = None if tokenizer.startswith("bpe:") else load_tokenizer(tokenizer)
-    known = stored or begun
+    known = stored or partial
     files, problems = check_files(find_files(corpus), known.files if known else {})
     bad = BadInput(options.skip_errors)
     bad.report(problems)
@@ -71,8 +71,8 @@ def prepare(
     }
     wanted = Provenance(settings, {file.path: file for file in files})
     if stored is None:
-        if begun:
-            _check_same(begun, wanted, partial_folder(folder))
+        if partial:
+            _check_same(partial, wanted, partial_folder(folder))
         parts = divide(files, corpus)
         if loaded is None:
             loaded = _train_tokenizer(corpus, parts, tokenizer, options)
@@ -112,7 +112,7 @@ def _stored(folder: Path) -> Provenance | None:
         raise ConfigError([problem], f"folder {folder}") from None
 
 
-def _begun(folder: Path) -> Provenance | None:
+def _partial(folder: Path) -> Provenance | None:
     path = partial_folder(folder) / DRAFT / PROVENANCE
     return Provenance.from_json(path.read_bytes()) if path.exists() else None
 

@@ -1,7 +1,7 @@
 """Files of every kind, read in items of bounded size, and the documents in those.
 
 A text file is one document. JSON lines, Parquet files and datasets of the Hugging Face hub hold
-many, whose text is in one column. Text and JSON lines may be packed by gzip or zstd.
+many, with the text in one column. Text and JSON lines may be packed by gzip or zstd.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def read_items(part: Part, column: str, can_cut: bool) -> Iterator[Item]:
 def pieces_of(
     item: Item, column: str, validation_fraction: float, can_cut: bool, bad: list[Bad]
 ) -> Iterator[Piece]:
-    """The pieces of an item's documents; what is not a document is added to `bad`."""
+    """The pieces of an item's documents; adds to `bad` the documents that cannot be read."""
     if isinstance(item, Piece):
         yield item
         return
@@ -123,10 +123,10 @@ def split_by_hash(sha256: str, fraction: float) -> str:
 
 
 def cut_text(blocks: Iterator[str]) -> Iterator[str]:
-    """Text in pieces of bounded length, whose tokens are those of the whole text.
+    """Text in pieces of bounded length that have the same tokens as the whole text.
 
-    That holds for byte-level BPE: a piece ends after a line feed, or else before a space, between
-    two words, where it splits text in any case. Only 64 KiB with neither are cut in a word.
+    This holds for byte-level BPE within words: a piece ends after a line feed, or else before a
+    space, between two words. Only 64 KiB without either are cut inside a word.
     """
     rest = ""
     for text in blocks:
@@ -195,7 +195,7 @@ def _parquet(part: Part, column: str) -> Iterator[Item]:
     path, row = part.path, 0
     try:
         file = parquet.ParquetFile(path, page_checksum_verification=True)
-    except (OSError, ValueError) as error:  # those of pyarrow are of these kinds
+    except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
         yield Bad(f"{path}: cannot be read: {error}")
         return
     with file:
@@ -216,7 +216,7 @@ def _parquet(part: Part, column: str) -> Iterator[Item]:
 
 
 def _column_values(array: Any) -> list[Any]:
-    """The values of a column; those that are not UTF-8 stay bytes."""
+    """The values of a column; text that is not UTF-8 stays bytes."""
     try:
         return array.to_pylist()
     except UnicodeDecodeError:

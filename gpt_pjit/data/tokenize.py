@@ -55,7 +55,7 @@ class TokenizeOptions:
 
 @dataclass
 class Counts:
-    """What the summary tells and the set does not."""
+    """Figures of the summary that the set does not hold."""
 
     documents: int = 0
     empty: int = 0
@@ -77,7 +77,7 @@ class Counts:
 class Encoded:
     """The tokens of a task, by split: ids, where documents end in them, bytes of text.
 
-    `changed` are the places of documents that the normaliser changed, `bad` what was left out.
+    `changed` are the places of documents that the normaliser changed.
     """
 
     splits: dict[str, tuple[np.ndarray, np.ndarray, int]] = field(default_factory=dict)
@@ -125,8 +125,8 @@ def tokenize(
         writer.add_file(*note)
         if tokenizer.file:  # for the workers
             writer.add_file(tokenizer.file, tokenizer.content)
-        begun, bytes_, tokens = time.monotonic(), 0, 0
-        due = begun + FIRST_SAVE
+        started, bytes_, tokens = time.monotonic(), 0, 0
+        due = started + FIRST_SAVE
         tasks = _tasks(parts, corpus.column, tokenizer.can_cut, saved["position"])
         for task, encoded in _encoded(pool, tasks, corpus, 2 * count + 1):
             bad.report(encoded.bad)
@@ -137,7 +137,7 @@ def tokenize(
             bytes_ += sum(size for _, _, size in encoded.splits.values())
             tokens += sum(len(ids) for ids, *_ in encoded.splits.values())
             now = time.monotonic()
-            rate = bytes_ / 1e6 / (now - begun)
+            rate = bytes_ / 1e6 / (now - started)
             progress.update(task.read, f"{rate:,.1f} MB/s, {tokens:,} tokens")
             if now >= due:
                 writer.save({"position": task.position, "counts": asdict(counts)})

@@ -38,7 +38,7 @@ from gpt_pjit.core.tokens import (
 # 9B tokens, with an index of 16 KiB each.
 CHUNK = 2**12
 SHARD = 2**22
-STATE = "state.npz"  # all that `save` knew
+STATE = "progress.npz"  # written by `save`
 DRAFT = "set"  # becomes the set
 
 
@@ -78,8 +78,8 @@ class DatasetWriter:
     """`with DatasetWriter(path, tokenizer) as writer: writer.splits["train"].append(...)`.
 
     Everything goes to `partial_folder(path)`, and becomes the set by a rename at the end. If the
-    block ends early the folder stays if `save` was called, and the next writer resumes from there:
-    `saved` is what was given to `save`, None for a new set.
+    block ends early the folder stays if `save` was called, and the next writer resumes from there,
+    with the last argument of `save` in `saved`; for a new set, `saved` is None.
     Raises SetExistsError if `path` holds something, ConfigError if another process writes it.
     """
 
@@ -105,7 +105,7 @@ class DatasetWriter:
         return self
 
     def save(self, progress: Any) -> None:
-        """Puts all that was appended onto the disk, with `progress`, which is any JSON."""
+        """Puts everything appended so far onto the disk, with `progress`, which is any JSON."""
         state = {"saved": np.array(json.dumps(progress))}
         for split in self.splits.values():
             state |= split.state()
@@ -198,7 +198,7 @@ class SplitWriter:
         return {f"{self._folder.name} counts": counts, **arrays}
 
     def finish(self) -> SplitInfo:
-        """Writes what is buffered; tokens after the last document end are a document too."""
+        """Writes the rest; tokens after the last document end are a document too."""
         if self._last_end != self._tokens.length:
             self._offsets.append(np.array([self._tokens.length], np.uint64))
         digest = hashlib.sha256()
@@ -213,7 +213,7 @@ class SplitWriter:
 
 
 class _ArrayWriter:
-    """Appends to an array; each shard is on the disk before the next is begun."""
+    """Appends to an array; each shard is on the disk before the next one starts."""
 
     def __init__(self, folder: Path, dtype: str, state: dict[str, np.ndarray]):
         self._folder, self._dtype = folder, dtype

@@ -1,4 +1,4 @@
-"""From text files to a set: which files, which split, only once, and what is wrong in words."""
+"""From text files to a set: which files, which split, only once, and errors in words."""
 
 import importlib
 import itertools
@@ -281,7 +281,7 @@ def test_an_unreadable_file_is_named(texts, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"text": "*.txt nowhere/*.txt"}, r"'nowhere/\*\.txt' is no file"),
+        ({"text": "*.txt nowhere/*.txt"}, r"'nowhere/\*\.txt' is not a file"),
         ({"text": "deep"}, r"'deep' is a folder; FOLDER/\*\*/\*\.txt"),
         ({"text_exclude": "("}, r"exclude .*\n.*'\(' is not a regex"),
         ({"text_exclude": ".*"}, r"'\.\*' leaves out all 3 files"),

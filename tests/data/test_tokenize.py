@@ -108,6 +108,8 @@ def test_workers_do_not_import_jax():
     program = "import sys, gpt_pjit.core.tokens, gpt_pjit.data, gpt_pjit.data.command as c\n"
     program += "assert not {'jax', 'grain', 'flax', 'orbax'} & sys.modules.keys()\n"
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+    with module._workers(2, ROOT, load_tokenizer("bytes"), "tokenizers") as pool:
+        assert not pool.submit(eval, "'jax' in __import__('sys').modules").result()
 
 
 def test_the_tokens_are_those_of_a_direct_encode(tmp_path):
@@ -245,10 +247,10 @@ def test_25_kills_at_random_moments_leave_the_same_bytes(corpus, tmp_path, count
         *(sys.executable, "-m", "gpt_pjit.data", "tokenize", f"{tmp_path}/c.jsonl"),
         *(f"--tokenizer={corpus}/small.json", f"--workers={count}"),
     ]
-    begun = time.monotonic()
+    started = time.monotonic()
     whole = tmp_path / "whole"
     subprocess.run([*arguments, f"--out={whole}"], cwd=ROOT, check=True, capture_output=True)
-    longest = time.monotonic() - begun
+    longest = time.monotonic() - started
     hits = 0
     while hits < 25:
         out = tmp_path / f"killed-{hits}"
@@ -434,7 +436,7 @@ def test_ctrl_c_says_that_the_command_resumes(corpus, tmp_path):
         arguments, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     deadline = time.monotonic() + 60
-    while not (tmp_path / "set.partial/state.npz").exists() and time.monotonic() < deadline:
+    while not (tmp_path / "set.partial/progress.npz").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers hear it too
     _, errors = process.communicate(timeout=60)

@@ -6,7 +6,6 @@ tokenizers; examples as a pure function of seed, step and row (`index.py`), from
 """
 
 from gpt_pjit.core.tokens.dataset import (
-    DamageError as DamageError,
     TokenDataset as TokenDataset,
     TokenSplit as TokenSplit,
     first_line as first_line,

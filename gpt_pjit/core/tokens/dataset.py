@@ -61,7 +61,7 @@ class TokenDataset:
         return tokenizer_from_bytes(info.name, content) if info.file else BytesTokenizer()
 
     def verify(self) -> None:
-        """Reads everything; raises ConfigError with all that is damaged."""
+        """Reads everything; raises ConfigError that lists all damage."""
         problems = [problem for split in self.splits.values() for problem in split.verify()]
         try:
             self.tokenizer()
@@ -106,7 +106,7 @@ class TokenSplit:
         return low
 
     def verify(self) -> list[str]:
-        """Reads the whole split; what is damaged, each with its place."""
+        """Reads the whole split; returns all damage, with its place."""
         problems: list[str] = []
         digest = hashlib.sha256()
         for array, what in ((self._tokens, "tokens"), (self._documents, "documents")):
@@ -200,7 +200,7 @@ def _context() -> tensorstore.Context:
 
 
 def first_line(error: ValueError) -> str:
-    """What TensorStore says, without the specification that it adds."""
+    """TensorStore's message, without the specification that follows it."""
     return re.sub(r" \[\w+=.*", "", str(error), flags=re.DOTALL)
 
 

@@ -1,8 +1,8 @@
 """Which tokens a training example holds: pure functions of (seed, step, row), with no state.
 
 An epoch cuts the text into `n` windows of `T` tokens, starting at a random offset below `T`, and
-visits them in a random order. Nothing depends on hosts or on what was read before, so a run resumes
-at any step, on any number of hosts, by computing. docs/token_datasets.md gives the same in prose.
+visits them in a random order. Nothing depends on hosts or on earlier reads, so a run resumes at
+any step, on any number of hosts, by computing. docs/token_datasets.md says the same in prose.
 """
 
 from __future__ import annotations

@@ -129,4 +129,4 @@ def _read_ahead(
     try:
         yield from iterator
     finally:
-        iterator.close()  # cancels what is queued; its threads end with the batch they read
+        iterator.close()  # cancels what is queued; its threads end with the batch at hand
