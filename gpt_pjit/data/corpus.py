@@ -83,11 +83,10 @@ def find_files(corpus: Corpus) -> list[str]:
     for entry in corpus.inputs:
         paths = _files_of(entry)
         if not paths:
-            is_folder = os.path.isdir(os.path.expanduser(entry))
-            problem = (
-                "is a folder; FOLDER/**/*.txt means its files" if is_folder else "is not a file"
-            )
-            raise ConfigError([f"{entry!r} {problem}"], "input")
+            problem = f"{entry!r} is not a file"
+            if os.path.isdir(os.path.expanduser(entry)):
+                problem = f"{entry!r} is a folder; FOLDER/**/*.txt means the files in it"
+            raise ConfigError([problem], "input")
         found.update(paths)
     kept = [path for path in found if not (exclude and exclude.fullmatch(path))]
     if not kept:

@@ -155,7 +155,7 @@ def test_the_files_are_those_of_format_version_1(make_set):
     assert digest.hexdigest() == "8412cc045909dc8ce0f4ccaaa8c2534213403ea676461ff115b88df127cccd66"
 
 
-def test_a_missing_shard_of_zeros_is_no_zeros(tmp_path, small_shards):
+def test_a_missing_shard_is_not_read_as_zeros(tmp_path, small_shards):
     with DatasetWriter(tmp_path / "set", BytesTokenizer()) as writer:
         writer.splits["train"].append(np.zeros(200, np.int64), [], 200)
     train = TokenDataset.open(tmp_path / "set").splits["train"]
@@ -221,7 +221,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_half_copied_set_is_no_set(tmp_path, make_set):
+def test_a_half_copied_set_is_refused(tmp_path, make_set):
     dataset, _ = make_set(100, 10)
     (_path(dataset) / "dataset.json").rename(tmp_path / "elsewhere")
     with pytest.raises(ConfigError, match=r"no dataset\.json: writing or copying.*interrupted"):
@@ -247,7 +247,7 @@ def test_of_two_writers_the_second_is_refused(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_writer_goes_on_from_what_was_saved(tmp_path, small_shards):
+def test_a_writer_resumes_from_the_last_save(tmp_path, small_shards):
     tokens = np.arange(300) % 256
     for name, breaks in (("whole", []), ("broken", [40, 130, 250])):
         for at in [*breaks, 300]:

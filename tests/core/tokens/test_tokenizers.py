@@ -86,7 +86,7 @@ def test_end_of_text_spelled_in_a_text_stays_text(bpe, tmp_path):
     assert bpe.decode(bpe.encode("a <|endoftext|>")) == "a <|endoftext|>"
 
 
-def test_what_is_no_text_decodes_to_nothing(bpe, tmp_path):
+def test_ids_without_text_decode_to_nothing(bpe, tmp_path):
     for tokenizer in (bpe, BytesTokenizer(), load_tokenizer(str(train_sentencepiece(tmp_path)))):
         ids = tokenizer.encode("a cat")
         padded = np.concatenate([ids, [tokenizer.eot_id, tokenizer.vocab_size, 99_999]])
