@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from gpt_pjit.core.tokens import BytesTokenizer, TokenDataset, schema
-from gpt_pjit.data import DatasetWriter
+from gpt_pjit.core.tokens import BytesTokenizer, TokenDataset
+from gpt_pjit.data import DatasetWriter, writer as writer_module
 
 
 @pytest.fixture
 def small_shards(monkeypatch):
-    monkeypatch.setattr(schema, "CHUNK", 16)
-    monkeypatch.setattr(schema, "SHARD", 64)
+    monkeypatch.setattr(writer_module, "CHUNK", 16)
+    monkeypatch.setattr(writer_module, "SHARD", 64)
 
 
 @pytest.fixture

@@ -124,7 +124,7 @@ def _loop(
 
     step = start
     with Interrupt() as interrupt, jax.transfer_guard("disallow"):
-        batches = train_batches(data, config, rows, start, total)
+        batches = train_batches(data, config, rows, start)
         for step, batch in enumerate(log.waiting(batches), start + 1):
             arrays = global_batch(tokens.sharding, (batch.tokens, batch.segments), size)
             state, metrics = training.train_step(state, *arrays)

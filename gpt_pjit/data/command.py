@@ -1,36 +1,36 @@
 """Make, look at and check token datasets.
 
-python -m gpt_pjit.data tokenize 'texts/*.txt' --tokenizer=FILE --out=DIR
-python -m gpt_pjit.data --help
+gpt_pjit data tokenize texts/*.txt --tokenizer=FILE --out=DIR
+gpt_pjit data --help
 """
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gpt_pjit.commandline import Parser
-from gpt_pjit.config import DataConfig
 from gpt_pjit.core.errors import ConfigError
-from gpt_pjit.core.tokens import TokenDataset, load_tokenizer, open_data
-from gpt_pjit.data.corpus import check_files, find_files, split_documents
-from gpt_pjit.data.documents import training_texts
+from gpt_pjit.core.tokens import TokenDataset, TokenSplit, load_tokenizer, open_data
+from gpt_pjit.data.corpus import BadInput, Corpus, check_files, divide, find_files
 from gpt_pjit.data.prepare import prepare
-from gpt_pjit.data.report import describe, show_tokens, summarize
-from gpt_pjit.data.tokenize import Effort
-from gpt_pjit.data.train_tokenizer import train_bpe, train_unigram
+from gpt_pjit.data.tokenize import OVERSIZED, Counts, TokenizeOptions
+from gpt_pjit.data.train_tokenizer import train_bpe, train_unigram, training_texts
+from gpt_pjit.data.writer import writing
 
-INPUTS = "files of text, .jsonl, .json(l).gz, .json(l).zst, .parquet; globs; or hf:NAME[:CONFIG]"
+INPUTS = "files of text, JSON lines or Parquet, also packed (.gz, .zst); globs; or hf:NAME[:CONFIG]"
+QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
+SMALLEST_VOCABULARY = 300  # 256 bytes, end-of-text and some words
 
 
 def define(parser: Parser) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     _add_tokenize(commands)
-    info = commands.add_parser("info", help="what a set holds")
+    info = commands.add_parser("info", help="show what a set holds")
     info.add_argument("--json", action="store_true", help="its dataset.json")
     info.set_defaults(run=_info)
     verify = commands.add_parser("verify", help="read a whole set and check every checksum")
@@ -42,56 +42,56 @@ def define(parser: Parser) -> None:
 
 
 def _add_corpus(command: argparse.ArgumentParser) -> None:
-    default = DataConfig()
     command.add_argument("inputs", nargs="+", help=INPUTS)
     command.add_argument("--exclude", default="", help="regex of whole paths to leave out")
-    command.add_argument("--column", default=default.text_column, help="that holds the text")
+    command.add_argument("--column", default=Corpus.column, help="the field that holds the text")
     command.add_argument(
         "--validation_fraction",
         type=float,
-        default=default.validation_fraction,
-        help="of documents, by their hash",
+        default=Corpus.validation_fraction,
+        help="of documents, chosen by their hash; 0 for none",
     )
-    command.add_argument("--on_error", choices=("stop", "skip"), default="stop")
+    command.add_argument(
+        "--on_error", choices=("stop", "skip"), default="stop", help="skip leaves bad documents out"
+    )
+
+
+def _corpus(flags: argparse.Namespace) -> Corpus:
+    fraction = flags.validation_fraction
+    if not 0 <= fraction < 1:
+        raise ConfigError([f"--validation_fraction={fraction} is not in [0, 1)"], "flags")
+    return Corpus(tuple(flags.inputs), flags.exclude, flags.column, validation_fraction=fraction)
 
 
 def _add_tokenize(commands: Any) -> None:
-    command = commands.add_parser("tokenize", help="make a set; run again, it goes on")
+    command = commands.add_parser("tokenize", help="make a set; run again to resume")
     _add_corpus(command)
     command.add_argument("--tokenizer", required=True, help="bytes, FILE.json or FILE.model")
     command.add_argument("--out", type=Path, required=True, help="folder of the set")
     command.add_argument("--workers", type=int, default=0, help="processes; 0 for all cores")
     command.add_argument(
-        "--engine", choices=("fastest", "tokenizers"), default="fastest", help="for FILE.json"
+        "--engine", choices=("tokenizers", "fastokens"), default="tokenizers", help="for FILE.json"
     )
     command.set_defaults(run=_tokenize)
 
 
-def _corpus(flags: argparse.Namespace) -> DataConfig:
-    config = DataConfig(
-        text=" ".join(flags.inputs),
-        text_exclude=flags.exclude,
-        text_column=flags.column,
-        validation_fraction=flags.validation_fraction,
-    )
-    if not 0 <= config.validation_fraction < 1:
-        raise ConfigError([f"--validation_fraction={config.validation_fraction}: not in [0, 1)"])
-    return config
-
-
 def _tokenize(flags: argparse.Namespace) -> None:
     if flags.workers < 0:
-        raise ConfigError([f"--workers={flags.workers}: give a number, or 0 for all cores"])
-    config = replace(_corpus(flags), tokenizer=flags.tokenizer)
-    effort = Effort(flags.workers, flags.on_error == "skip", flags.engine == "fastest")
-    counts = prepare(config, flags.out, effort)
-    print(summarize(counts) if counts else f"{flags.out} is there already, of the same input")
-    print(describe(TokenDataset.open(flags.out)))
+        raise ConfigError([f"--workers={flags.workers} is negative; 0 is all cores"], "flags")
+    options = TokenizeOptions(flags.workers, flags.on_error == "skip", flags.engine)
+    out = flags.out.expanduser()
+    try:
+        counts = prepare(_corpus(flags), flags.tokenizer, out, options)
+    except KeyboardInterrupt:
+        print("\nthe same command resumes from where it last saved", file=sys.stderr)
+        raise
+    print(_summary(counts) if counts else f"{flags.out} exists already, made of the same input")
+    print(_description(TokenDataset.open(out)))
 
 
 def _info(flags: argparse.Namespace) -> None:
     dataset = TokenDataset.open(flags.set)
-    print(dataset.info.to_json().decode() if flags.json else describe(dataset))
+    print(dataset.info.to_json().decode() if flags.json else _description(dataset))
 
 
 def _verify(flags: argparse.Namespace) -> None:
@@ -124,9 +124,9 @@ def _show(flags: argparse.Namespace) -> None:
     dataset = TokenDataset.open(flags.set)
     split = dataset.splits.get(flags.split)
     if not split or not 0 <= flags.start < split.tokens:
-        sizes = ", ".join(f"{name} of {s.tokens:,} tokens" for name, s in dataset.splits.items())
-        raise ConfigError([f"--split={flags.split} --start={flags.start}: it holds {sizes}"])
-    print(show_tokens(dataset, split, flags.start, flags.tokens))
+        sizes = ", ".join(f"{s.tokens:,} tokens in {name}" for name, s in dataset.splits.items())
+        raise ConfigError([f"--split={flags.split} --start={flags.start}: there are {sizes}"])
+    print(_text(dataset, split, flags.start, flags.tokens))
 
 
 def _example(flags: argparse.Namespace) -> str:
@@ -141,7 +141,7 @@ def _example(flags: argparse.Namespace) -> str:
         data.datasets, data.windows(np.array([example]), config.seed, length), strict=True
     ):
         if mine.size:
-            text = show_tokens(dataset, split, int(starts[0]), length + 1)
+            text = _text(dataset, split, int(starts[0]), length + 1)
     return f"example {example:,}, row {flags.row} of step {flags.step}\n{text}"
 
 
@@ -156,25 +156,75 @@ def _add_train_tokenizer(commands: Any) -> None:
 
 
 def _train_tokenizer(flags: argparse.Namespace) -> None:
-    train = {".json": train_bpe, ".model": train_unigram}.get(flags.out.suffix)
+    size, out = flags.vocab_size, flags.out.expanduser()
+    train = {".json": train_bpe, ".model": train_unigram}.get(out.suffix)
     if train is None:
-        raise ConfigError([f"--out={flags.out}: expected FILE.json or FILE.model"])
-    if flags.vocab_size < 300:
-        problem = f"--vocab_size={flags.vocab_size}: 256 bytes and some words need at least 300"
-        raise ConfigError([problem], "train_tokenizer")
-    config = _corpus(flags)
-    files, problems = check_files(find_files(config), {})
-    if problems and flags.on_error == "stop":
-        raise ConfigError(problems, "inputs")
-    parts = split_documents(files, config.validation_fraction)
-    texts = training_texts(parts, config.text_column, config.validation_fraction)
-    flags.out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        train(texts, flags.vocab_size, flags.out)
-    except RuntimeError as error:  # sentencepiece's, for a vocabulary too large for the text
-        reason = str(error).rpartition("] ")[2]
-        raise ConfigError(
-            [f"--vocab_size={flags.vocab_size}: {reason}"], "train_tokenizer"
-        ) from None
-    size = load_tokenizer(str(flags.out)).vocab_size
-    print(f"{flags.out}: {size:,} ids, from the documents of the training split")
+        raise ConfigError([f"--out={out} is neither FILE.json nor FILE.model"], "flags")
+    if size < SMALLEST_VOCABULARY:
+        raise ConfigError([f"--vocab_size={size} is below {SMALLEST_VOCABULARY}"], "flags")
+    corpus, bad = _corpus(flags), BadInput(flags.on_error == "skip")
+    files, problems = check_files(find_files(corpus), {})
+    bad.report(problems)
+    texts = training_texts(divide(files, corpus), corpus, bad)
+    with writing(out):
+        train(texts, size, out)
+    found = load_tokenizer(str(out)).vocab_size
+    print(f"{out}: {found:,} ids, from the training split; {bad.count:,} documents skipped")
+
+
+def _description(dataset: TokenDataset) -> str:
+    """The sizes of each split, and how long its documents are."""
+    info = dataset.info
+    lines = [
+        f"{dataset.path}: tokenizer {info.tokenizer.name}, {info.vocab_size:,} ids, {info.dtype}",
+        f"fingerprint {dataset.fingerprint}",
+    ]
+    for split in dataset.splits.values():
+        per_token = split.source_bytes / max(split.tokens - split.documents, 1)
+        lines += [
+            f"{split.name}:",
+            f"  documents        {split.documents:>16,}",
+            f"  bytes of text    {split.source_bytes:>16,}",
+            f"  tokens           {split.tokens:>16,}",
+            f"  bytes a token    {per_token:>16.3f}  (end-of-text not counted)",
+            f"  tokens a document{_quantiles(split)}",
+        ]
+    return "\n".join(lines)
+
+
+def _quantiles(split: TokenSplit) -> str:
+    lengths = np.diff(split.document_offsets(0, split.documents + 1))
+    if not lengths.size:
+        return "  none"
+    values = np.quantile(lengths, QUANTILES)
+    names = ("least", *(f"{q:.0%}" for q in QUANTILES[1:-1]), "most")
+    return "  " + ", ".join(f"{n} {v:,.0f}" for n, v in zip(names, values, strict=True))
+
+
+def _summary(counts: Counts) -> str:
+    """What tokenising met that the set does not tell."""
+    rows = {
+        "documents": counts.documents,
+        "empty": counts.empty,
+        f"above {OVERSIZED:,} bytes": counts.oversized,
+        "changed by the tokenizer's normaliser": counts.changed,
+        "skipped": counts.skipped,
+    }
+    return "\n".join(f"{count:>12,}  {name}" for name, count in rows.items())
+
+
+def _text(dataset: TokenDataset, split: TokenSplit, start: int, length: int) -> str:
+    """The text of `length` tokens from `start` on: each document's part, and where it is."""
+    tokenizer = dataset.tokenizer()
+    stop = min(start + length, split.tokens)
+    ids = split.read(np.array([start]), stop - start)[0]
+    lines = [f"tokens {start:,} to {stop:,} of split {split.name!r} of {split.path}"]
+    at = start
+    while at < stop:
+        document = split.document_at(at)
+        begin, end = split.document_offsets(document, document + 2).tolist()
+        text = tokenizer.decode(ids[at - start : min(end, stop) - start])
+        ends = ", to its end" if end <= stop else ""
+        lines.append(f"--- document {document:,}, from its token {at - begin:,}{ends}\n{text}")
+        at = end
+    return "\n".join(lines)

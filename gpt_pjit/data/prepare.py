@@ -2,48 +2,38 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from gpt_pjit.config import Config, DataConfig
-from gpt_pjit.core.errors import ConfigError, Problem
+from gpt_pjit.config import Config
+from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.tokens import Tokenizer, check_vocabulary, load_tokenizer
-from gpt_pjit.data.corpus import (
-    SHOWN_PROBLEMS,
-    CorpusFile,
-    Part,
-    check_files,
-    find_files,
-    kind_of,
-    split_documents,
-    split_tail,
-)
-from gpt_pjit.data.documents import training_texts
-from gpt_pjit.data.tokenize import ALL_CORES, Counts, Effort, tokenize
-from gpt_pjit.data.train_tokenizer import train_bpe
-from gpt_pjit.data.writer import DRAFT, partial_folder
+from gpt_pjit.data.corpus import BadInput, Corpus, CorpusFile, check_files, divide, find_files
+from gpt_pjit.data.tokenize import Counts, TokenizeOptions, tokenize
+from gpt_pjit.data.train_tokenizer import train_bpe, training_texts
+from gpt_pjit.data.writer import DRAFT, SetExistsError, partial_folder, writing
 
-SOURCE = "source.json"  # in the set's folder: the files and settings that it was made of
+PROVENANCE = "source.json"  # in the set's folder: the files and settings that it was made of
+DEFAULTS = TokenizeOptions()
 
 
 @dataclass(frozen=True)
-class Source:
+class Provenance:
     """All that the content of a set depends on."""
 
     settings: dict[str, str | float]
     files: dict[str, CorpusFile]
 
     def to_json(self) -> bytes:
-        files = [dataclasses.astuple(file) for file in self.files.values()]
+        files = [astuple(file) for file in self.files.values()]
         return json.dumps({"settings": self.settings, "files": files}, indent=0).encode()
 
     @classmethod
-    def from_json(cls, data: bytes) -> Source:
+    def from_json(cls, data: bytes) -> Provenance:
         fields = json.loads(data)
         files = [CorpusFile(*file) for file in fields["files"]]
         return cls(fields["settings"], {file.path: file for file in files})
@@ -51,104 +41,95 @@ class Source:
 
 def prepare_text(config: Config, folder: Path) -> None:
     """For a run: `config.data.text` as a set in `folder`, tokenised where it is not there yet."""
-    if not config.data.tokenizer.startswith("bpe:"):
-        tokenizer = load_tokenizer(config.data.tokenizer)
+    name = config.data.tokenizer
+    if not name.startswith("bpe:"):
+        tokenizer = load_tokenizer(name)
         check_vocabulary(tokenizer.name, tokenizer.vocab_size, config.model.vocab_size)
-    prepare(config.data, folder)
+    prepare(Corpus.of_config(config.data), name, folder)
 
 
-def prepare(config: DataConfig, folder: Path, effort: Effort = ALL_CORES) -> Counts | None:
-    """Tokenises `config.text` into a set in `folder`; None if it is there already.
+def prepare(
+    corpus: Corpus, tokenizer: str, folder: Path, options: TokenizeOptions = DEFAULTS
+) -> Counts | None:
+    """Tokenises a corpus into a set in `folder`; None if it is there already.
 
-    Raises ConfigError, and leaves the set as it is, if it was made of other text or settings. A set
-    that was begun is gone on with.
+    `tokenizer` is a file, `bytes`, or bpe:SIZE, trained on the corpus. A partially written set is
+    resumed. Raises ConfigError, and leaves the set alone, if it was made of other text or settings.
     """
-    stored = _stored_source(folder)
-    begun = _begun_source(folder) if stored is None else None
-    tokenizer = None if config.tokenizer.startswith("bpe:") else load_tokenizer(config.tokenizer)
-    known = stored or begun
-    files, problems = check_files(find_files(config), known.files if known else {})
-    if problems and not (effort.skip_errors and files):
-        more = len(problems) - SHOWN_PROBLEMS
-        rest = [f"and {more} more files"] if more > 0 else []
-        raise ConfigError([*problems[:SHOWN_PROBLEMS], *rest], "data.text")
-    source = _source(config, tokenizer, files)
+    stored = _stored(folder)
+    partial = _partial(folder) if stored is None else None
+    loaded = None if tokenizer.startswith("bpe:") else load_tokenizer(tokenizer)
+    known = stored or partial
+    files, problems = check_files(find_files(corpus), known.files if known else {})
+    bad = BadInput(options.skip_errors)
+    bad.report(problems)
+    settings: dict[str, str | float] = {
+        "tokenizer": loaded.sha256 if loaded and loaded.file else tokenizer,
+        "validation_split": corpus.validation_split,
+        "validation_fraction": corpus.validation_fraction,
+        "text_column": corpus.column,
+    }
+    wanted = Provenance(settings, {file.path: file for file in files})
     if stored is None:
-        if begun:
-            _check_same(begun, source, partial_folder(folder))
+        if partial:
+            _check_same(partial, wanted, partial_folder(folder))
+        parts = divide(files, corpus)
+        if loaded is None:
+            loaded = _train_tokenizer(corpus, parts, tokenizer, options)
+        note = (PROVENANCE, wanted.to_json())
         try:
-            counts = _write(config, source, tokenizer, folder, effort)
-            counts.skipped += len(problems)
+            with writing(folder):
+                counts = tokenize(folder, parts, loaded, corpus, options, note)
+            counts.skipped += bad.count
             return counts
-        except FileExistsError:  # another process was first
-            stored = _stored_source(folder)
+        except SetExistsError:  # another process was first
+            stored = _stored(folder)
             assert stored, f"{folder} came and went"
-    _check_same(stored, source, folder)
+    _check_same(stored, wanted, folder)
     shutil.rmtree(partial_folder(folder), ignore_errors=True)  # left by a kill just after the end
     return None
 
 
-def _source(config: DataConfig, tokenizer: Tokenizer | None, files: list[CorpusFile]) -> Source:
-    settings: dict[str, str | float] = {
-        "tokenizer": tokenizer.sha256 if tokenizer and tokenizer.file else config.tokenizer,
-        "validation_split": config.validation_split,
-        "validation_fraction": config.validation_fraction,
-        "text_column": config.text_column,
-    }
-    return Source(settings, {file.path: file for file in files})
-
-
-def _write(
-    config: DataConfig, source: Source, tokenizer: Tokenizer | None, folder: Path, effort: Effort
-) -> Counts:
-    split = {"documents": split_documents, "tail": split_tail}[config.validation_split]
-    parts = split(list(source.files.values()), config.validation_fraction)
-    _check_parts(parts, config)
-    if tokenizer is None:
-        tokenizer = _train_tokenizer(config, parts)
-    return tokenize(folder, parts, tokenizer, config, effort, (SOURCE, source.to_json()))
-
-
-def _train_tokenizer(config: DataConfig, parts: list[Part]) -> Tokenizer:
-    size = config.tokenizer.removeprefix("bpe:")
+def _train_tokenizer(corpus: Corpus, parts: list, name: str, options: TokenizeOptions) -> Tokenizer:
+    size = name.removeprefix("bpe:")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"bpe-{size}.json"
-        texts = training_texts(parts, config.text_column, config.validation_fraction)
+        texts = training_texts(parts, corpus, BadInput(options.skip_errors))
         train_bpe(texts, int(size), path, progress=sys.stderr.isatty())
         return load_tokenizer(str(path))
 
 
-def _stored_source(folder: Path) -> Source | None:
-    if not folder.exists() or not any(folder.iterdir()):
+def _stored(folder: Path) -> Provenance | None:
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
     try:
-        return Source.from_json((folder / SOURCE).read_bytes())
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return Provenance.from_json((folder / PROVENANCE).read_bytes())
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         problem = (
-            f"holds files, but no {SOURCE} that says what text they are made of ({error}); "
-            "delete the folder or use a new workdir, or set data.path to use it as a set"
+            f"holds files, but no {PROVENANCE} that says what text they are made of; delete the "
+            "folder, or choose another"
         )
         raise ConfigError([problem], f"folder {folder}") from None
 
 
-def _begun_source(folder: Path) -> Source | None:
-    path = partial_folder(folder) / DRAFT / SOURCE
-    return Source.from_json(path.read_bytes()) if path.exists() else None
+def _partial(folder: Path) -> Provenance | None:
+    path = partial_folder(folder) / DRAFT / PROVENANCE
+    return Provenance.from_json(path.read_bytes()) if path.exists() else None
 
 
-def _check_same(stored: Source, source: Source, cache: Path) -> None:
+def _check_same(stored: Provenance, wanted: Provenance, folder: Path) -> None:
     differences = [
-        f"data.{name} was {stored.settings.get(name)!r}, is {value!r}"
-        for name, value in source.settings.items()
+        f"{name} was {stored.settings.get(name)!r}, is {value!r}"
+        for name, value in wanted.settings.items()
         if stored.settings.get(name) != value
     ]
-    differences += _file_differences(stored.files, source.files)
+    differences += _file_differences(stored.files, wanted.files)
     if differences:
         problem = (
             f"it was made of other text or settings: {'; '.join(differences)}; delete the folder "
-            "to tokenise again, or use a new workdir"
+            "to tokenise again, or choose another"
         )
-        raise ConfigError([problem], f"token dataset {cache}")
+        raise ConfigError([problem], f"token dataset {folder}")
 
 
 def _file_differences(old: dict[str, CorpusFile], new: dict[str, CorpusFile]) -> list[str]:
@@ -156,24 +137,7 @@ def _file_differences(old: dict[str, CorpusFile], new: dict[str, CorpusFile]) ->
         return []  # the names do not matter
     kinds = {
         "changed": [path for path in new if path in old and new[path].sha256 != old[path].sha256],
-        "new": [path for path in new if path not in old],
-        "gone": [path for path in old if path not in new],
+        "added": [path for path in new if path not in old],
+        "removed": [path for path in old if path not in new],
     }
-    return [
-        f"1 file {kind} ({paths[0]})"
-        if len(paths) == 1
-        else f"{len(paths)} files {kind} ({paths[0]}, ...)"
-        for kind, paths in kinds.items()
-        if paths
-    ]
-
-
-def _check_parts(parts: list[Part], config: DataConfig) -> None:
-    filled = {part.split for part in parts if part.stop > part.start or kind_of(part.path) == "hub"}
-    fraction = config.validation_fraction
-    whole = {"train", "validation"} if fraction > 0 else {"train"}
-    if "" not in filled and not filled >= whole:
-        empty = "validation" if "train" in filled else "train"
-        constraint = f"leaves split {empty!r} empty for the {len(parts)} documents of data.text"
-        remedy = "change it, add text, or set data.validation_split to tail to cut a document"
-        raise ConfigError([Problem("data.validation_fraction", fraction, constraint, remedy)])
+    return [f"{len(p)} {kind}: {p[0]}{', ...' * (len(p) > 1)}" for kind, p in kinds.items() if p]

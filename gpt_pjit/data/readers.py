@@ -1,30 +1,43 @@
-"""Reading files of any kind in pieces of bounded size, which workers turn into documents.
+"""Files of every kind, read in items of bounded size, and the documents in those.
 
-A plain text file is one document. Files of JSON lines, Parquet files and datasets of the Hugging
-Face hub hold many, whose text is in one column.
+A text file is one document. JSON lines, Parquet files and datasets of the Hugging Face hub hold
+many, with the text in one column. Text and JSON lines may be packed by gzip or zstd.
 """
 
 from __future__ import annotations
 
-import gzip
-import importlib
-import os
-import zlib
+import codecs
+import contextlib
+import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 from gpt_pjit.core.errors import ConfigError
-from gpt_pjit.data.corpus import HUB, Part, kind_of, text_blocks
+from gpt_pjit.data.files import HUB, InputError, import_library, kind_of, text_blocks, unpacked
 
-BLOCK = 2**18  # bytes of a file read at a time
-ROWS = 128  # of a table read at a time
 PIECE = 2**16  # characters of a document encoded at a time
+ROWS = 128  # of a table read at a time
+
+
+@dataclass(frozen=True)
+class Part:
+    """Bytes `start` to `stop` of a file, for one split, or "" where its documents are divided.
+
+    `ends` says whether the document of a text file ends there.
+    """
+
+    path: str
+    start: int
+    stop: int
+    split: str  # train | validation | ""
+    ends: bool
 
 
 @dataclass(frozen=True)
 class Lines:
-    """Whole lines of JSON, from line `first` of the file on."""
+    """Whole lines of JSON, the first of them number `first` in the file."""
 
     path: str
     first: int
@@ -34,7 +47,7 @@ class Lines:
 
 @dataclass(frozen=True)
 class Rows:
-    """Values of the text column, from row `first` of the table on."""
+    """Values of the text column, the first of them number `first` in the table."""
 
     path: str
     first: int
@@ -44,9 +57,9 @@ class Rows:
 
 @dataclass(frozen=True)
 class Piece:
-    """Text of a document; `last` if the document is over then, `ends` if with end-of-text."""
+    """Text of a document; `last` if the document ends with it, `ends` if end-of-text follows."""
 
-    path: str
+    place: str
     text: str
     split: str
     last: bool
@@ -57,9 +70,10 @@ class Piece:
 
 @dataclass(frozen=True)
 class Bad:
-    """What cannot be read, in words."""
+    """Documents that cannot be read, and why."""
 
     problem: str
+    documents: int = 1
     read: int = 0
 
 
@@ -67,18 +81,52 @@ Item = Lines | Rows | Piece | Bad
 
 
 def read_items(part: Part, column: str, can_cut: bool) -> Iterator[Item]:
-    """What a file holds, in items of bounded size; the same items each time."""
+    """The content of a file in items of bounded size; the same items each time."""
     kind = kind_of(part.path)
     if kind == "text":
         return _pieces(part, can_cut)
-    return {"lines": _lines, "parquet": _parquet, "hub": _hub}[kind](part.path, column)
+    return {"lines": _lines, "parquet": _parquet, "hub": _hub}[kind](part, column)
+
+
+def pieces_of(
+    item: Item, column: str, validation_fraction: float, can_cut: bool, bad: list[Bad]
+) -> Iterator[Piece]:
+    """The pieces of an item's documents; adds to `bad` the documents that cannot be read."""
+    if isinstance(item, Piece):
+        yield item
+        return
+    if isinstance(item, Bad):
+        bad.append(item)
+        return
+    is_line = isinstance(item, Lines)
+    values = item.data.split(b"\n") if isinstance(item, Lines) else item.texts
+    for number, value in enumerate(values, item.first):
+        if is_line and not value.strip():
+            continue
+        place = f"{item.path}:{number}"
+        try:
+            text = _text(value, is_line, column, number)
+            content = text.encode()
+        except (ValueError, RecursionError) as error:
+            bad.append(Bad(f"{place}: {_in_words(error)}"))
+            continue
+        split = split_by_hash(hashlib.sha256(content).hexdigest(), validation_fraction)
+        *parts, last = cut_document(text) if can_cut else [text]
+        for part in parts:
+            yield Piece(place, part, split, False, False, len(content), 0)
+        yield Piece(place, last, split, True, True, len(content), 0)
+
+
+def split_by_hash(sha256: str, fraction: float) -> str:
+    """The split of a document whose UTF-8 text has this SHA-256."""
+    return "validation" if int(sha256[:16], 16) < fraction * 2**64 else "train"
 
 
 def cut_text(blocks: Iterator[str]) -> Iterator[str]:
-    """Text in pieces of bounded length, whose tokens are those of the whole text.
+    """Text in pieces of bounded length that have the same tokens as the whole text.
 
-    That holds for byte-level BPE: a piece ends after a line feed, or else before a space, between
-    two words, where it splits text in any case. Only 64 KiB with neither are cut in a word.
+    This holds for byte-level BPE within words: a piece ends after a line feed, or else before a
+    space, between two words. Only 64 KiB without either are cut inside a word.
     """
     rest = ""
     for text in blocks:
@@ -97,23 +145,35 @@ def cut_document(text: str) -> Iterator[str]:
     return cut_text(text[i : i + PIECE] for i in range(0, len(text), PIECE))
 
 
+def _between_words(text: str, separator: str) -> int:
+    """Where to cut at the last `separator` with no white space beside it; 0 if there is none."""
+    at = text.rfind(separator, 1, -1)
+    while at > 0 and (text[at - 1].isspace() or text[at + 1].isspace()):
+        at = text.rfind(separator, 1, at)
+    return at + (separator == "\n") if at > 0 else 0
+
+
 def _pieces(part: Part, can_cut: bool) -> Iterator[Piece]:
     size, read = part.stop - part.start, 0
     blocks = text_blocks(part.path, part.start, part.stop)
-    texts = cut_text(blocks) if can_cut else iter(["".join(blocks)])
-    text = next(texts, "")
-    for following in texts:
-        read += len(text)
-        yield Piece(part.path, text, part.split, False, False, size, read)
-        text = following
+    try:
+        texts = cut_text(blocks) if can_cut else iter(["".join(blocks)])
+        text = next(texts, "")
+        for following in texts:
+            read += len(text)
+            yield Piece(part.path, text, part.split, False, False, size, min(read, size))
+            text = following
+    except (InputError, OSError) as error:  # it has changed since it was checked
+        raise ConfigError([str(error)], "input") from None
     yield Piece(part.path, text, part.split, True, part.ends, size, size)
 
 
-def _lines(path: str, _: str) -> Iterator[Item]:
+def _lines(part: Part, _: str) -> Iterator[Item]:
+    path = part.path
     rest: list[bytes] = []  # the beginnings of a line
-    first, read = 1, 0
+    first, read, problem = 1, 0, ""
     try:
-        for block, read in _blocks(path):
+        for block, read in unpacked(path, part.start, part.stop):
             cut = block.rfind(b"\n") + 1
             if cut:
                 data = b"".join([*rest, block[:cut]])
@@ -121,94 +181,113 @@ def _lines(path: str, _: str) -> Iterator[Item]:
                 first += data.count(b"\n")
                 rest = []
             rest.append(block[cut:])
-        if any(rest):
-            yield Lines(path, first, b"".join(rest), read)
-    except (EOFError, zlib.error, OSError) as error:
-        yield Bad(f"{path}:{first}: cannot be read on from there: {error}; copy the file again")
+    except (InputError, OSError) as error:
+        problem = f"{error}, after line {first - 1}"
+    last = b"".join(rest)
+    if last and not (problem and _is_cut(last)):
+        yield Lines(path, first, last, read)
+    if problem:
+        yield Bad(problem, read=read)
 
 
-def _blocks(path: str) -> Iterator[tuple[bytes, int]]:
-    """The content of a file, unpacked, with how many bytes of the file were read."""
-    with open(path, "rb") as file:
-        if path.endswith(".zst"):
-            yield from _zstd_blocks(file)
-            return
-        stream = gzip.GzipFile(fileobj=file) if path.endswith(".gz") else file
-        while block := stream.read(BLOCK):
-            yield block, file.tell()
-
-
-def _zstd_blocks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
-    """Frame after frame: the library's own stream ends silently where a file is cut short."""
-    zstandard = _import("zstandard", "to read .zst files")
-    frame = None
-    while block := file.read(BLOCK):
-        while block:
-            frame = frame or zstandard.ZstdDecompressor().decompressobj()
-            try:
-                yield frame.decompress(block), file.tell()
-            except zstandard.ZstdError as error:
-                raise OSError(str(error)) from None
-            block = frame.unused_data if frame.eof else b""
-            frame = None if frame.eof else frame
-    if frame:
-        raise EOFError("Compressed file ended before the end-of-stream marker was reached")
-
-
-def _parquet(path: str, column: str) -> Iterator[Item]:
-    parquet = _import("pyarrow.parquet", "to read .parquet files")
-    row, size = 0, os.path.getsize(path)
+def _parquet(part: Part, column: str) -> Iterator[Item]:
+    parquet = import_library("pyarrow.parquet", "to read .parquet files")
+    path, row = part.path, 0
     try:
-        with parquet.ParquetFile(path) as file:
-            names, rows = file.schema_arrow.names, file.metadata.num_rows
-            if column not in names:
-                yield Bad(f"{path}: has no column {column!r}, but {', '.join(names)}")
-                return
-            for batch in file.iter_batches(batch_size=ROWS, columns=[column]):
-                texts = batch.column(0).to_pylist()
-                yield Rows(path, row + 1, texts, size * (row + len(texts)) // rows)
-                row += len(texts)
-    except (OSError, ValueError) as error:  # those of pyarrow are of these kinds
-        problem = f"{path}: row {row + 1}: cannot be read on from there: {error}"
-        yield Bad(f"{problem}; copy the file again")
-
-
-def _hub(path: str, column: str) -> Iterator[Item]:
-    rows, first = [], 1
-    for row in open_hub(path):
-        if column not in row:
-            yield Bad(f"{path}: has no column {column!r}, but {', '.join(row)}")
+        file = parquet.ParquetFile(path, page_checksum_verification=True)
+    except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
+        yield Bad(f"{path}: cannot be read: {error}")
+        return
+    with file:
+        names, rows = file.schema_arrow.names, file.metadata.num_rows
+        if column not in names:
+            yield Bad(f"{path}: has no column {column!r}, but {', '.join(names)}", rows)
             return
-        rows.append(row[column])
-        if len(rows) == ROWS:
-            yield Rows(path, first, rows, 0)
-            rows, first = [], first + ROWS
-    yield Rows(path, first, rows, 0)
+        for group in range(file.num_row_groups):
+            stop = row + file.metadata.row_group(group).num_rows
+            try:
+                for batch in file.iter_batches(ROWS, row_groups=[group], columns=[column]):
+                    texts = _column_values(batch.column(0))
+                    yield Rows(path, row + 1, texts, part.stop * (row + len(texts)) // rows)
+                    row += len(texts)
+            except (OSError, ValueError) as error:
+                yield Bad(f"{path}: rows {row + 1} to {stop} cannot be read: {error}", stop - row)
+                row = stop
 
 
-def open_hub(path: str) -> Any:
+def _column_values(array: Any) -> list[Any]:
+    """The values of a column; text that is not UTF-8 stays bytes."""
+    try:
+        return array.to_pylist()
+    except UnicodeDecodeError:
+        values = []
+        for value in array.cast("large_binary").to_pylist():
+            with contextlib.suppress(UnicodeDecodeError, AttributeError):
+                value = value.decode()
+            values.append(value)
+        return values
+
+
+def _hub(part: Part, column: str) -> Iterator[Item]:
+    texts: list[Any] = []
+    number = 0
+    for number, row in enumerate(_hub_rows(part.path), 1):
+        if column in row:
+            texts.append(row[column])
+        if len(texts) == ROWS or column not in row:
+            first = number - len(texts) + (column in row)
+            yield Rows(part.path, first, texts, 0)
+            texts = []
+        if column not in row:
+            names = ", ".join(row)
+            yield Bad(f"{part.path}:{number}: has no column {column!r}, but {names}")
+    yield Rows(part.path, number - len(texts) + 1, texts, 0)
+
+
+def _hub_rows(path: str) -> Iterator[dict[str, Any]]:
     """The rows of the training split of `hf:NAME` or `hf:NAME:CONFIG`, as they arrive."""
-    datasets = _import("datasets", f"to read {path}")
+    datasets = import_library("datasets", f"to read {path}")
     name, _, config = path.removeprefix(HUB).partition(":")
     try:
-        return datasets.load_dataset(name, config or None, split="train", streaming=True)
+        yield from datasets.load_dataset(name, config or None, split="train", streaming=True)
     except Exception as error:  # of many kinds: of the network, the hub, the library
-        problem = f"{path}: the `datasets` library cannot open it: {error}; check name and network"
-        raise ConfigError([problem], "data.text") from None
+        problem = f"{path}: the `datasets` library cannot read it: {error}"
+        raise ConfigError([problem], "input") from None
 
 
-def _import(name: str, purpose: str) -> Any:
+def _text(value: Any, is_line: bool, column: str, number: int) -> str:
+    """The text of a line of JSON, or of a value of a table."""
+    if is_line:
+        if number == 1:
+            value = value.removeprefix(codecs.BOM_UTF8)
+        record = json.loads(value.decode())
+        if not isinstance(record, dict):
+            raise ValueError(f"is {type(record).__name__}, not an object")
+        if column not in record:
+            raise ValueError(f"has no field {column!r}, but {', '.join(record) or 'none'}")
+        value = record[column]
+    elif isinstance(value, bytes):
+        value.decode()
+    if not isinstance(value, str):
+        raise ValueError(f"{column!r} is {type(value).__name__}, not text")
+    return value
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "is nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start} is not UTF-8 ({error.reason})"
+    if isinstance(error, UnicodeEncodeError):
+        return f"character {error.start} of the text is half of a surrogate pair"
+    if isinstance(error, json.JSONDecodeError):
+        return f"is not JSON: {error.msg} at column {error.colno}"
+    return str(error)
+
+
+def _is_cut(line: bytes) -> bool:
     try:
-        return importlib.import_module(name)
-    except ImportError:
-        package = name.partition(".")[0]
-        problem = f"{package} is needed {purpose}; pip install 'gpt_pjit[corpora]'"
-        raise ConfigError([problem], "data.text") from None
-
-
-def _between_words(text: str, separator: str) -> int:
-    """Where to cut at the last `separator` with no white space beside it; 0 if there is none."""
-    at = text.rfind(separator, 1, -1)
-    while at > 0 and (text[at - 1].isspace() or text[at + 1].isspace()):
-        at = text.rfind(separator, 1, at)
-    return at + (separator == "\n") if at > 0 else 0
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return True
+    return False

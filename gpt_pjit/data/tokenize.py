@@ -1,55 +1,61 @@
 """Tokenising a corpus into a set: read in order, encoded by workers, written in order.
 
 The set does not depend on the number of workers. The state is saved now and then, so that a killed
-run goes on from there, and ends with the same bytes.
+run resumes from there, and ends with the same bytes.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import shutil
-import sys
+import multiprocessing
+import os
+import signal
+import threading
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
-from gpt_pjit.config import DataConfig
+import numpy as np
+
 from gpt_pjit.core.console import Progress, megabytes
 from gpt_pjit.core.cores import usable_cores
 from gpt_pjit.core.errors import ConfigError
-from gpt_pjit.core.tokens import Tokenizer
-from gpt_pjit.data.ahead import ahead
-from gpt_pjit.data.corpus import SHOWN_PROBLEMS, Part
-from gpt_pjit.data.encode import Encoded, Settings
-from gpt_pjit.data.engines import EngineDiffersError, has_fast_engine
-from gpt_pjit.data.readers import Item, Lines, Piece, Rows, read_items
-from gpt_pjit.data.workers import Workers
-from gpt_pjit.data.writer import DatasetWriter, partial_folder
+from gpt_pjit.core.tokens import (
+    SPLITS,
+    BytesTokenizer,
+    HuggingFaceTokenizer,
+    Tokenizer,
+    load_tokenizer,
+)
+from gpt_pjit.data.corpus import BadInput, Corpus
+from gpt_pjit.data.readers import Bad, Item, Lines, Part, Piece, Rows, pieces_of, read_items
+from gpt_pjit.data.writer import DatasetWriter
 
-TASK = 2**21  # bytes of text for a worker at a time
-WORTH_A_WORKER = {False: 2**20, True: 2**25}  # bytes that take as long as its start; True: fast
-FEW_CORES = 4  # that the engines' own threads keep busy in one process
+TASK = 2**20  # bytes of text for a worker at a time
+FEW_CORES = 4  # that the tokenizer's own threads keep busy in one process
+OVERSIZED = 2**20  # bytes of a document that the summary counts as too long to be one
 FIRST_SAVE = 0.25  # seconds after the start
 SAVING_SHARE = 0.02  # of the time
 
+_tokenizer: Tokenizer = BytesTokenizer()  # that this process encodes with
+
 
 @dataclass(frozen=True)
-class Effort:
-    """How to tokenise, which changes nothing about the result: all cores, if `workers` is 0."""
+class TokenizeOptions:
+    """How to tokenise; `workers` 0 is all cores. Only `skip_errors` changes the result."""
 
     workers: int = 0
     skip_errors: bool = False
-    fast: bool = True
-
-
-ALL_CORES = Effort()
+    engine: str = "tokenizers"  # or fastokens
 
 
 @dataclass
 class Counts:
-    """What the summary tells that the set does not."""
+    """Figures of the summary that the set does not hold."""
 
     documents: int = 0
     empty: int = 0
@@ -62,10 +68,24 @@ class Counts:
         self.documents += encoded.documents
         self.empty += encoded.empty
         self.oversized += encoded.oversized
-        self.skipped += len(encoded.problems)
         for place in encoded.changed:  # a long text is in several pieces, one after another
             self.changed += place != self.last_changed
             self.last_changed = place
+
+
+@dataclass
+class Encoded:
+    """The tokens of a task, by split: ids, where documents end in them, bytes of text.
+
+    `changed` are the places of documents that the normaliser changed.
+    """
+
+    splits: dict[str, tuple[np.ndarray, np.ndarray, int]] = field(default_factory=dict)
+    documents: int = 0
+    empty: int = 0
+    oversized: int = 0
+    changed: list[str] = field(default_factory=list)
+    bad: list[Bad] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -83,69 +103,60 @@ def tokenize(
     path: Path,
     parts: list[Part],
     tokenizer: Tokenizer,
-    config: DataConfig,
-    effort: Effort,
-    source: tuple[str, bytes],
+    corpus: Corpus,
+    options: TokenizeOptions,
+    note: tuple[str, bytes],
 ) -> Counts:
-    """Writes the set at `path`, or goes on with it; `source` is the name and content of a file in
-    it. Raises FileExistsError if something is there, ConfigError for bad input.
+    """Writes the set at `path`, or resumes it; `note` is the name and content of a file in it.
+
+    Raises SetExistsError if something is there, ConfigError for bad input and for no input.
     """
-    settings = Settings(
-        tokenizer=tokenizer.name,
-        content=tokenizer.content if tokenizer.file else None,
-        column=config.text_column,
-        validation_fraction=config.validation_fraction,
-        fast=effort.fast and has_fast_engine(tokenizer),
-    )
-    try:
-        return _tokenize(path, parts, tokenizer, settings, effort, source)
-    except EngineDiffersError as error:
-        print(f"fastokens differs from tokenizers {error}; again without it", file=sys.stderr)
-        shutil.rmtree(partial_folder(path), ignore_errors=True)
-        slow = dataclasses.replace(settings, fast=False)
-        return _tokenize(path, parts, tokenizer, slow, effort, source)
-
-
-def _tokenize(
-    path: Path,
-    parts: list[Part],
-    tokenizer: Tokenizer,
-    settings: Settings,
-    effort: Effort,
-    source: tuple[str, bytes],
-) -> Counts:
+    tokenizer = _with_engine(tokenizer, options.engine)
     total = sum(part.stop - part.start for part in parts)
-    count = effort.workers or _workers(total, settings.fast)
+    count = options.workers or _worker_count(total)
     with (
         DatasetWriter(path, tokenizer) as writer,
         Progress("tokenising", total, counted=megabytes) as progress,
-        Workers(settings, count) as workers,
+        _workers(count, writer.draft, tokenizer, options.engine) as pool,
     ):
-        saved = writer.saved or {"position": (0, 0), "read": 0, "counts": {}}
-        counts, read = Counts(**saved["counts"]), saved["read"]
-        writer.add_file(*source)
-        begun, bytes_, tokens = time.monotonic(), 0, 0
-        tasks = _tasks(parts, settings.column, tokenizer.can_cut, saved["position"])
-
-        def encode(task: Task) -> tuple[Task, Encoded]:
-            return task, workers.encode(task.items)
-
-        saver = _Saver(writer)
-        for task, encoded in ahead(encode, tasks, threads=max(count, 2), depth=2 * count + 1):
-            _report_problems(encoded.problems, counts, effort)
+        saved = writer.saved or {"position": (0, 0), "counts": {}}
+        counts = Counts(**saved["counts"])
+        bad = BadInput(options.skip_errors, counts.skipped)
+        writer.add_file(*note)
+        if tokenizer.file:  # for the workers
+            writer.add_file(tokenizer.file, tokenizer.content)
+        started, bytes_, tokens = time.monotonic(), 0, 0
+        due = started + FIRST_SAVE
+        tasks = _tasks(parts, corpus.column, tokenizer.can_cut, saved["position"])
+        for task, encoded in _encoded(pool, tasks, corpus, 2 * count + 1):
+            bad.report(encoded.bad)
             for name, values in encoded.splits.items():
                 writer.splits[name].append(*values)
             counts.add(encoded)
+            counts.skipped = bad.count
             bytes_ += sum(size for _, _, size in encoded.splits.values())
             tokens += sum(len(ids) for ids, *_ in encoded.splits.values())
-            read = task.read
-            rate = bytes_ / 1e6 / (time.monotonic() - begun)
-            progress.update(read, f"{rate:,.1f} MB/s, {tokens:,} tokens")
-            saver.step({"position": task.position, "read": read, "counts": asdict(counts)})
+            now = time.monotonic()
+            rate = bytes_ / 1e6 / (now - started)
+            progress.update(task.read, f"{rate:,.1f} MB/s, {tokens:,} tokens")
+            if now >= due:
+                writer.save({"position": task.position, "counts": asdict(counts)})
+                after = time.monotonic()
+                due = after + (after - now) / SAVING_SHARE
+        if not writer.splits["train"].source_bytes:
+            raise ConfigError([_no_text(counts, writer)], "input")
     return counts
 
 
-def _tasks(parts: list[Part], column: str, can_cut: bool, start: list[int]) -> Iterator[Task]:
+def _no_text(counts: Counts, writer: DatasetWriter) -> str:
+    held_out = writer.splits["validation"].source_bytes
+    return (
+        f"no text to train on: {counts.documents:,} documents, {counts.empty:,} of them empty, "
+        f"{counts.skipped:,} skipped, {held_out:,} bytes for validation"
+    )
+
+
+def _tasks(parts: list[Part], column: str, can_cut: bool, start: tuple[int, int]) -> Iterator[Task]:
     items: list[Item] = []
     size = 0
     before = sum(part.stop - part.start for part in parts[: start[0]])
@@ -172,32 +183,125 @@ def _size(item: Item) -> int:
     return sum(len(str(text)) for text in item.texts) if isinstance(item, Rows) else 0
 
 
-def _workers(total: int, fast: bool) -> int:
-    """1, in this process, where its interpreter lock is no limit or the text too short."""
+def _encoded(
+    pool: Executor, tasks: Iterable[Task], corpus: Corpus, depth: int
+) -> Iterator[tuple[Task, Encoded]]:
+    """Each task with its tokens, in order; at most `depth` are under way."""
+    pending: deque[tuple[Task, Future[Encoded]]] = deque()
+    try:
+        for task in tasks:
+            arguments = (task.items, corpus.column, corpus.validation_fraction)
+            pending.append((task, pool.submit(_encode, *arguments)))
+            if len(pending) > depth:
+                task, future = pending.popleft()
+                yield task, future.result()
+        for task, future in pending:
+            yield task, future.result()
+    except BrokenProcessPool:
+        problem = "a worker process was killed, often for lack of memory; use fewer --workers"
+        raise ConfigError([problem], "tokenize") from None
+
+
+def _worker_count(total: int) -> int:
+    """1 where the tokenizer's own threads are enough, or the text is too short for more."""
     cores = usable_cores()
-    worth = total // WORTH_A_WORKER[fast] + 1 if total else cores
+    worth = total // TASK + 1 if total else cores
     return 1 if cores <= FEW_CORES else min(cores, worth)
 
 
-class _Saver:
-    """Saves when the last saving is long enough ago for all of them to take a small share."""
+@contextmanager
+def _workers(count: int, folder: Path, tokenizer: Tokenizer, engine: str) -> Iterator[Executor]:
+    """`count` processes, which read the tokenizer's file in `folder`, or threads of this one."""
+    if count > 1:
+        spawn = multiprocessing.get_context("spawn")  # a fork would inherit threads and locks
+        path = str(folder / tokenizer.file) if tokenizer.file else None
+        pool: Executor = ProcessPoolExecutor(count, spawn, _start_worker, (path, engine))
+    else:
+        pool = ThreadPoolExecutor(2, initializer=_use_tokenizer, initargs=(tokenizer,))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
-    def __init__(self, writer: DatasetWriter):
-        self._writer = writer
-        self._due = time.monotonic() + FIRST_SAVE
 
-    def step(self, progress: Any) -> None:
-        begun = time.monotonic()
-        if begun >= self._due:
-            self._writer.save(progress)
-            now = time.monotonic()
-            self._due = now + (now - begun) / SAVING_SHARE
+class _FastTokenizer(HuggingFaceTokenizer):
+    """Encodes by fastokens, which takes the same file, and special tokens in a text as text."""
+
+    def __init__(self, name: str, content: bytes):
+        super().__init__(name, content)
+        import fastokens
+
+        self._fast = fastokens.Tokenizer.from_json_str(content.decode())
+        self._fast.no_truncation()
+
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        ids, bounds = self._fast.encode_batch_flat(texts, split_special_tokens=True)
+        stops = np.frombuffer(bounds, np.uint64)[1:-1].astype(np.int64)
+        return np.split(np.frombuffer(ids, np.uint32), stops)[: len(texts)]
 
 
-def _report_problems(problems: list[str], counts: Counts, effort: Effort) -> None:
-    if problems and not effort.skip_errors:
-        shown = problems[:SHOWN_PROBLEMS]
-        shown[-1] += "; mend the input, or leave such documents out with --on_error=skip"
-        raise ConfigError(shown, "data.text")
-    for problem in problems[: max(SHOWN_PROBLEMS - counts.skipped, 0)]:
-        print(f"skipped: {problem}", file=sys.stderr)
+def _with_engine(tokenizer: Tokenizer, engine: str) -> Tokenizer:
+    if engine == "tokenizers":
+        return tokenizer
+    try:
+        return _FastTokenizer(tokenizer.name, tokenizer.content)
+    except (ConfigError, ImportError, ValueError) as error:
+        problem = f"fastokens cannot encode with tokenizer {tokenizer.name}: {error}"
+        raise ConfigError([problem], "--engine") from None
+
+
+def _use_tokenizer(tokenizer: Tokenizer) -> None:
+    global _tokenizer
+    _tokenizer = tokenizer
+
+
+def _start_worker(path: str | None, engine: str) -> None:
+    """Ctrl-C is for the main process; when that is killed, this one ends too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    os.environ |= {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    _use_tokenizer(_with_engine(load_tokenizer(path or "bytes"), engine))
+
+
+def _encode(items: list[Item], column: str, validation_fraction: float) -> Encoded:
+    """The tokens of the documents in `items`."""
+    tokenizer, result = _tokenizer, Encoded()
+    pieces = [
+        piece
+        for item in items
+        for piece in pieces_of(item, column, validation_fraction, tokenizer.can_cut, result.bad)
+    ]
+    for piece in pieces:
+        if tokenizer.changes(piece.text):
+            result.changed.append(piece.place)
+        if piece.last:
+            result.documents += 1
+            result.empty += piece.document_bytes == 0
+            result.oversized += piece.document_bytes > OVERSIZED
+    encoded = list(zip(pieces, tokenizer.encode_batch([p.text for p in pieces]), strict=True))
+    for split in SPLITS:
+        mine = [(piece, ids) for piece, ids in encoded if piece.split == split]
+        result.splits[split] = _join(mine, tokenizer.eot_id)
+    return result
+
+
+def _join(
+    encoded: list[tuple[Piece, np.ndarray]], eot_id: int
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """The ids of a split with end-of-text, the places where documents end, the bytes."""
+    end_of_text = np.array([eot_id], np.uint32)
+    parts, ends, length, size = [np.empty(0, np.uint32)], [], 0, 0
+    for piece, ids in encoded:
+        parts += [ids, end_of_text] if piece.ends else [ids]
+        length += len(ids) + piece.ends
+        size += len(piece.text.encode())
+        if piece.last:
+            ends.append(length)
+    return np.concatenate(parts), np.array(ends, np.int64), size

@@ -3,13 +3,37 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import sentencepiece
 import tokenizers
 
+from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.tokens import END_OF_TEXT
+from gpt_pjit.data.corpus import BadInput, Corpus
+from gpt_pjit.data.readers import Bad, Part, pieces_of, read_items
+from gpt_pjit.data.writer import write_file
+
+# sentencepiece leaves out lines over 4,192 bytes and those with U+2585, its sign for the unknown:
+# a line is cut after at most 1,000 characters, before a space if there is one, and at that sign.
+LINE = re.compile("[^\u2585]{1,1000}(?=[ \u2585]|\\Z)|[^\u2585]{1,1000}", re.DOTALL)
+
+
+def training_texts(parts: list[Part], corpus: Corpus, bad: BadInput) -> Iterator[str]:
+    """The texts of the training split, in pieces; raises ConfigError if there is none."""
+    found = False
+    for part in parts:
+        for item in read_items(part, corpus.column, can_cut=True):
+            problems: list[Bad] = []
+            for piece in pieces_of(item, corpus.column, corpus.validation_fraction, True, problems):
+                if piece.split == "train" and piece.text:
+                    found = True
+                    yield piece.text
+            bad.report(problems)
+    if not found:
+        raise ConfigError(["no text to train on"], "input")
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, path: Path, progress: bool = False) -> None:
@@ -28,7 +52,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, path: Path, progress: bool 
         show_progress=progress,
     )
     model.train_from_iterator(texts, trainer)
-    model.save(str(path))
+    write_file(path, model.to_str(pretty=True).encode())
 
 
 def train_unigram(texts: Iterable[str], vocab_size: int, path: Path) -> None:
@@ -37,8 +61,27 @@ def train_unigram(texts: Iterable[str], vocab_size: int, path: Path) -> None:
     Any text without U+2581, its own sign for a space, survives: nothing is normalised, and unknown
     characters become bytes. Of more than a million lines, a million at random are used.
     """
-    lines = (line[:1000] for text in texts for line in text.splitlines(keepends=True))
     model = io.BytesIO()
+    failures: list[BaseException] = []
+
+    def guarded() -> Iterator[str]:  # sentencepiece turns its errors into RuntimeErrors
+        try:
+            yield from sentences(texts)
+        except BaseException as error:
+            failures.append(error)
+            raise
+
+    try:
+        _train_unigram(guarded(), vocab_size, model)
+    except RuntimeError as error:
+        if failures:
+            raise failures[0] from None
+        reason = str(error).rpartition("] ")[2]  # for a vocabulary too large for the text
+        raise ConfigError([f"vocab_size={vocab_size}: {reason}"], "train_tokenizer") from None
+    write_file(path, model.getvalue())
+
+
+def _train_unigram(lines: Iterator[str], vocab_size: int, model: io.BytesIO) -> None:
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=lines,
         model_writer=model,
@@ -54,4 +97,10 @@ def train_unigram(texts: Iterable[str], vocab_size: int, path: Path) -> None:
         input_sentence_size=1_000_000,
         minloglevel=2,
     )
-    path.write_bytes(model.getvalue())
+
+
+def sentences(texts: Iterable[str]) -> Iterator[str]:
+    """Lines that are short enough for sentencepiece, with all the text but U+2585."""
+    for text in texts:
+        for line in text.splitlines(keepends=True):
+            yield from LINE.findall(line)

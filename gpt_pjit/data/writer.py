@@ -1,4 +1,4 @@
-"""Writing a token dataset: in bounded memory, whole or not at all, and going on after a kill."""
+"""Writing a token dataset: in bounded memory, whole or not at all, and resumed after a kill."""
 
 from __future__ import annotations
 
@@ -9,18 +9,41 @@ import io
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import tensorstore
 
 from gpt_pjit.core.errors import ConfigError
-from gpt_pjit.core.tokens import DatasetInfo, SplitInfo, Tokenizer, TokenizerInfo, schema
-from gpt_pjit.data.shards import ArrayWriter, write_file
+from gpt_pjit.core.tokens import (
+    MANIFEST,
+    SPLITS,
+    DatasetInfo,
+    SplitInfo,
+    Tokenizer,
+    TokenizerInfo,
+    array_metadata,
+    first_line,
+    location,
+    open_array,
+    read_windows,
+    shard_bounds,
+)
 
-STATE = "state.npz"  # all that `save` knew
+# A window of 1,025 tokens reads a chunk or two of 8 KiB. Shards of 4M tokens make 2,146 files of
+# 9B tokens, with an index of 16 KiB each.
+CHUNK = 2**12
+SHARD = 2**22
+STATE = "progress.npz"  # written by `save`
 DRAFT = "set"  # becomes the set
+
+
+class SetExistsError(FileExistsError):
+    """There is something already where the set should be."""
 
 
 def partial_folder(path: Path) -> Path:
@@ -28,20 +51,43 @@ def partial_folder(path: Path) -> Path:
     return path.with_name(f"{path.name}.partial")
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns errors of the disk into a ConfigError that names the file, or else `path`."""
+    try:
+        yield
+    except SetExistsError:
+        raise
+    except OSError as error:
+        problem = f"{error.filename or path} cannot be written: {error.strerror or error}"
+        raise ConfigError([problem], "output") from None
+
+
+def write_file(path: Path, content: bytes | memoryview) -> None:
+    """Writes a file onto the disk, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f"{path.name}.new")
+    with open(new, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
+
+
 class DatasetWriter:
     """`with DatasetWriter(path, tokenizer) as writer: writer.splits["train"].append(...)`.
 
     Everything goes to `partial_folder(path)`, and becomes the set by a rename at the end. If the
-    block ends early the folder stays if `save` was called, and the next writer goes on from there:
-    `saved` is what was given to `save`, None for a new set.
-    Raises FileExistsError if `path` holds something, ConfigError if another process writes it.
+    block ends early the folder stays if `save` was called, and the next writer resumes from there,
+    with the last argument of `save` in `saved`; for a new set, `saved` is None.
+    Raises SetExistsError if `path` holds something, ConfigError if another process writes it.
     """
 
     def __init__(self, path: Path, tokenizer: Tokenizer):
         self._path, self._tokenizer = path, tokenizer
         self._dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
         self._partial = partial_folder(path)
-        self._draft = self._partial / DRAFT
+        self.draft = self._partial / DRAFT
         self.splits: dict[str, SplitWriter] = {}
         self.saved: Any = None
 
@@ -54,13 +100,12 @@ class DatasetWriter:
         if (self._partial / STATE).exists():
             state = dict(np.load(self._partial / STATE))
             self.saved = json.loads(str(state["saved"]))
-        for name in schema.SPLITS:
-            folder = self._draft / name
-            self.splits[name] = SplitWriter(folder, self._dtype, self._tokenizer, state)
+        for name in SPLITS:
+            self.splits[name] = SplitWriter(self.draft / name, self._dtype, self._tokenizer, state)
         return self
 
     def save(self, progress: Any) -> None:
-        """Puts all that was appended onto the disk, with `progress`, which is any JSON."""
+        """Puts everything appended so far onto the disk, with `progress`, which is any JSON."""
         state = {"saved": np.array(json.dumps(progress))}
         for split in self.splits.values():
             state |= split.state()
@@ -70,7 +115,7 @@ class DatasetWriter:
 
     def add_file(self, name: str, content: bytes) -> None:
         """Puts a file into the set's folder, and onto the disk."""
-        write_file(self._draft / name, content)
+        write_file(self.draft / name, content)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
@@ -80,7 +125,7 @@ class DatasetWriter:
             if error is None:
                 self._commit()
                 keep = False
-        except FileExistsError:
+        except SetExistsError:
             keep = False
             raise
         finally:
@@ -102,30 +147,30 @@ class DatasetWriter:
             dtype=self._dtype,
             splits={name: split.finish() for name, split in self.splits.items()},
         )
-        self.add_file(schema.MANIFEST, info.to_json())
+        self.add_file(MANIFEST, info.to_json())
         try:
-            self._draft.rename(self._path)
+            self.draft.rename(self._path)
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                 raise
             raise self._exists() from None
 
-    def _exists(self) -> FileExistsError:
-        return FileExistsError(f"{self._path} exists and is not empty")
+    def _exists(self) -> SetExistsError:
+        return SetExistsError(f"{self._path} exists and is not empty")
 
 
 class SplitWriter:
-    """Appends tokens and document ends to one split; `state` is that of a writer to go on from."""
+    """Appends tokens and document ends to one split; resumes from `state`, of another writer."""
 
     def __init__(
         self, folder: Path, dtype: str, tokenizer: Tokenizer, state: dict[str, np.ndarray]
     ):
         self._folder = folder
         self._vocab_size, self._eot_id = tokenizer.vocab_size, tokenizer.eot_id
-        self._tokens = ArrayWriter(folder / "tokens", dtype, state)
-        self._offsets = ArrayWriter(folder / "documents", "uint64", state)
+        self._tokens = _ArrayWriter(folder / "tokens", dtype, state)
+        self._offsets = _ArrayWriter(folder / "documents", "uint64", state)
         counts = state.get(f"{folder.name} counts", np.zeros(2, np.int64))
-        self._last_end, self._source_bytes = counts.tolist()
+        self._last_end, self.source_bytes = counts.tolist()
         if not self._offsets.length:
             self._offsets.append(np.zeros(1, np.uint64))
 
@@ -144,16 +189,16 @@ class SplitWriter:
         self._tokens.append(ids)
         self._offsets.append(offsets)
         self._last_end = int(offsets[-1]) if len(offsets) else self._last_end
-        self._source_bytes += source_bytes
+        self.source_bytes += source_bytes
 
     def state(self) -> dict[str, np.ndarray]:
-        """What a writer needs that goes on from here, if the shards that are full stay as is."""
-        counts = np.array([self._last_end, self._source_bytes], np.int64)
+        """What another writer needs to resume, if the shards that are full stay as they are."""
+        counts = np.array([self._last_end, self.source_bytes], np.int64)
         arrays = self._tokens.state() | self._offsets.state()
         return {f"{self._folder.name} counts": counts, **arrays}
 
     def finish(self) -> SplitInfo:
-        """Writes what is buffered; tokens after the last document end are a document too."""
+        """Writes the rest; tokens after the last document end are a document too."""
         if self._last_end != self._tokens.length:
             self._offsets.append(np.array([self._tokens.length], np.uint64))
         digest = hashlib.sha256()
@@ -162,25 +207,77 @@ class SplitWriter:
         return SplitInfo(
             tokens=self._tokens.length,
             documents=self._offsets.length - 1,
-            source_bytes=self._source_bytes,
+            source_bytes=self.source_bytes,
             sha256=digest.hexdigest(),
         )
 
 
+class _ArrayWriter:
+    """Appends to an array; each shard is on the disk before the next one starts."""
+
+    def __init__(self, folder: Path, dtype: str, state: dict[str, np.ndarray]):
+        self._folder, self._dtype = folder, dtype
+        self._name = f"{folder.parent.name} {folder.name}"
+        self._buffer = np.empty(SHARD, dtype)
+        rest = state.get(f"{self._name} rest", self._buffer[:0])
+        self._filled = len(rest)
+        self._buffer[: self._filled] = rest
+        self._shards = int(state.get(f"{self._name} shards", 0))
+
+    @property
+    def length(self) -> int:
+        return self._shards * SHARD + self._filled
+
+    def append(self, values: np.ndarray) -> None:
+        while len(values):
+            part = values[: SHARD - self._filled]
+            self._buffer[self._filled : self._filled + len(part)] = part
+            self._filled += len(part)
+            values = values[len(part) :]
+            if self._filled == SHARD:
+                self._write_shard()
+                self._shards, self._filled = self._shards + 1, 0
+
+    def state(self) -> dict[str, np.ndarray]:
+        rest = self._buffer[: self._filled]
+        return {f"{self._name} rest": rest, f"{self._name} shards": np.array(self._shards)}
+
+    def finish(self, digest: hashlib._Hash) -> None:
+        """Writes the last shard and the metadata; hashes the values as they are on the disk."""
+        if self._filled:
+            self._write_shard()
+        metadata = array_metadata(self._dtype, self.length, SHARD, CHUNK)
+        write_file(self._folder / "zarr.json", json.dumps(metadata).encode())
+        written = open_array(location(str(self._folder.absolute())), metadata)
+        for start, stop in shard_bounds(written):
+            values = np.empty((1, stop - start), self._dtype)
+            read_windows(written, [start], values)
+            digest.update(values.data)
+
+    def _write_shard(self) -> None:
+        spec = {
+            "driver": "zarr3",
+            "kvstore": location(str(self._folder.absolute())),
+            "metadata": array_metadata(self._dtype, self.length, SHARD, CHUNK),
+            "store_data_equal_to_fill_value": True,
+        }
+        # A shard that a killed run has left would be merged with.
+        (self._folder / "c" / str(self._shards)).unlink(missing_ok=True)
+        try:
+            array = tensorstore.open(spec, open=True, assume_metadata=True, write=True).result()
+            array[self._shards * SHARD :].write(self._buffer[: self._filled]).result()
+        except ValueError as error:
+            raise OSError(first_line(error)) from None
+
+
 def _lock(folder: Path) -> int:
     """A descriptor that keeps other processes from `folder` until it is closed."""
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            problem = "is being written by another process; wait for it, or end it"
-            raise ConfigError([problem], f"token dataset {folder}") from None
-        try:
-            if os.path.samestat(os.fstat(lock), os.stat(folder / "lock")):
-                return lock
-        except FileNotFoundError:
-            pass  # the other process finished in between and removed the folder
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         os.close(lock)
+        problem = "is being written by another process; wait for it, or end it"
+        raise ConfigError([problem], f"token dataset {folder}") from None
+    return lock

@@ -68,19 +68,11 @@ def repeated_moments(old: TrainState, new: TrainState, sources: list[int]) -> An
 def train_on(
     config: Config, program: Program, data: Any, state: TrainState, loss_of: Callable[..., float]
 ) -> dict[int, float]:
-    rows, total = slice(0, config.data.batch_size), config.optim.steps
-    batches = train_batches(
-        data,
-        seed=1,
-        batch_size=config.data.batch_size,
-        sequence_length=config.data.sequence_length,
-        rows=rows,
-        start=0,
-        stop=total,
-    )
+    rows, total = np.arange(config.data.batch_size), config.optim.steps
+    batches = train_batches(data, replace(config, seed=1), rows)
     losses = {}
     for step, batch in enumerate(batches, 1):
-        arrays = global_batch(program.tokens.sharding, (batch.tokens, None), rows.stop)
+        arrays = global_batch(program.tokens.sharding, (batch.tokens, None), len(rows))
         state, metrics = program.train_step(state, *arrays)
         jax.block_until_ready(metrics)
         if step in (10, total // 4, total):
@@ -101,7 +93,7 @@ def main() -> None:
     config = replace(config, eval=replace(config.eval, batches=BATCHES))
     data = open_data(config.data, flags.run / "data", config.model.vocab_size)
     mesh = make_mesh((1, jax.device_count(), 1))
-    rows = slice(0, config.data.batch_size)
+    rows = np.arange(config.data.batch_size)
 
     def loss_of(program: Program, params: Any) -> float:
         batches = held_out_batches(data, config, rows)

@@ -11,9 +11,24 @@ import pyarrow
 import pyarrow.parquet
 import zstandard
 
-from gpt_pjit.core.tokens import train_bpe
+from gpt_pjit.core.tokens import TokenDataset
+from gpt_pjit.data import Corpus, TokenizeOptions, prepare, train_bpe
 
 LETTERS = [*"etaoinshrdlucm", "é", "ß", "猫", "'", "e\u0301"]
+
+
+def tokenize(inputs, folder: Path, tokenizer: str = "bytes", workers=0, skip=False, **fields):
+    """A set of one input or several, with 3 of 10 documents for validation."""
+    inputs = [inputs] if isinstance(inputs, str | Path) else inputs
+    corpus = Corpus(tuple(map(str, inputs)), **({"validation_fraction": 0.3} | fields))
+    return prepare(corpus, tokenizer, folder, TokenizeOptions(workers, skip))
+
+
+def documents(path: Path) -> dict[str, list[str]]:
+    """The texts of each split of a set, which is verified."""
+    dataset = TokenDataset.open(path)
+    dataset.verify()
+    return {name: documents_of(s, dataset.tokenizer()) for name, s in dataset.splits.items()}
 
 
 def random_documents(count: int, words: int, seed: int = 0) -> list[str]:
@@ -37,11 +52,11 @@ def write_as(kind: str, path: Path, documents: list[str], column: str = "text") 
         path.mkdir()
         for i, document in enumerate(documents):
             (path / f"{i:06}.txt").write_bytes(document.encode())
-    elif kind == "jsonl":
+    elif kind in ("jsonl", "ndjson", "JSONL", "json"):
         target.write_text(lines)
-    elif kind in ("jsonl.gz", "json.gz"):
+    elif kind in ("jsonl.gz", "json.gz", "gz", "JSON.GZ"):
         target.write_bytes(gzip.compress(lines.encode()))
-    elif kind == "jsonl.zst":
+    elif kind in ("jsonl.zst", "zst", "ndjson.zst"):
         half = len(lines) // 2  # two frames, as parallel writers make them
         frames = (lines[:half].encode(), lines[half:].encode())
         target.write_bytes(b"".join(map(zstandard.compress, frames)))

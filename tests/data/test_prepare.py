@@ -1,4 +1,4 @@
-"""From text files to a set: which files, which split, only once, and what is wrong in words."""
+"""From text files to a set: which files, which split, only once, and errors in words."""
 
 import importlib
 import itertools
@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from gpt_pjit.config import DataConfig
+from gpt_pjit.config import Config, DataConfig, replaced
 from gpt_pjit.core.errors import ConfigError
-from gpt_pjit.core.tokens import TokenDataset, load_tokenizer, open_data, train_bpe
-from gpt_pjit.data import corpus, prepare
-from gpt_pjit.data.corpus import Part
-from gpt_pjit.data.readers import read_items
+from gpt_pjit.core.tokens import TokenDataset, load_tokenizer, open_data
+from gpt_pjit.data import Corpus, corpus, files, prepare as prepare_corpus, prepare_text, train_bpe
+from gpt_pjit.data.readers import Part, read_items
 
 TEXTS = {
     "a.txt": "first document\n",
@@ -23,6 +22,7 @@ TEXTS = {
     "deep/d.md": "# not text\n",
 }
 ROOMY = 300
+NO_MARK = st.characters(codec="utf-8", exclude_characters="\ufeff")
 
 
 @pytest.fixture
@@ -37,8 +37,15 @@ def texts(tmp_path, monkeypatch):
     return folder
 
 
-def opened(*arguments):
-    (dataset,) = open_data(*arguments).datasets
+def prepare(config, folder):
+    return prepare_corpus(Corpus.of_config(config), config.tokenizer, folder)
+
+
+def opened(config, folder, vocab_size):
+    """The set of `data.text`, made as for a run, or that of `data.path`."""
+    if config.text:
+        prepare_text(replaced(Config(data=config), {"model.vocab_size": vocab_size}), folder)
+    (dataset,) = open_data(config, folder, vocab_size).datasets
     return dataset
 
 
@@ -87,22 +94,22 @@ def test_the_tail_is_the_last_tenth_of_a_file(tmp_path):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    contents=st.lists(st.text(max_size=30), min_size=1, max_size=5),
+    contents=st.lists(st.text(NO_MARK, max_size=30), min_size=1, max_size=5),
     fraction=st.integers(0, 99).map(lambda percent: percent / 100),
 )
 def test_the_tail_cuts_no_character_and_loses_none(tmp_path_factory, contents, fraction):
     folder = tmp_path_factory.mktemp("tail")
-    files = []
+    found = []
     for i, text in enumerate(contents):
         path = folder / str(i)
         path.write_bytes(text.encode())
-        files.append(corpus.CorpusFile(str(path), len(text.encode()), 0, ""))
-    parts = corpus.split_tail(files, fraction)
+        found.append(corpus.CorpusFile(str(path), len(text.encode()), 0, ""))
+    parts = corpus._split_tail(found, fraction)
     assert [part.split for part in parts] == sorted(part.split for part in parts)
     assert "".join(text for part in parts for text in pieces(part)) == "".join(contents)
     assert sum(part.ends for part in parts) == len(contents)
     train = sum(part.stop - part.start for part in parts if part.split == "train")
-    assert 0 <= sum(file.size for file in files) * (1 - fraction) - train < 4
+    assert 0 <= sum(file.size for file in found) * (1 - fraction) - train < 4
 
 
 def test_documents_keep_their_split_when_others_are_added(tmp_path):
@@ -162,7 +169,7 @@ def runs_tokenizer(tmp_path_factory):
 def test_pieces_have_the_tokens_of_the_whole_text(
     tmp_path, monkeypatch, runs_tokenizer, words, separators
 ):
-    monkeypatch.setattr(corpus, "BLOCK", 60)
+    monkeypatch.setattr(files, "BLOCK", 60)
     text = "".join(word + separators[i % len(separators)] for i, word in enumerate(words))
     (tmp_path / "text").write_bytes(text.encode())
     cut = list(pieces(Part(str(tmp_path / "text"), 0, len(text.encode()), "train", True)))
@@ -174,9 +181,7 @@ def test_pieces_have_the_tokens_of_the_whole_text(
 
 def test_a_set_is_made_once(texts, tmp_path, monkeypatch, capsys):
     assert prepare(config(), tmp_path / "data").documents == 4
-    module = importlib.import_module("gpt_pjit.data.prepare")
-    monkeypatch.setattr(module, "_write", None)
-    monkeypatch.setattr(corpus, "_decode", None)
+    monkeypatch.setattr(corpus, "text_blocks", None)
     assert prepare(config(), tmp_path / "data") is None
     assert "checking" in capsys.readouterr().err
 
@@ -193,7 +198,7 @@ def test_other_text_is_never_silently_reused(texts, tmp_path):
     (texts / "a.txt").write_text("changed")
     (texts / "b.txt").rename(texts / "z.txt")
     (texts / "e.txt").write_text("more")
-    changed = r"1 file changed \(a\.txt\); 2 files new \(e\.txt, \.\.\.\); 1 file gone \(b\.txt\)"
+    changed = r"1 changed: a\.txt; 2 added: e\.txt, \.\.\.; 1 removed: b\.txt"
     with pytest.raises(ConfigError, match=rf"{tmp_path}/data.*\n.*{changed}; delete the folder"):
         prepare(config(), tmp_path / "data")
 
@@ -201,7 +206,7 @@ def test_other_text_is_never_silently_reused(texts, tmp_path):
 def test_another_order_of_the_same_files_is_other_text(texts, tmp_path):
     prepare(config(), tmp_path / "data")
     (texts / "a.txt").rename(texts / "x.txt")
-    with pytest.raises(ConfigError, match=r"1 file new \(x\.txt\); 1 file gone \(a\.txt\)"):
+    with pytest.raises(ConfigError, match=r"1 added: x\.txt; 1 removed: a\.txt"):
         prepare(config(), tmp_path / "data")
 
 
@@ -212,9 +217,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_named(texts):
 
 def test_other_settings_are_never_silently_reused(texts, tmp_path):
     prepare(config(), tmp_path / "data")
-    message = (
-        r"data\.tokenizer was 'bytes', is 'bpe:300'; data\.validation_fraction was 0\.2, is 0\.3"
-    )
+    message = r"tokenizer was 'bytes', is 'bpe:300'; validation_fraction was 0\.2, is 0\.3"
     with pytest.raises(ConfigError, match=message):
         prepare(config(tokenizer="bpe:300", fraction=0.3), tmp_path / "data")
 
@@ -234,7 +237,7 @@ def test_of_two_processes_the_second_is_told(texts, tmp_path, monkeypatch):
 
 
 def test_a_folder_of_something_else_is_left_alone(texts, tmp_path):
-    with pytest.raises(ConfigError, match=rf"folder {texts} .*\n.*no source\.json.*data\.path"):
+    with pytest.raises(ConfigError, match=rf"folder {texts} .*\n.*no source\.json"):
         prepare(config(), texts)
     assert (texts / "a.txt").exists()
 
@@ -258,12 +261,10 @@ def test_the_vocabulary_is_checked_before_the_work(texts, tmp_path):
 
 
 def test_invalid_utf8_names_every_file_and_byte(texts, tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus, "BLOCK", 11)  # cuts characters
+    monkeypatch.setattr(files, "BLOCK", 11)  # cuts characters
     (texts / "b.txt").write_bytes("\u00e9".encode() * 10 + b"\xff and so on")
     (texts / "c.txt").write_bytes(b"cut short \xe7\x8c")
-    message = (
-        r"2 problems:\n.*b\.txt:1: byte 20 is not UTF-8.*iconv.*\n.*c\.txt:1: byte 10 is not UTF-8"
-    )
+    message = r"2 problems:\n.*b\.txt:1: byte 20 is not UTF-8.*\n.*c\.txt:1: byte 10 is not UTF-8"
     with pytest.raises(ConfigError, match=message):
         prepare(config(), tmp_path / "data")
 
@@ -272,7 +273,7 @@ def test_an_unreadable_file_is_named(texts, tmp_path, monkeypatch):
     def forbidden(path, mode):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(corpus, "open", forbidden, raising=False)
+    monkeypatch.setattr(files, "open", forbidden, raising=False)
     with pytest.raises(ConfigError, match=r"b\.txt: cannot be read: Permission denied"):
         prepare(config(), tmp_path / "data")
 
@@ -280,13 +281,12 @@ def test_an_unreadable_file_is_named(texts, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"text": "*.txt nowhere/*.txt"}, r"data\.text='nowhere/\*\.txt': matches no file"),
-        ({"text": "deep"}, r"data\.text='deep': matches no file.*FOLDER/\*\*/\*\.txt"),
-        ({"text_exclude": "("}, r"data\.text_exclude='\(': not a regular expression"),
-        ({"text_exclude": ".*"}, r"data\.text_exclude='\.\*': leaves out all 3 files"),
-        ({"split": "documents", "fraction": 1e-9}, r"leaves split 'validation' empty.*3 documents"),
-        ({"split": "documents", "fraction": 1 - 1e-9}, r"leaves split 'train' empty.*tail"),
-        ({"tokenizer": "nowhere.json"}, r"tokenizer nowhere\.json cannot be read"),
+        ({"text": "*.txt nowhere/*.txt"}, r"'nowhere/\*\.txt' is not a file"),
+        ({"text": "deep"}, r"'deep' is a folder; FOLDER/\*\*/\*\.txt"),
+        ({"text_exclude": "("}, r"exclude .*\n.*'\(' is not a regex"),
+        ({"text_exclude": ".*"}, r"'\.\*' leaves out all 3 files"),
+        ({"split": "documents", "fraction": 1 - 1e-9}, "no text to train on: 3 documents, 0 of"),
+        ({"tokenizer": "nowhere.json"}, r"tokenizer nowhere\.json .*\n.*cannot be read"),
     ],
 )
 def test_every_problem_is_named(texts, tmp_path, fields, message):
@@ -295,12 +295,22 @@ def test_every_problem_is_named(texts, tmp_path, fields, message):
     assert not list(tmp_path.glob("data*"))
 
 
-def test_a_set_without_validation_is_named(texts, tmp_path):
+@pytest.mark.parametrize("fraction", [0.0, 1e-9])
+def test_validation_may_be_empty(texts, tmp_path, fraction):
+    dataset = opened(config(split="documents", fraction=fraction), tmp_path / "data", ROOMY)
+    dataset.verify()
+    assert dataset.splits["train"].documents == 3
+    assert dataset.splits["validation"].tokens == 0
+
+
+def test_a_set_may_lack_the_validation_split_but_not_the_other(texts, tmp_path):
     path = tmp_path / "data"
     prepare(config(), path)
-    dataset = TokenDataset.open(path)
-    info = dataset.info
+    info, at_path = TokenDataset.open(path).info, DataConfig(path=str(path))
     del info.splits["validation"]
     (path / "dataset.json").write_bytes(info.to_json())
-    with pytest.raises(ConfigError, match=r"expected splits train, validation, got train;"):
-        opened(DataConfig(path=str(path)), tmp_path / "unused", ROOMY)
+    assert open_data(at_path, tmp_path / "unused", ROOMY).held_out_tokens == 0
+    del info.splits["train"]
+    (path / "dataset.json").write_bytes(info.to_json())
+    with pytest.raises(ConfigError, match="has no split 'train'"):
+        open_data(at_path, tmp_path / "unused", ROOMY)

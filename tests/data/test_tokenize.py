@@ -1,7 +1,8 @@
-"""The set depends on the input alone: not on workers, engines, interruptions or kills."""
+"""The set depends on the input alone: not on workers, interruptions or kills."""
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -10,12 +11,20 @@ import time
 import numpy as np
 import pytest
 
+from gpt_pjit.commandline import run_command
 from gpt_pjit.config import DataConfig
 from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_DONE, EXIT_INTERRUPTED, ConfigError
 from gpt_pjit.core.tokens import TokenDataset, load_tokenizer
-from gpt_pjit.data import Effort, prepare, tokenize, workers
-from gpt_pjit.data.engines import Engine, EngineDiffersError, FastEngine
-from tests.data.corpora import files_of, random_documents, small_bpe, write_as
+from gpt_pjit.data import Corpus, TokenizeOptions, prepare, tokenize as module
+from gpt_pjit.data.train_tokenizer import sentences
+from tests.data.corpora import (
+    documents,
+    files_of,
+    random_documents,
+    small_bpe,
+    tokenize,
+    write_as,
+)
 from tests.helpers import ROOT
 
 
@@ -30,45 +39,86 @@ def corpus(tmp_path_factory):
     return folder
 
 
-def config(corpus, **fields):
-    fields = {"tokenizer": str(corpus / "small.json"), "validation_fraction": 0.2} | fields
-    return DataConfig(text=f"{corpus}/*.* {corpus}/0/*", text_exclude=r".*small\.json", **fields)
+def make(corpus, out, workers=0, fraction=0.2, engine="tokenizers"):
+    inputs = (f"{corpus}/*.*", f"{corpus}/0/*")
+    some = Corpus(inputs, r".*small\.json", validation_fraction=fraction)
+    return prepare(some, f"{corpus}/small.json", out, TokenizeOptions(workers, engine=engine))
 
 
 @pytest.fixture(scope="module")
 def expected(corpus, tmp_path_factory):
-    """The files of the set from an unbroken run of one worker without a fast engine."""
+    """The files of the set from an unbroken run in this process."""
     folder = tmp_path_factory.mktemp("expected") / "set"
-    prepare(config(corpus), folder, Effort(workers=1, fast=False))
+    make(corpus, folder, workers=1)
     TokenDataset.open(folder).verify()
     return files_of(folder)
 
 
 def command(corpus, out, *flags):
-    some = config(corpus)
     return [
-        *(sys.executable, "-m", "gpt_pjit.data", "tokenize", *some.text.split()),
-        *(f"--exclude={some.text_exclude}", f"--tokenizer={some.tokenizer}", f"--out={out}"),
+        *(sys.executable, "-m", "gpt_pjit.data", "tokenize", f"{corpus}/*.*", f"{corpus}/0/*"),
+        *(r"--exclude=.*small\.json", f"--tokenizer={corpus}/small.json", f"--out={out}"),
         *("--validation_fraction=0.2", *flags),
     ]
 
 
-@pytest.mark.parametrize("count", [1, 2, 4])
-@pytest.mark.parametrize("fast", [False, True])
-def test_workers_and_engine_do_not_matter(corpus, expected, tmp_path, count, fast, monkeypatch):
-    monkeypatch.setattr(tokenize, "TASK", 2**16 if count > 1 else 2**19)
-    prepare(config(corpus), tmp_path / "set", Effort(workers=count, fast=fast))
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_workers_do_not_matter(corpus, expected, tmp_path, count, monkeypatch):
+    monkeypatch.setattr(module, "TASK", 2**16)
+    make(corpus, tmp_path / "set", count)
     assert files_of(tmp_path / "set") == expected
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_fastokens_gives_the_same_set(corpus, expected, tmp_path, count):
+    make(corpus, tmp_path / "set", count, engine="fastokens")
+    assert files_of(tmp_path / "set") == expected
+
+
+HARD = [
+    "<|endoftext|> in a text, <|padding|>",
+    "e\u0301 composed \u00e9, \u1e9b\u0323",
+    "\u0300\u0301 begins with marks",
+    " \n\t\r\n  \u00a0\u3000 white space   ",
+    "\x00\x01\x7f\u200b\ufeff\U0010ffff",
+    "don't they're I'LL 12,345.678",
+    "".join(map(chr, np.random.default_rng(0).integers(0x10000, 0x1FFFF, 500).tolist())),
+    "",
+]
+NEOX = ROOT.parent / "shared/data/neox_tokenizer/20B_tokenizer.json"
+NO_NEOX = pytest.mark.skipif(not NEOX.exists(), reason="wants ../shared/data")
+
+
+@pytest.mark.parametrize("path", ["", pytest.param(NEOX, marks=[pytest.mark.shared_data, NO_NEOX])])
+def test_fastokens_agrees_on_hard_texts(corpus, path):
+    tokenizer = load_tokenizer(str(path or corpus / "small.json"))
+    texts = [*HARD, *random_documents(50, 500)]
+    fast = module._with_engine(tokenizer, "fastokens").encode_batch(texts)
+    assert all(map(np.array_equal, fast, tokenizer.encode_batch(texts)))
+    assert module._with_engine(tokenizer, "fastokens").encode_batch([]) == []
+
+
+def test_fastokens_without_its_kind_of_tokenizer_is_named(corpus, tmp_path):
+    arguments = (Corpus((f"{corpus}/4.jsonl",)), "bytes", tmp_path / "set")
+    with pytest.raises(ConfigError, match="fastokens cannot encode with tokenizer bytes"):
+        prepare(*arguments, TokenizeOptions(engine="fastokens"))
+
+
+def test_workers_do_not_import_jax():
+    program = "import sys, gpt_pjit.core.tokens, gpt_pjit.data, gpt_pjit.data.command as c\n"
+    program += "assert not {'jax', 'grain', 'flax', 'orbax'} & sys.modules.keys()\n"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+    with module._workers(2, ROOT, load_tokenizer("bytes"), "tokenizers") as pool:
+        assert not pool.submit(eval, "'jax' in __import__('sys').modules").result()
 
 
 def test_the_tokens_are_those_of_a_direct_encode(tmp_path):
     texts = random_documents(8, 20_000)
     write_as("jsonl", tmp_path / "c", texts)
     tokenizer = load_tokenizer(small_bpe(tmp_path))
-    some = DataConfig(
-        text=f"{tmp_path}/c.jsonl", tokenizer=f"{tmp_path}/small.json", validation_fraction=0.0
+    tokenize(
+        tmp_path / "c.jsonl", tmp_path / "set", f"{tmp_path}/small.json", validation_fraction=0.0
     )
-    prepare(some, tmp_path / "set")
     train = TokenDataset.open(tmp_path / "set").splits["train"]
     direct = [np.append(ids, tokenizer.eot_id) for ids in tokenizer.encode_batch(texts)]
     assert train.read(np.array([0]), train.tokens)[0].tolist() == np.concatenate(direct).tolist()
@@ -76,18 +126,18 @@ def test_the_tokens_are_those_of_a_direct_encode(tmp_path):
 
 
 @pytest.mark.parametrize("moment", ["task", "state", "shard", "finish"])
-def test_a_run_broken_anywhere_goes_on_to_the_same_bytes(
+def test_a_run_broken_anywhere_is_resumed_to_the_same_bytes(
     corpus, expected, tmp_path, monkeypatch, moment
 ):
     """Ctrl-C again and again, each a little later than the last."""
-    monkeypatch.setattr(tokenize, "TASK", 2**15)
-    monkeypatch.setattr(tokenize, "SAVING_SHARE", 1e9)
-    monkeypatch.setattr(tokenize, "FIRST_SAVE", 0)
+    monkeypatch.setattr(module, "TASK", 2**15)
+    monkeypatch.setattr(module, "SAVING_SHARE", 1e9)
+    monkeypatch.setattr(module, "FIRST_SAVE", 0)
     broken = {
-        "task": (workers.Workers, "encode"),
-        "state": (tokenize.DatasetWriter, "save"),
-        "shard": (tokenize.DatasetWriter, "add_file"),
-        "finish": (tokenize.DatasetWriter, "_commit"),
+        "task": (module.BadInput, "report"),
+        "state": (module.DatasetWriter, "save"),
+        "shard": (module.DatasetWriter, "add_file"),
+        "finish": (module.DatasetWriter, "_commit"),
     }[moment]
     whole = getattr(*broken)
     calls = 0
@@ -102,7 +152,7 @@ def test_a_run_broken_anywhere_goes_on_to_the_same_bytes(
     monkeypatch.setattr(*broken, breaking)
     for _ in range(9):
         try:
-            prepare(config(corpus), tmp_path / "set", Effort(workers=1))
+            make(corpus, tmp_path / "set", workers=1)
             break
         except KeyboardInterrupt:
             assert not (tmp_path / "set").exists()
@@ -111,81 +161,62 @@ def test_a_run_broken_anywhere_goes_on_to_the_same_bytes(
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
-def test_changed_input_is_not_gone_on_with(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(tokenize, "TASK", 2**15)
-    monkeypatch.setattr(tokenize, "FIRST_SAVE", 0)
-    monkeypatch.setattr(tokenize.DatasetWriter, "_commit", lambda _: 1 / 0)
+def test_changed_input_is_not_resumed(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "TASK", 2**15)
+    monkeypatch.setattr(module, "FIRST_SAVE", 0)
+    monkeypatch.setattr(module.DatasetWriter, "_commit", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        prepare(config(corpus), tmp_path / "set")
+        make(corpus, tmp_path / "set")
     with pytest.raises(ConfigError, match=r"set\.partial .*\n.*fraction was 0\.2, is 0\.3"):
-        prepare(config(corpus, validation_fraction=0.3), tmp_path / "set")
+        make(corpus, tmp_path / "set", fraction=0.3)
 
 
-def test_a_worker_that_dies_is_named(corpus, tmp_path, monkeypatch):
-    start = workers._Process.encode
+def test_skipped_documents_are_counted_over_a_resumed_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "TASK", 2**12)
+    monkeypatch.setattr(module, "FIRST_SAVE", 0)
+    monkeypatch.setattr(module, "SAVING_SHARE", 1e9)
+    lines = [json.dumps({"text": f"{i} " * 300}) if i % 7 else "{" for i in range(1400)]
+    (tmp_path / "c.jsonl").write_text("\n".join(lines))
+    encode, calls = module._encode, 0
 
-    def dying(self, items):
-        os.kill(self._process.pid, signal.SIGKILL)
-        return start(self, items)
+    def breaking(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return encode(*arguments)
 
-    monkeypatch.setattr(workers._Process, "encode", dying)
-    with pytest.raises(RuntimeError, match=r"a worker ended with code -9; .*use fewer --workers"):
-        prepare(config(corpus), tmp_path / "set", Effort(workers=2))
-
-
-def test_an_engine_that_differs_is_found_and_not_used(
-    corpus, expected, tmp_path, monkeypatch, capsys
-):
-    class Wrong(FastEngine):
-        def _sample(self, texts):
-            return list(range(len(texts)))
-
-        def encode(self, texts):
-            self._fast = Offset(self._fast)
-            return super().encode(texts)
-
-    class Offset:
-        def __init__(self, fast):
-            self.fast = fast
-
-        def encode_batch_flat(self, texts, **options):
-            flat, offsets = self.fast.encode_batch_flat(texts, **options)
-            ids = np.frombuffer(flat, np.uint32).copy()
-            ids[len(ids) // 2] ^= 1
-            return ids.tobytes(), offsets
-
-    monkeypatch.setattr("gpt_pjit.data.engines.FastEngine", Wrong)
-    prepare(config(corpus), tmp_path / "set", Effort(workers=1))
-    assert files_of(tmp_path / "set") == expected
-    assert "fastokens differs from tokenizers for the text" in capsys.readouterr().err
+    monkeypatch.setattr(module, "_encode", breaking)
+    some = (tmp_path / "c.jsonl", tmp_path / "set")
+    with pytest.raises(KeyboardInterrupt):
+        tokenize(*some, workers=1, skip=True)
+    counts = tokenize(*some, workers=1, skip=True)
+    assert (counts.documents, counts.skipped) == (1200, 200)
 
 
-def test_the_first_texts_are_always_checked(corpus):
-    tokenizer = load_tokenizer(str(corpus / "small.json"))
-    engine = FastEngine(tokenizer)
-    engine._tokenizer = load_tokenizer("bytes")
-    with pytest.raises(EngineDiffersError, match="for the text 'some words'"):
-        engine.encode(["some words"])
+def killed_worker(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
-HARD = [
-    "<|endoftext|> in a text, <|padding|>",
-    "e\u0301 composed \u00e9, \u1e9b\u0323",
-    "\u0300\u0301 begins with marks",
-    " \n\t\r\n  \u00a0\u3000 white space   ",
-    "\x00\x01\x7f\u200b\ufeff\U0010ffff",
-    "don't they're I'LL 12,345.678",
-    "".join(map(chr, np.random.default_rng(0).integers(0x10000, 0x1FFFF, 500).tolist())),
-    "",
-]
+def test_a_worker_that_is_killed_is_one_sentence(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_encode", killed_worker)
+    with pytest.raises(ConfigError, match=r"a worker process was killed.*fewer --workers"):
+        make(corpus, tmp_path / "set", workers=2)
 
 
-def test_the_fast_engine_agrees_on_hard_texts(corpus):
-    tokenizer = load_tokenizer(str(corpus / "small.json"))
-    for got, wanted in zip(
-        FastEngine(tokenizer).encode(HARD), Engine(tokenizer).encode(HARD), strict=True
-    ):
-        assert np.array_equal(got, wanted)
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "no text to train on: 0 documents, 0 of them empty, 0 skipped"),
+        ('{"text": ""}\n' * 3, "3 documents, 3 of them empty, 0 skipped"),
+        ("{\n[]\n", "0 documents, 0 of them empty, 2 skipped"),
+    ],
+)
+def test_a_set_without_text_is_an_error(tmp_path, content, message):
+    (tmp_path / "c.jsonl").write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        tokenize(tmp_path / "c.jsonl", tmp_path / "set", skip=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["c.jsonl"]
 
 
 MOMENTS = np.random.default_rng(0)
@@ -209,17 +240,17 @@ def kill_until_done(arguments, out, kills, longest):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("count", [1, 2])
 def test_25_kills_at_random_moments_leave_the_same_bytes(corpus, tmp_path, count):
     write_as("jsonl", tmp_path / "c", random_documents(1000, 600))
     arguments = [
         *(sys.executable, "-m", "gpt_pjit.data", "tokenize", f"{tmp_path}/c.jsonl"),
-        *(f"--tokenizer={corpus}/small.json", "--engine=tokenizers", f"--workers={count}"),
+        *(f"--tokenizer={corpus}/small.json", f"--workers={count}"),
     ]
-    begun = time.monotonic()
+    started = time.monotonic()
     whole = tmp_path / "whole"
     subprocess.run([*arguments, f"--out={whole}"], cwd=ROOT, check=True, capture_output=True)
-    longest = time.monotonic() - begun
+    longest = time.monotonic() - started
     hits = 0
     while hits < 25:
         out = tmp_path / f"killed-{hits}"
@@ -228,34 +259,40 @@ def test_25_kills_at_random_moments_leave_the_same_bytes(corpus, tmp_path, count
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_the_command_makes_checks_and_shows_a_set(corpus, expected, tmp_path):
+def run(*arguments, capsys=None, cwd=ROOT):
+    """Exit code, and all output, of the command in this process."""
+    with pytest.raises(SystemExit) as done:
+        run_command("gpt_pjit.data.command", "gpt_pjit data", [str(a) for a in arguments])
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    return done.value.code, captured.out + captured.err
+
+
+def test_the_command_makes_checks_and_shows_a_set(corpus, expected, tmp_path, capsys):
     out = tmp_path / "set"
-    run = {"cwd": ROOT, "capture_output": True, "text": True}
-    made = subprocess.run(command(corpus, out), **run)
+    made = subprocess.run(command(corpus, out), cwd=ROOT, capture_output=True, text=True)
     assert made.returncode == EXIT_DONE, made.stderr
     assert files_of(out) == expected
     for words in ("changed by the tokenizer's normaliser", "bytes a token", "50% "):
         assert words in made.stdout
-    again = subprocess.run(command(corpus, out), **run)
-    assert f"{out} is there already, of the same input" in again.stdout
-    for arguments, code, words in (
+    code, text = run(*command(corpus, out)[3:], capsys=capsys)
+    assert (code, f"{out} exists already, made of the same input" in text) == (EXIT_DONE, True)
+    for arguments, wanted, words in (
         (["info", out], EXIT_DONE, "600 ids, uint16"),
         (["info", out, "--json"], EXIT_DONE, '"vocab_size": 600'),
         (["verify", out], EXIT_DONE, "every checksum and hash is right"),
         (["show", out, "--start=5", "--tokens=9"], EXIT_DONE, "document 0, from its token 5"),
-        (["show", out, "--start=99999999"], EXIT_CONFIG, "it holds train of"),
+        (["show", out, "--start=99999999"], EXIT_CONFIG, "tokens in train"),
         (["info", tmp_path], EXIT_CONFIG, "not a token dataset"),
         (["tokenise"], EXIT_CONFIG, "choose from"),
         (["info", out, "--verbose"], EXIT_CONFIG, "--verbose"),
     ):
-        done = subprocess.run([sys.executable, "-m", "gpt_pjit.data", *map(str, arguments)], **run)
-        assert done.returncode == code, done.stderr
-        assert words in done.stdout + done.stderr
-        assert "Traceback" not in done.stderr
+        code, text = run(*arguments, capsys=capsys)
+        assert code == wanted, text
+        assert words in text
 
 
-def test_the_command_trains_tokenizers_and_shows_an_example(corpus, expected, tmp_path):
-    (tmp_path / "set").mkdir()
+def test_the_command_trains_tokenizers_and_shows_an_example(corpus, expected, tmp_path, capsys):
     for name, content in expected.items():
         path = tmp_path / "set" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -264,52 +301,145 @@ def test_the_command_trains_tokenizers_and_shows_an_example(corpus, expected, tm
     data += ["data.tokenizer=bytes"]
     example = ["show", "--config=configs/quickstart.py", *(f"--config.{field}" for field in data)]
     train = ["train_tokenizer", f"{corpus}/1.jsonl.gz"]
-    for arguments, code, words in (
+    for arguments, wanted, words in (
         ([*train, "--vocab_size=300", f"--out={tmp_path}/t.json"], EXIT_DONE, "t.json: 300 ids"),
         ([*train, "--vocab_size=350", f"--out={tmp_path}/t.model"], EXIT_DONE, "t.model: 350 ids"),
         ([*train, "--vocab_size=9999999", f"--out={tmp_path}/u.model"], EXIT_CONFIG, "too high"),
-        ([*train, "--vocab_size=20", f"--out={tmp_path}/u.json"], EXIT_CONFIG, "at least 300"),
-        ([*train, "--vocab_size=300", f"--out={tmp_path}/u.txt"], EXIT_CONFIG, "FILE.json or"),
-        ([*example, "--step=2", "--row=3"], EXIT_DONE, "example 67, row 3 of step 2\ntokens "),
-        ([*example, "--step=2", "--row=32"], EXIT_CONFIG, "below the batch size, 32"),
+        ([*train, "--vocab_size=20", f"--out={tmp_path}/u.json"], EXIT_CONFIG, "below 300"),
+        ([*train, "--vocab_size=300", f"--out={tmp_path}/u.txt"], EXIT_CONFIG, "FILE.json nor"),
     ):
-        done = subprocess.run(
-            [sys.executable, "-m", "gpt_pjit.data", *arguments],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == code, done.stderr
+        code, text = run(*arguments, capsys=capsys)
+        assert code == wanted, text
+        assert words in text
+    for row, wanted, words in (
+        (3, EXIT_DONE, "example 67, row 3 of step 2\ntokens "),
+        (32, EXIT_CONFIG, "below the batch size, 32"),
+    ):
+        arguments = [sys.executable, "-m", "gpt_pjit.data", *example, "--step=2", f"--row={row}"]
+        done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == wanted, done.stderr
         assert words in done.stdout + done.stderr
-        assert "Traceback" not in done.stderr
 
 
-def test_ctrl_c_says_that_the_command_goes_on(corpus, tmp_path):
+@pytest.mark.parametrize("kind", ["json", "model"])
+def test_commands_treat_bad_input_alike(tmp_path, kind, capsys):
+    lines = [json.dumps({"text": text}) for text in random_documents(100, 200)]
+    (tmp_path / "c.jsonl").write_text("\n".join([*lines, "{"]))
+    out, size = tmp_path / f"t.{kind}", "--vocab_size=300"
+    train = ["train_tokenizer", tmp_path / "c.jsonl", size, f"--out={out}"]
+    make_set = ["tokenize", tmp_path / "c.jsonl", "--tokenizer=bytes", f"--out={tmp_path}/set"]
+    for arguments in (train, make_set):
+        for flags, words in (
+            (["--column=content"], r"c.jsonl:1: has no field 'content', but text"),
+            ([], "c.jsonl:101: is not JSON"),
+            (["--column=content", "--on_error=skip"], "no text to train on"),
+        ):
+            code, text = run(*arguments, *flags, capsys=capsys)
+            assert (code, words in text) == (EXIT_CONFIG, True), text
+        assert not out.exists()
+        assert not (tmp_path / "set").exists()
+    for arguments in (train, make_set):
+        code, text = run(*arguments, "--on_error=skip", capsys=capsys)
+        assert code == EXIT_DONE, text
+        assert "skipped: " in text
+
+
+NAMES = ["my novel.txt", "a[1].txt", "*.txt", "?.txt", "~.txt", "\u00fcber \u732b.txt", "{x}.txt"]
+
+
+def test_a_path_is_that_file_whatever_its_name(tmp_path, capsys, monkeypatch):
+    """`tokenize *.txt` of a shell, from a folder with an odd name, into one."""
+    folder = tmp_path / "a [b] *"
+    folder.mkdir()
+    for name in [*NAMES, "a1.txt"]:
+        (folder / name).write_text(name)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HOME", str(folder))
+    (tmp_path / "link.txt").symlink_to(folder / "a1.txt")
+    inputs = [*NAMES, str(tmp_path / "link.txt"), "~/a1.txt"]
+    flags = ["--tokenizer=bytes", "--out=~/set [1] %20", "--validation_fraction=0"]
+    code, text = run("tokenize", *inputs, *flags, capsys=capsys)
+    assert code == EXIT_DONE, text
+    for path in ("~/set [1] %20", "set [1] %20"):
+        assert run("verify", path, capsys=capsys)[0] == EXIT_DONE
+    assert sorted(documents("set [1] %20")["train"]) == sorted([*NAMES, "a1.txt"])
+
+
+def test_an_existing_path_with_spaces_is_one_input_of_a_config(tmp_path):
+    for name in ("my novel.txt", "other.txt"):
+        (tmp_path / name).write_text(name)
+    for text, inputs in (
+        (f"{tmp_path}/my novel.txt", 1),
+        (f"{tmp_path}/my *.txt", 1),
+        (f"{tmp_path}/other.txt {tmp_path}/*.txt", 2),
+    ):
+        assert len(Corpus.of_config(DataConfig(text=text)).inputs) == inputs
+
+
+def test_a_file_reached_twice_counts_once(tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for i in range(5):
+        (folder / f"{i}.txt").write_text(f"document {i}")
+    (folder / "loop").symlink_to(folder)
+    os.link(folder / "1.txt", folder / "hard.txt")
+    (folder / "soft.txt").symlink_to("2.txt")
+    inputs = [folder / "**/*.txt", folder / "3.txt", f"{folder}/../texts/*.txt"]
+    assert tokenize(inputs, tmp_path / "set").documents == 5
+    assert b"loop" not in (tmp_path / "set/source.json").read_bytes()
+
+
+def small_files():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+
+
+def test_a_disk_that_takes_no_more_is_one_sentence(corpus, tmp_path):
+    done = subprocess.run(
+        command(corpus, tmp_path / "set", "--workers=1"),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        preexec_fn=small_files,
+    )
+    assert done.returncode == EXIT_CONFIG, done.stderr
+    assert "cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["tokenize", "train_tokenizer"])
+def test_a_folder_that_cannot_be_written_is_one_sentence(corpus, tmp_path, capsys, command):
+    flags = {"tokenize": ["--tokenizer=bytes"], "train_tokenizer": ["--vocab_size=300"]}[command]
+    name = {"tokenize": "set", "train_tokenizer": "t.json"}[command]
+    (tmp_path / "file").write_text("")
+    for out in (f"/proc/none/{name}", f"{tmp_path}/file/{name}"):
+        arguments = (command, f"{corpus}/4.jsonl", *flags, f"--out={out}")
+        code, text = run(*arguments, capsys=capsys)
+        assert (code, "cannot be written" in text) == (EXIT_CONFIG, True), text
+
+
+def test_unigram_training_is_given_all_the_text():
+    long = "word " * 3000 + "\u732b" * 9000 + "\n\u2585x\u2585\n" + "x" * 5000
+    texts = [long, "short\r\n", "", *random_documents(50, 500)]
+    lines = list(sentences(texts))
+    assert "".join(lines) == "".join(texts).replace("\u2585", "")
+    assert max(len(line.encode()) for line in lines) <= 4192  # sentencepiece skips longer ones
+    assert sum(line.endswith("word") or line == "x" * 1000 for line in lines) > 10
+
+
+def test_ctrl_c_says_that_the_command_resumes(corpus, tmp_path):
     write_as("jsonl", tmp_path / "c", random_documents(1500, 600))
     arguments = [
         *(sys.executable, "-m", "gpt_pjit.data", "tokenize", f"{tmp_path}/c.jsonl"),
-        *(f"--tokenizer={corpus}/small.json", "--engine=tokenizers", f"--out={tmp_path}/set"),
+        *(f"--tokenizer={corpus}/small.json", f"--out={tmp_path}/set", "--workers=2"),
     ]
-    process = subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        arguments, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     deadline = time.monotonic() + 60
-    while not (tmp_path / "set.partial/state.npz").exists() and time.monotonic() < deadline:
+    while not (tmp_path / "set.partial/progress.npz").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers hear it too
     _, errors = process.communicate(timeout=60)
     assert process.returncode == EXIT_INTERRUPTED, errors
-    assert "the same command goes on from where it saved" in errors
+    assert "the same command resumes from where it last saved" in errors
     assert "Traceback" not in errors
-
-
-NEOX = ROOT.parent / "shared/data/neox_tokenizer/20B_tokenizer.json"
-PEPS = ROOT.parent / "shared/data/text_peps/peps.jsonl"
-
-
-@pytest.mark.shared_data
-@pytest.mark.skipif(not NEOX.exists(), reason="wants ../shared/data")
-def test_the_fast_engine_agrees_with_the_neox_tokenizer():
-    lines = PEPS.read_text().splitlines()[::10]
-    texts = [*HARD, *(json.loads(line)["text"] for line in lines), *random_documents(50, 500)]
-    tokenizer = load_tokenizer(str(NEOX))
-    fast, slow = FastEngine(tokenizer).encode(texts), Engine(tokenizer).encode(texts)
-    assert all(map(np.array_equal, fast, slow))

@@ -217,12 +217,12 @@ def test_trained_averaged_exported_the_same_bits_per_byte(tmp_path, monkeypatch,
     ours = held_out_metrics(tmp_path / "averaged", opened)["validation/bits_per_byte"]
     export(tmp_path / "averaged", tmp_path / "hf", dtype="float32")
     theirs, nats = load(tmp_path / "hf"), 0.0
-    for batch in held_out_batches(opened, config, slice(0, 32)):
+    for batch in held_out_batches(opened, config, np.arange(32)):
         tokens = torch.tensor(batch.tokens, dtype=torch.int64)
         with torch.no_grad():
             logits = theirs(tokens[:, :-1]).logits.transpose(1, 2)
         each = torch.nn.functional.cross_entropy(logits, tokens[:, 1:], reduction="none")
-        nats += float((each.double() * torch.tensor(batch.weights)).sum())
+        nats += float((each.double() * torch.tensor(batch.mask)).sum())
     # As training has it: of the predicted tokens, over the bytes of all.
     loss = nats / (opened.held_out_tokens - 1)
     bits = loss / np.log(2) * opened.held_out_tokens / opened.held_out_bytes

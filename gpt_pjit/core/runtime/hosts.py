@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
 from gpt_pjit.config import MeshConfig
-from gpt_pjit.core import console
+from gpt_pjit.core.console import mute, warn
 from gpt_pjit.core.cores import usable_cores
 from gpt_pjit.core.errors import ConfigError
 
@@ -40,7 +40,7 @@ def initialize_devices(
     """
     for name, value in OURS.items():
         if hasattr(jax.config, name) and getattr(jax.config, name) != value:
-            console.warn(f"{name.upper()}={getattr(jax.config, name)} is ignored: a run sets it")
+            warn(f"{name.upper()}={getattr(jax.config, name)} is ignored: a run sets it")
             jax.config.update(name, value)
     coordinator = os.environ.get("JAX_COORDINATOR_ADDRESS")
     if coordinator:
@@ -64,7 +64,7 @@ def initialize_devices(
         problem = f"JAX_PLATFORMS={wanted}: JAX finds no such device on this machine"
         raise ConfigError([problem], "environment") from None
     if process != 0:
-        console.mute()
+        mute()
 
 
 def cpu_devices(mesh: MeshConfig, rows: int | None, cores: int) -> int:

@@ -1,20 +1,29 @@
 """Token sets, read: which tokens an example holds, and the stream of batches.
 
-The format (`schema.py`; docs/token_datasets.md describes it) and its reader (`dataset.py`,
-`arrays.py`); tokenizers; what a run trains on (`sources.py`, `training_data.py`); examples as a
-pure function of seed, step and row (`index.py`, `mixture.py`); batches read ahead (`stream.py`).
+The format (`format.py`; docs/token_datasets.md describes it) and its reader (`dataset.py`);
+tokenizers; examples as a pure function of seed, step and row (`index.py`), from one set or several
+(`mixture.py`); batches read ahead (`stream.py`). Importing it does not import JAX.
 """
 
-from gpt_pjit.core.tokens.arrays import LocalArray as LocalArray
-from gpt_pjit.core.tokens.dataset import TokenDataset as TokenDataset, TokenSplit as TokenSplit
-from gpt_pjit.core.tokens.index import hash64 as hash64
-from gpt_pjit.core.tokens.schema import (
+from gpt_pjit.core.tokens.dataset import (
+    TokenDataset as TokenDataset,
+    TokenSplit as TokenSplit,
+    first_line as first_line,
+    location as location,
+    open_array as open_array,
+    read_windows as read_windows,
+    shard_bounds as shard_bounds,
+)
+from gpt_pjit.core.tokens.format import (
+    MANIFEST as MANIFEST,
     SPLITS as SPLITS,
     DatasetInfo as DatasetInfo,
     SplitInfo as SplitInfo,
     TokenizerInfo as TokenizerInfo,
+    array_metadata as array_metadata,
 )
-from gpt_pjit.core.tokens.sources import (
+from gpt_pjit.core.tokens.mixture import (
+    TrainingData as TrainingData,
     check_vocabulary as check_vocabulary,
     open_data as open_data,
 )
@@ -33,4 +42,3 @@ from gpt_pjit.core.tokens.tokenizers import (
     saved_tokenizer as saved_tokenizer,
     tokenizer_from_bytes as tokenizer_from_bytes,
 )
-from gpt_pjit.core.tokens.training_data import TrainingData as TrainingData

@@ -1,18 +1,33 @@
-"""Reading a token dataset from a local folder or an object store, any window at any offset."""
+"""Reading a token dataset from a folder or an object store: any window at any offset.
+
+TensorStore reads both, and checks the checksum of every chunk and every index that it reads.
+"""
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import tensorstore
 
 from gpt_pjit.core.errors import ConfigError
-from gpt_pjit.core.tokens import schema
-from gpt_pjit.core.tokens.arrays import Array, DamageError, open_array, read_file
-from gpt_pjit.core.tokens.schema import DatasetInfo, SplitInfo
+from gpt_pjit.core.tokens.format import MANIFEST, DatasetInfo, SplitInfo, array_metadata
 from gpt_pjit.core.tokens.tokenizers import BytesTokenizer, Tokenizer, tokenizer_from_bytes
+
+# Holds the shard indexes of a set of 9B tokens, so that a read is one request, not two.
+CACHE_BYTES = 2**27
+# A failing network is worth a retry; every other status means that the data are damaged.
+TRANSIENT = ("ABORTED", "CANCELLED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "UNAVAILABLE")
+
+
+class DamageError(ValueError):
+    """Data that are missing or differ from what was written; names the file."""
 
 
 class TokenDataset:
@@ -27,7 +42,7 @@ class TokenDataset:
     def open(cls, path: str | Path) -> TokenDataset:
         """Opens the set in a folder or below a gs:// or s3:// URL; reads only metadata."""
         path = str(path)
-        data = _read_file(path, schema.MANIFEST)
+        data = _read_file(path, MANIFEST)
         if data is None:
             raise _no_manifest(path)
         info = DatasetInfo.from_json(data, path)
@@ -38,24 +53,21 @@ class TokenDataset:
         """The tokenizer from the copy of its file that the set holds."""
         info = self.info.tokenizer
         content = _read_file(self.path, info.file) if info.file else BytesTokenizer.content
-        got = "no such file" if content is None else hashlib.sha256(content).hexdigest()
-        if content is None or got != info.sha256:
-            problem = (
-                f"file {info.file} of tokenizer {info.name!r} should have SHA-256 {info.sha256}, "
-                f"got {got}; copy or write the set again"
-            )
+        found = "is missing" if content is None else hashlib.sha256(content).hexdigest()
+        if content is None or found != info.sha256:
+            problem = f"{info.file}, of tokenizer {info.name!r}, "
+            problem += found if content is None else f"has SHA-256 {found}, not {info.sha256}"
             raise ConfigError([problem], f"token dataset {self.path}")
         return tokenizer_from_bytes(info.name, content) if info.file else BytesTokenizer()
 
     def verify(self) -> None:
-        """Reads everything; raises ConfigError with all that is damaged."""
+        """Reads everything; raises ConfigError that lists all damage."""
         problems = [problem for split in self.splits.values() for problem in split.verify()]
         try:
             self.tokenizer()
         except ConfigError as error:
             problems += map(str, error.problems)
         if problems:
-            problems[-1] += "; copy or write the set again"
             raise ConfigError(problems, f"token dataset {self.path}")
 
 
@@ -66,8 +78,8 @@ class TokenSplit:
         self.path, self.name, self.info = path, name, info
         self.tokens, self.documents = info.tokens, info.documents
         self.source_bytes, self.eot_id = info.source_bytes, dataset.eot_id
+        self.read_threads = 8 if "://" in path else 1  # most wait for the network
         self._tokens = self._open("tokens", dataset.dtype, info.tokens)
-        self.read_threads = self._tokens.threads
 
     def __repr__(self) -> str:
         return f"TokenSplit({self.path}/{self.name}, {self.tokens:,} tokens)"
@@ -94,66 +106,122 @@ class TokenSplit:
         return low
 
     def verify(self) -> list[str]:
-        """Reads the whole split: what is damaged, each with its place; [] if nothing is."""
+        """Reads the whole split; returns all damage, with its place."""
         problems: list[str] = []
         digest = hashlib.sha256()
         for array, what in ((self._tokens, "tokens"), (self._documents, "documents")):
-            for start in range(0, array.length, array.step):
-                values = np.empty((1, min(array.step, array.length - start)), array.dtype)
+            for start, stop in shard_bounds(array):
+                values = np.empty((1, stop - start), array.dtype.numpy_dtype)
                 try:
-                    array.read([start], values)
+                    read_windows(array, [start], values)
                 except DamageError as damage:
-                    problems.append(f"{what} {start} to {start + values.size}: {damage}")
+                    problems.append(f"{what} {start} to {stop}: {damage}")
                 digest.update(values.data)
         if not problems and digest.hexdigest() != self.info.sha256:
-            problems.append(
-                f"the content hash should be {self.info.sha256}, is {digest.hexdigest()}"
-            )
+            problems.append(f"the content hash is {digest.hexdigest()}, not {self.info.sha256}")
         return [f"split {self.name!r}: {problem}" for problem in problems]
 
     @functools.cached_property
-    def _documents(self) -> Array:
+    def _documents(self) -> tensorstore.TensorStore:
         return self._open("documents", "uint64", self.documents + 1)
 
-    def _open(self, array: str, dtype: str, length: int) -> Array:
+    def _open(self, name: str, dtype: str, length: int) -> tensorstore.TensorStore:
         try:
-            opened = open_array(self.path, self.name, array, dtype)
+            return open_array(location(self.path, self.name, name), array_metadata(dtype, length))
         except DamageError as damage:
-            raise self._unreadable(f"array {array!r}", damage) from None
-        if opened.length != length:
-            problem = (
-                f"split {self.name!r} should hold {length} {array}, has {opened.length}; "
-                "copy or write the set again"
-            )
-            raise ConfigError([problem], f"token dataset {self.path}")
-        return opened
+            raise self._unreadable(f"array {name!r}", damage) from None
 
-    def _read(self, array: Array, what: str, starts: list[int], out: np.ndarray) -> None:
+    def _read(
+        self, array: tensorstore.TensorStore, what: str, starts: Sequence[int], out: np.ndarray
+    ) -> None:
         try:
-            array.read(starts, out)
+            read_windows(array, starts, out)
         except DamageError as damage:
             raise self._unreadable(what, damage) from None
 
     def _unreadable(self, what: str, damage: DamageError) -> ConfigError:
-        problem = f"{what} of split {self.name!r} cannot be read: {damage}; copy the set again"
+        problem = f"{what} of split {self.name!r} cannot be read: {damage}"
         return ConfigError([problem], f"token dataset {self.path}")
 
 
-def _read_file(path: str, name: str) -> bytes | None:
-    """The content of a file of the set, None if it does not exist."""
+def location(root: str, *folders: str) -> Any:
+    """Where TensorStore finds a folder of the set in a local folder or below a URL."""
+    if "://" not in root:
+        path = os.path.abspath(os.path.expanduser(root))
+        return {"driver": "file", "path": "/".join([path, *folders, ""])}
+    url = "/".join([root.rstrip("/"), *folders, ""])
+    endpoint = os.environ.get("AWS_ENDPOINT_URL")
+    if not url.startswith("s3://") or not endpoint:
+        return url
+    # Stores that speak S3 but are not Amazon's: the variable that its own clients read.
+    bucket, _, path = url.removeprefix("s3://").partition("/")
+    region = os.environ.get("AWS_REGION", "us-east-1")
+    where = {"endpoint": endpoint, "aws_region": region}
+    return {"driver": "s3", "bucket": bucket, "path": path, **where}
+
+
+def open_array(kvstore: Any, metadata: dict[str, Any]) -> tensorstore.TensorStore:
+    """Reads metadata only; raises DamageError unless they agree with `metadata`, or OSError."""
+    spec = {
+        "driver": "zarr3",
+        "kvstore": kvstore,
+        "metadata": metadata,
+        "fill_missing_data_reads": False,
+        "recheck_cached_data": "open",
+    }
     try:
-        return read_file(path, name)
-    except OSError as error:
-        problem = f"{name} cannot be read: {error}; check the path and the access to it"
-        raise ConfigError([problem], f"token dataset {path}") from None
+        return tensorstore.open(spec, context=_context(), open=True, read=True).result()
+    except ValueError as error:
+        raise _failure(error) from None
+
+
+def read_windows(array: tensorstore.TensorStore, starts: Sequence[int], out: np.ndarray) -> None:
+    """Fills row i of `out` with the values from `starts[i]` on; all rows are read together."""
+    length = out.shape[1]
+    try:
+        with tensorstore.Batch() as batch:
+            futures = [array[start : start + length].read(batch=batch) for start in starts]
+        for row, future in zip(out, futures, strict=True):
+            row[:] = future.result()
+    except ValueError as error:
+        raise _failure(error) from None
+
+
+def shard_bounds(array: tensorstore.TensorStore) -> list[tuple[int, int]]:
+    """The first value of each shard, and the one after its last."""
+    (length,) = array.shape
+    (shard,) = array.chunk_layout.write_chunk_template.shape
+    return [(start, min(start + shard, length)) for start in range(0, length, shard)]
+
+
+@functools.cache
+def _context() -> tensorstore.Context:
+    return tensorstore.Context({"cache_pool": {"total_bytes_limit": CACHE_BYTES}})
+
+
+def first_line(error: ValueError) -> str:
+    """TensorStore's message, without the specification that follows it."""
+    return re.sub(r" \[\w+=.*", "", str(error), flags=re.DOTALL)
+
+
+def _failure(error: ValueError) -> Exception:
+    reason = first_line(error)
+    return OSError(reason) if reason.startswith(TRANSIENT) else DamageError(reason)
+
+
+def _read_file(root: str, name: str) -> bytes | None:
+    """The content of a file of a set, None if there is none."""
+    try:
+        store = tensorstore.KvStore.open(location(root)).result()
+        result = store.read(name).result()
+    except ValueError as error:
+        problem = f"{name} cannot be read: {_failure(error)}"
+        raise ConfigError([problem], f"token dataset {root}") from None
+    return result.value if result.state == "value" else None
 
 
 def _no_manifest(path: str) -> ConfigError:
+    problem = f"has no {MANIFEST}, so it is not a token dataset; check the path"
     if _read_file(path, "train/tokens/zarr.json") is not None:
-        problem = (
-            f"holds tokens but no {schema.MANIFEST}: writing or copying it was interrupted; "
-            "delete the folder, and write or copy the set again"
-        )
-    else:
-        problem = f"has no {schema.MANIFEST}, so it is not a token dataset; check the path"
+        problem = f"holds tokens but no {MANIFEST}: writing or copying it was interrupted"
     return ConfigError([problem], f"token dataset {path}")

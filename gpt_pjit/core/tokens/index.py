@@ -1,8 +1,8 @@
 """Which tokens a training example holds: pure functions of (seed, step, row), with no state.
 
 An epoch cuts the text into `n` windows of `T` tokens, starting at a random offset below `T`, and
-visits them in a random order. Nothing depends on hosts or on what was read before, so a run resumes
-at any step, on any number of hosts, by computing. docs/token_datasets.md gives the same in prose.
+visits them in a random order. Nothing depends on hosts or on earlier reads, so a run resumes at
+any step, on any number of hosts, by computing. docs/token_datasets.md says the same in prose.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def window_starts(
     shifted targets, so neighbours share one token and each token is predicted once an epoch.
     """
     n = windows(tokens, sequence_length)
-    assert n >= 1, f"{tokens} tokens are no window of {sequence_length}"
+    assert n >= 1, f"{tokens} tokens are too few for a window of {sequence_length}"
     epoch, position = np.divmod(example, n)
     position = permute(position, n, hash64(seed, epoch, 0))
     offset = hash64(seed, epoch, 1) % np.uint64(sequence_length)

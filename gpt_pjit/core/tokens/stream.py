@@ -1,7 +1,7 @@
-"""Batches of token windows: training without end, validation once over the split.
+"""Batches of token windows: training up to the last step, validation once over the split.
 
-Grain maps batch numbers to batches and reads ahead. Its iterators' states are never saved: a batch
-is a pure function of its number, so a run resumes with `start`, on any number of hosts.
+Grain maps batch numbers to batches and reads ahead. Its iterator state is never saved: a batch is a
+pure function of its number, so a run resumes from `start` on any number of hosts.
 """
 
 from __future__ import annotations
@@ -9,103 +9,85 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from typing import NamedTuple
 
-import grain
 import numpy as np
 
 from gpt_pjit.config import Config
 from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.tokens.dataset import TokenSplit
 from gpt_pjit.core.tokens.index import windows
-from gpt_pjit.core.tokens.training_data import TrainingData
+from gpt_pjit.core.tokens.mixture import TrainingData
 
 READ_AHEAD = 8  # batches
 
 
 class Batch(NamedTuple):
-    """Rows of a batch: tokens int32 [B, T + 1]; for validation, weights float32 [B, T] of the
-    targets; where documents are masked, int32 [B, T + 1] numbers of the documents in each row.
+    """Rows of a batch: tokens int32 [B, T + 1]; for validation, `mask` float32 [B, T], 1 for each
+    target that counts; where documents are masked, `segments` int32 [B, T + 1], the number of each
+    token's document within its row.
     """
 
     tokens: np.ndarray
-    weights: np.ndarray | None = None
+    mask: np.ndarray | None = None
     segments: np.ndarray | None = None
 
 
 def train_batches(
-    data: TrainingData,
-    *,
-    seed: int,
-    batch_size: int,
-    sequence_length: int,
-    rows: slice,
-    start: int,
-    stop: int,
-    mask_documents: bool = False,
+    data: TrainingData, config: Config, rows: np.ndarray, start: int = 0
 ) -> Generator[Batch, None, None]:
-    """This host's `rows` of each batch from `start` up to `stop`."""
+    """The rows numbered `rows` of each batch from step `start` to the last."""
+    length = config.data.sequence_length
     for split in data.splits:
-        if windows(split.tokens, sequence_length) < 1:
-            raise _too_small(split, 2 * sequence_length, f"data.sequence_length={sequence_length}")
+        if windows(split.tokens, length) < 1:
+            problem = (
+                f"split {split.name!r} holds {split.tokens:,} tokens, but "
+                f"data.sequence_length={length} needs at least {2 * length:,}"
+            )
+            raise ConfigError([problem], f"token dataset {split.path}")
 
     def batch(step: int) -> Batch:
-        example = step * batch_size + np.arange(rows.start, rows.stop, dtype=np.int64)
-        tokens = np.empty((len(example), sequence_length + 1), np.int32)
-        for split, mine, starts in data.windows(example, seed, sequence_length):
-            tokens[mine] = split.read(starts, sequence_length + 1)
-        return Batch(tokens, segments=segments(tokens, data.eot_id) if mask_documents else None)
+        example = step * config.data.batch_size + rows.astype(np.int64)
+        tokens = np.empty((len(example), length + 1), np.int32)
+        for split, mine, starts in data.windows(example, config.seed, length):
+            tokens[mine] = split.read(starts, length + 1)
+        masked = config.data.mask_documents
+        return Batch(tokens, segments=segments(tokens, data.eot_id) if masked else None)
 
-    return _read_ahead(batch, range(start, stop), data.read_threads)
+    return _read_ahead(batch, range(start, config.optim.steps), data.read_threads)
+
+
+def held_out_batches(data: TrainingData, config: Config, rows: np.ndarray) -> Iterator[Batch]:
+    """`validation_batches` of every set; none if no set has text to validate on."""
+    for split in data.held_out:
+        yield from validation_batches(split, config, rows)
 
 
 def validation_batches(
-    split: TokenSplit,
-    *,
-    batch_size: int,
-    sequence_length: int,
-    rows: slice,
-    batches: int = 0,
-    mask_documents: bool = False,
+    split: TokenSplit, config: Config, rows: np.ndarray
 ) -> Generator[Batch, None, None]:
-    """Batches over the split, equally many on all hosts; with `batches` above 0, that many.
+    """The rows numbered `rows` of each batch of the split, or of `eval.batches` spread over it.
 
-    Every token but the split's first is a target of weight 1 once; padding has weight 0, as have
-    the first tokens of documents where documents are masked. Some batches are spread evenly over
-    the split.
+    Each token but the split's first is a target once. Padding is masked, and so is the first token
+    of each document where documents are masked. All hosts have equally many batches.
     """
-    if split.tokens < 2:
-        raise _too_small(split, 2, "validation")
-    total = -(-(split.tokens - 1) // (batch_size * sequence_length))
-    count = min(batches, total) or total
+    length, batch_size = config.data.sequence_length, config.data.batch_size
+    total = -(-max(split.tokens - 1, 0) // (batch_size * length))
+    count = min(config.eval.batches, total) or total
 
     def batch(i: int) -> Batch:
-        window = i * total // count * batch_size + np.arange(rows.start, rows.stop)
-        tokens, weights = _padded_windows(split, window * sequence_length, sequence_length)
-        if not mask_documents:
-            return Batch(tokens, weights)
+        window = i * total // count * batch_size + rows
+        tokens, mask = _padded_windows(split, window * length, length)
+        if not config.data.mask_documents:
+            return Batch(tokens, mask)
         document = segments(tokens, split.eot_id)
-        return Batch(tokens, weights * (document[:, 1:] == document[:, :-1]), document)
+        return Batch(tokens, mask * (document[:, 1:] == document[:, :-1]), document)
 
     return _read_ahead(batch, range(count), split.read_threads)
 
 
-def held_out_batches(data: TrainingData, config: Config, rows: slice) -> Iterator[Batch]:
-    """`validation_batches` of every set, as the run of `config` makes them."""
-    for split in data.held_out:
-        yield from validation_batches(
-            split,
-            batch_size=config.data.batch_size,
-            sequence_length=config.data.sequence_length,
-            rows=rows,
-            batches=config.eval.batches,
-            mask_documents=config.data.mask_documents,
-        )
-
-
 def segments(tokens: np.ndarray, eot_id: int) -> np.ndarray:
-    """int32 [B, T + 1]: which document of its row each token is of, counted from 0.
+    """int32 [B, T + 1]: the number, from 0, of each token's document within its row.
 
-    End-of-text is after each document and nowhere else, so the tokens tell what the boundary array
-    does, and no array of offsets is searched or kept in memory.
+    End-of-text is at the end of each document and nowhere else, so the tokens are enough to tell.
     """
     ends = np.cumsum(tokens == eot_id, axis=1, dtype=np.int32)
     return np.concatenate([np.zeros_like(ends[:, :1]), ends[:, :-1]], axis=1)
@@ -118,10 +100,10 @@ def _padded_windows(
     tokens = np.zeros((len(starts), sequence_length + 1), np.int32)
     whole = lengths == sequence_length + 1
     tokens[whole] = split.read(starts[whole], sequence_length + 1)
-    for row in np.flatnonzero(~whole & (lengths > 1)):  # one in all the split
+    for row in np.flatnonzero(~whole & (lengths > 1)):  # one in the whole split
         tokens[row, : lengths[row]] = split.read(starts[row : row + 1], lengths[row])
-    weights = np.arange(1, sequence_length + 1) < lengths[:, None]
-    return tokens, weights.astype(np.float32)
+    mask = np.arange(1, sequence_length + 1) < lengths[:, None]
+    return tokens, mask.astype(np.float32)
 
 
 class _Batches:
@@ -140,17 +122,11 @@ class _Batches:
 def _read_ahead(
     batch: Callable[[int], Batch], numbers: range, threads: int
 ) -> Generator[Batch, None, None]:
-    source = grain.MapDataset.source(_Batches(batch, numbers.stop))[numbers.start :]
-    iterator = iter(source.to_iter_dataset(grain.ReadOptions(threads, READ_AHEAD)))
+    import grain  # here, since it imports JAX, which the workers that tokenise must not
+
+    dataset = grain.MapDataset.source(_Batches(batch, numbers.stop))[numbers.start :]
+    iterator = iter(dataset.to_iter_dataset(grain.ReadOptions(threads, READ_AHEAD)))
     try:
         yield from iterator
     finally:
-        iterator.close()  # cancels what is queued; its threads end with the batch they read
-
-
-def _too_small(split: TokenSplit, needed: int, use: str) -> ConfigError:
-    problem = (
-        f"split {split.name!r} holds {split.tokens:,} tokens, {use} needs at least {needed:,}; "
-        "give it more text, or set data.sequence_length or data.validation_fraction to fit"
-    )
-    return ConfigError([problem], f"token dataset {split.path}")
+        iterator.close()  # cancels what is queued; its threads end with the batch at hand

@@ -24,14 +24,17 @@ UNICODE_FORMS: dict[str, Any] = {form: form for form in ("NFC", "NFD", "NFKC", "
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back; `content` is the tokenizer's file, `file` its name within a dataset."""
+    """Text to ids and back; `content` is the tokenizer's file, `file` its name in a dataset.
+
+    `can_cut` says whether a text may be cut between words without changing its ids.
+    """
 
     name: str
     file: str | None
     content: bytes
     vocab_size: int
     eot_id: int
-    can_cut: bool  # between words, without changing the ids
+    can_cut: bool
 
     @property
     def sha256(self) -> str:
@@ -45,11 +48,11 @@ class Tokenizer(Protocol):
         return self.encode_batch([text])[0]
 
     def changes(self, text: str) -> bool:
-        """Whether its normaliser changes `text`, so that decoding does not bring it back."""
+        """Whether the normaliser changes `text`, so that decoding gives another text."""
         ...
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of `ids`; end-of-text and ids above the vocabulary (padding) are no text."""
+        """The text of `ids`; end-of-text and ids above the vocabulary (padding) are skipped."""
         ...
 
 
@@ -91,12 +94,11 @@ class HuggingFaceTokenizer(Tokenizer):
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
         if END_OF_TEXT not in vocabulary:
             added = self._model.get_added_tokens_decoder().values()
-            candidates = ", ".join(token.content for token in added if token.special) or "none"
-            problem = (
-                f"tokenizer {name} has no token {END_OF_TEXT}, which must end each document; its "
-                f"special tokens are: {candidates}; rename one of them in the file, or add it"
+            special = ", ".join(token.content for token in added if token.special) or "none"
+            raise ConfigError(
+                [f"has no token {END_OF_TEXT} to end documents; its special tokens are: {special}"],
+                f"tokenizer {name}",
             )
-            raise ConfigError([problem])
         self.eot_id = vocabulary[END_OF_TEXT]
         self.can_cut = _splits_into_words(json.loads(content))
 
@@ -107,12 +109,12 @@ class HuggingFaceTokenizer(Tokenizer):
     def changes(self, text: str) -> bool:
         normalizer = self._model.normalizer
         form = type(normalizer).__name__
-        if form in UNICODE_FORMS:  # ten times as fast, and the same but for the newest characters
+        if form in UNICODE_FORMS:  # ten times faster, equal except for the newest characters
             return not unicodedata.is_normalized(UNICODE_FORMS[form], text)
         return normalizer is not None and normalizer.normalize_str(text) != text
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        return self._model.decode([int(i) for i in ids])  # skips what it does not know
+        return self._model.decode([int(i) for i in ids])  # skips unknown ids
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -131,11 +133,8 @@ class SentencePieceTokenizer(Tokenizer):
         self.vocab_size = self._model.vocab_size()
         self.eot_id = self._model.eos_id()
         if self.eot_id < 0:
-            problem = (
-                f"tokenizer {name} has no end-of-sentence id, which must end each document; "
-                f"train the model with --eos_id set"
-            )
-            raise ConfigError([problem])
+            problem = "has no end-of-sentence id to end documents; train it with --eos_id"
+            raise ConfigError([problem], f"tokenizer {name}")
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
         return [np.array(ids, np.uint32) for ids in self._model.encode(texts)]
@@ -152,15 +151,15 @@ def load_tokenizer(spec: str) -> Tokenizer:
     if spec == "bytes":
         return BytesTokenizer()
     try:
-        content = Path(spec).read_bytes()
+        content = Path(spec).expanduser().read_bytes()
     except OSError as error:
-        problem = f"tokenizer {spec} cannot be read: {error.strerror}; check the path"
-        raise ConfigError([problem]) from None
+        problem = f"cannot be read: {error.strerror}"
+        raise ConfigError([problem], f"tokenizer {spec}") from None
     return tokenizer_from_bytes(Path(spec).name, content)
 
 
 def saved_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer whose file lies in `folder` under its own name; bytes if there is none."""
+    """The tokenizer whose file is in `folder` under its own name; bytes if there is none."""
     for kind in (HuggingFaceTokenizer, SentencePieceTokenizer):
         if (folder / kind.file).exists():
             return load_tokenizer(str(folder / kind.file))
@@ -172,23 +171,20 @@ def tokenizer_from_bytes(name: str, content: bytes) -> Tokenizer:
     kinds = {".json": HuggingFaceTokenizer, ".model": SentencePieceTokenizer}
     kind = kinds.get(Path(name).suffix)
     if kind is None:
-        raise ConfigError([f"tokenizer {name!r}: expected bytes, FILE.json or FILE.model"])
+        raise ConfigError(["is not bytes, FILE.json or FILE.model"], f"tokenizer {name}")
     return kind(name, content)
 
 
 def _splits_into_words(fields: dict[str, Any]) -> bool:
-    """Whether a `tokenizer.json` is of byte-level BPE on words, of which none spans two pieces."""
+    """Whether a `tokenizer.json` is byte-level BPE within words, so that no token spans two."""
     pre = fields.get("pre_tokenizer") or {}
-    steps = pre.get("pretokenizers", [pre])
+    steps = pre.get("pretokenizers") or [pre]
     levels = [step for step in steps if step.get("type") == "ByteLevel"]
-    by_regex = (
-        any(level.get("use_regex", True) for level in levels) or steps[0].get("type") == "Split"
-    )
+    by_regex = steps[0].get("type") == "Split" or any(s.get("use_regex", True) for s in levels)
     plain = not any(level["add_prefix_space"] for level in levels)
     normalizer = (fields.get("normalizer") or {}).get("type", "NFC")
     return bool(levels) and by_regex and plain and normalizer in UNICODE_FORMS
 
 
 def _broken(name: str, kind: str, error: Exception) -> ConfigError:
-    problem = f"tokenizer {name} is not {kind}, or is damaged: {error}; fetch the file again"
-    return ConfigError([problem])
+    return ConfigError([f"is not {kind}, or is damaged: {error}"], f"tokenizer {name}")

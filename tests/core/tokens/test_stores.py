@@ -11,10 +11,9 @@ import urllib.request
 import numpy as np
 import pytest
 
-from gpt_pjit.config import DataConfig
 from gpt_pjit.core.errors import EXIT_DONE
 from gpt_pjit.core.tokens import TokenDataset
-from gpt_pjit.data import prepare
+from gpt_pjit.data import Corpus, prepare
 from tests.data.corpora import files_of, random_documents, write_as
 from tests.helpers import ROOT
 
@@ -34,7 +33,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 def local_set(tmp_path_factory):
     folder = tmp_path_factory.mktemp("local")
     write_as("jsonl", folder / "c", random_documents(200, 200))
-    prepare(DataConfig(text=f"{folder}/c.jsonl", validation_fraction=0.1), folder / "set")
+    corpus = Corpus((f"{folder}/c.jsonl",), validation_fraction=0.1)
+    prepare(corpus, "bytes", folder / "set")
     return folder / "set"
 
 

@@ -9,8 +9,9 @@ import tokenizers
 from hypothesis import given, settings, strategies as st
 
 from gpt_pjit.core.errors import ConfigError
-from gpt_pjit.core.tokens import load_tokenizer, train_bpe
-from gpt_pjit.core.tokens.tokenizers import BytesTokenizer, tokenizer_from_bytes, train_unigram
+from gpt_pjit.core.tokens import TokenDataset, load_tokenizer
+from gpt_pjit.core.tokens.tokenizers import BytesTokenizer, tokenizer_from_bytes
+from gpt_pjit.data import train_bpe, train_unigram
 
 TEXTS = [
     "the cat sat on the mat, and the other cat sat on the hat\n" * 20,
@@ -85,7 +86,7 @@ def test_end_of_text_spelled_in_a_text_stays_text(bpe, tmp_path):
     assert bpe.decode(bpe.encode("a <|endoftext|>")) == "a <|endoftext|>"
 
 
-def test_what_is_no_text_decodes_to_nothing(bpe, tmp_path):
+def test_ids_without_text_decode_to_nothing(bpe, tmp_path):
     for tokenizer in (bpe, BytesTokenizer(), load_tokenizer(str(train_sentencepiece(tmp_path)))):
         ids = tokenizer.encode("a cat")
         padded = np.concatenate([ids, [tokenizer.eot_id, tokenizer.vocab_size, 99_999]])
@@ -128,29 +129,44 @@ def test_sha256_is_that_of_the_file(bpe_path, bpe):
 def test_missing_end_of_text_lists_the_candidates(bpe_path, tmp_path):
     text = bpe_path.read_text().replace("<|endoftext|>", "<|fin|>")
     (tmp_path / "fin.json").write_text(text)
-    with pytest.raises(ConfigError, match=r"fin\.json has no token <\|endoftext\|>.*<\|fin\|>"):
+    with pytest.raises(
+        ConfigError, match=r"fin\.json .*\n.*has no token <\|endoftext\|>.*<\|fin\|>"
+    ):
         load_tokenizer(str(tmp_path / "fin.json"))
 
 
 def test_sentencepiece_without_end_of_sentence_is_refused(tmp_path):
     path = train_sentencepiece(tmp_path, eos_id=-1)
-    with pytest.raises(ConfigError, match=r"small\.model has no end-of-sentence id.*--eos_id"):
+    with pytest.raises(
+        ConfigError, match=r"small\.model .*\n.*has no end-of-sentence id.*--eos_id"
+    ):
         load_tokenizer(str(path))
 
 
+@pytest.mark.parametrize("content", [b"[" * 1100, b'{"a":' * 1100 + b"1" + b"}" * 1100])
+def test_deep_nesting_is_one_sentence(content, tmp_path):
+    with pytest.raises(ConfigError, match="or is damaged"):
+        tokenizer_from_bytes("deep.json", content)
+    (tmp_path / "dataset.json").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"nested too deeply|not JSON|format"):
+        TokenDataset.open(tmp_path)
+
+
 def test_missing_file_is_named():
-    with pytest.raises(ConfigError, match=r"nowhere/x\.json cannot be read: No such file"):
+    with pytest.raises(ConfigError, match=r"nowhere/x\.json .*\n.*cannot be read: No such file"):
         load_tokenizer("nowhere/x.json")
 
 
 @pytest.mark.parametrize("name", ["bad.json", "bad.model"])
 @pytest.mark.parametrize("content", [b"", b"{}", b"\x00\xff" * 40])
 def test_damaged_file_is_named(name, content):
-    with pytest.raises(ConfigError, match=f"{name} is not a .* or is damaged"):
+    with pytest.raises(ConfigError, match=f"{name} .*\n.*is not a .* or is damaged"):
         tokenizer_from_bytes(name, content)
 
 
 def test_unknown_kind_says_what_is_known(tmp_path):
     (tmp_path / "vocab.txt").write_text("a")
-    with pytest.raises(ConfigError, match=r"vocab\.txt.*expected bytes, FILE\.json or FILE\.model"):
+    with pytest.raises(
+        ConfigError, match=r"vocab\.txt .*\n.*is not bytes, FILE\.json or FILE\.model"
+    ):
         load_tokenizer(str(tmp_path / "vocab.txt"))

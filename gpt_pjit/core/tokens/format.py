@@ -1,0 +1,127 @@
+"""The token-dataset format, version 1: `dataset.json` and the metadata of the zarr arrays.
+
+docs/token_datasets.md describes the format for readers in other languages.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from gpt_pjit.core.errors import ConfigError
+
+FORMAT = "gpt_pjit token dataset"
+VERSION = 1
+MANIFEST = "dataset.json"
+SPLITS = ("train", "validation")
+
+
+@dataclass(frozen=True)
+class TokenizerInfo:
+    """The tokenizer's name, the SHA-256 of its file, and the file's name in the set, if any."""
+
+    name: str
+    sha256: str
+    file: str | None
+
+
+@dataclass(frozen=True)
+class SplitInfo:
+    """Sizes of a split, and the SHA-256 of its token bytes followed by its document offsets."""
+
+    tokens: int
+    documents: int
+    source_bytes: int  # of UTF-8 text
+    sha256: str
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """The content of `dataset.json`."""
+
+    tokenizer: TokenizerInfo
+    vocab_size: int
+    eot_id: int
+    dtype: str  # uint16 | uint32
+    splits: dict[str, SplitInfo]
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all tokens, offsets and the tokenizer: equal for equal sets."""
+        return checksum(self._fields())
+
+    def to_json(self) -> bytes:
+        fields = {**self._fields(), "sha256": self.fingerprint}
+        return json.dumps(fields, indent=2).encode() + b"\n"
+
+    def _fields(self) -> dict[str, Any]:
+        return {"format": FORMAT, "version": VERSION, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, data: bytes, where: str) -> DatasetInfo:
+        """Raises ConfigError if `data`, from the set at `where`, is damaged or another format."""
+        try:
+            return cls._from_fields(json.loads(data))
+        except RecursionError:
+            problem = "is nested too deeply"
+        except json.JSONDecodeError as error:
+            problem = f"is not JSON: {error}"
+        except (KeyError, TypeError, AttributeError) as error:
+            problem = f"has a missing, unknown or mistyped field: {error}"
+        except ValueError as error:
+            problem = str(error)
+        raise ConfigError([problem], f"{MANIFEST} of {where}") from None
+
+    @classmethod
+    def _from_fields(cls, fields: dict[str, Any]) -> DatasetInfo:
+        if not isinstance(fields, dict) or fields.get("format") != FORMAT:
+            raise ValueError(f"does not say that its format is {FORMAT!r}")
+        if fields.get("version") != VERSION:
+            raise ValueError(f"has version {fields.get('version')!r}; this reader knows {VERSION}")
+        stated = fields.pop("sha256", None)
+        if stated != checksum(fields):
+            raise ValueError(
+                f"was edited or damaged: its other fields have SHA-256 {checksum(fields)}, "
+                f"not {stated}"
+            )
+        del fields["format"], fields["version"]
+        fields["tokenizer"] = TokenizerInfo(**fields["tokenizer"])
+        fields["splits"] = {k: SplitInfo(**v) for k, v in fields["splits"].items()}
+        return cls(**fields)
+
+
+def checksum(fields: dict[str, Any]) -> str:
+    """The SHA-256 of `dataset.json` without its field sha256, as JSON in one defined spelling."""
+    canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def array_metadata(
+    dtype: str, length: int, shard: int | None = None, chunk: int | None = None
+) -> dict[str, Any]:
+    """The `zarr.json` of an array: shards of `shard` values, in chunks of `chunk` values.
+
+    Without these two, what the metadata of every array must say.
+    """
+    codecs = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+    sharding = {
+        "chunk_shape": [chunk],
+        "codecs": codecs,
+        "index_codecs": codecs,
+        "index_location": "end",
+    }
+    metadata = {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": [length],
+        "data_type": dtype,
+        "fill_value": 0,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [shard]}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+    }
+    if shard is None:
+        del metadata["chunk_grid"], sharding["chunk_shape"]
+    return metadata
