@@ -34,8 +34,10 @@ class Attention(nnx.Module):
         alibi, rate = self.config.positions == "alibi", self.config.dropout_attention
         kept = None if key is None or rate == 0 else draw_weights_kept(rate, q_HBTK, k_HBSK, key)
         values_HBTK = attend(alibi, rate, q_HBTK, k_HBSK, v_HBSK, kept, segments_BT)
-        return self.out(values_HBTK.transpose(1, 2, 0, 3))
+        with jax.named_scope("attention_projections"):
+            return self.out(values_HBTK.transpose(1, 2, 0, 3))
 
+    @jax.named_scope("attention_projections")
     def _heads(self, x_BTD: jax.Array, i: int) -> jax.Array:
         """Queries, keys or values [H, B, T, K].
 
@@ -68,14 +70,17 @@ def attend(
     return _forward(alibi, rate, q_HBTK, k_HBSK, v_HBSK, kept, segments_BS)[0]
 
 
+@jax.named_scope("attention_values")
 def _forward(alibi, rate, q_HBTK, k_HBSK, v_HBSK, kept, segments_BS):
     values, logsumexps = [], []
     for i, (queries, keys) in enumerate(_blocks(q_HBTK, k_HBSK)):
         scores = _scores(alibi, q_HBTK[:, :, queries], k_HBSK[:, :, keys], segments_BS)
-        logsumexp = jax.nn.logsumexp(scores, axis=-1, keepdims=True)
-        weights = checkpoint_name(jnp.exp(scores - logsumexp), "softmax")
+        with jax.named_scope("attention_softmax"):
+            logsumexp = jax.nn.logsumexp(scores, axis=-1, keepdims=True)
+            weights = checkpoint_name(jnp.exp(scores - logsumexp), "softmax")
         weights = drop(weights, rate, kept and kept[i]).astype(v_HBSK.dtype)
-        values.append(contract("HBTS,HBSK->HBTK", weights, v_HBSK[:, :, keys]))
+        with jax.named_scope("attention_values"):
+            values.append(contract("HBTS,HBSK->HBTK", weights, v_HBSK[:, :, keys]))
         logsumexps.append(logsumexp)
     values_HBTK = checkpoint_name(jnp.concatenate(values, axis=2), "values")
     logsumexp_HBT1 = checkpoint_name(jnp.concatenate(logsumexps, axis=2), "weights_logsumexp")
@@ -83,6 +88,7 @@ def _forward(alibi, rate, q_HBTK, k_HBSK, v_HBSK, kept, segments_BS):
     return values_HBTK, residuals
 
 
+@jax.named_scope("attention_softmax")
 def _backward(alibi, rate, residuals, dvalues_HBTK):
     q_HBTK, k_HBSK, v_HBSK, kept, segments_BS, values_HBTK, logsumexp_HBT1 = residuals
     dtype, n_keys = q_HBTK.dtype, k_HBSK.shape[2]
@@ -95,14 +101,20 @@ def _backward(alibi, rate, residuals, dvalues_HBTK):
         dvalues = dvalues_HBTK[:, :, queries]
         weights = jnp.exp(_scores(alibi, q, k, segments_BS) - logsumexp_HBT1[:, :, queries])
         dropped = drop(weights, rate, kept and kept[i]).astype(dtype)
-        dweights = contract("HBTK,HBSK->HBTS", dvalues, v, jnp.float32)
+        with jax.named_scope("attention_values"):
+            dweights = contract("HBTK,HBSK->HBTS", dvalues, v, jnp.float32)
         dweights = drop(dweights, rate, kept and kept[i]) - dot_HBT1[:, :, queries]
         dscores = (weights * dweights / q.shape[-1] ** 0.5).astype(dtype)
-        dq.append(contract("HBTS,HBSK->HBTK", dscores, k))
-        dk.append(contract("HBTS,HBTK->HBSK", dscores, q))
-        dv.append(contract("HBTS,HBTK->HBSK", dropped, dvalues))
-    dk_HBSK, dv_HBSK = _sum_blocks(dk, n_keys), _sum_blocks(dv, n_keys)
-    return jnp.concatenate(dq, axis=2), dk_HBSK, dv_HBSK, None, None
+        with jax.named_scope("attention_scores"):
+            dq.append(contract("HBTS,HBSK->HBTK", dscores, k))
+            dk.append(contract("HBTS,HBTK->HBSK", dscores, q))
+        with jax.named_scope("attention_values"):
+            dv.append(contract("HBTS,HBTK->HBSK", dropped, dvalues))
+    with jax.named_scope("attention_scores"):
+        dk_HBSK, dq_HBTK = _sum_blocks(dk, n_keys), jnp.concatenate(dq, axis=2)
+    with jax.named_scope("attention_values"):
+        dv_HBSK = _sum_blocks(dv, n_keys)
+    return dq_HBTK, dk_HBSK, dv_HBSK, None, None
 
 
 attend.defvjp(_forward, _backward)
@@ -123,6 +135,7 @@ def _sum_blocks(blocks: list[jax.Array], n_keys: int) -> jax.Array:
     return sum(wide[1:], wide[0]).astype(blocks[0].dtype)
 
 
+@jax.named_scope("attention_scores")
 def _scores(
     alibi: bool, q_HBTK: jax.Array, k_HBSK: jax.Array, segments_BS: jax.Array | None
 ) -> jax.Array:

@@ -22,6 +22,7 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     return drop(x, rate, draw_kept(key, rate, x.shape, jax.typeof(x).sharding.spec))
 
 
+@jax.named_scope("dropout")
 def drop(x: jax.Array, rate: float, kept: jax.Array | None) -> jax.Array:
     """Zero where not `kept`, else `x` over the probability of being kept; None keeps all."""
     if kept is None:
@@ -29,6 +30,7 @@ def drop(x: jax.Array, rate: float, kept: jax.Array | None) -> jax.Array:
     return jnp.where(kept, x * (1 / (1 - _threshold(rate) / STEPS)), 0).astype(x.dtype)
 
 
+@jax.named_scope("dropout")
 def draw_kept(key: jax.Array, rate: float, shape: tuple[int, ...], spec: P) -> jax.Array:
     """Which elements to keep, bool `shape`, sharded as `spec`; each device draws its own part.
 

@@ -42,7 +42,8 @@ class MLP(nnx.Module):
         self.down = Projection("NF,FD->ND", sizes, residual_std, c.bias, rngs)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        return self.down(gelu(self.up(x_BTD), self.approximate))
+        with jax.named_scope("mlp"):
+            return self.down(gelu(self.up(x_BTD), self.approximate))
 
 
 class Block(nnx.Module):
@@ -69,7 +70,8 @@ class Embedding(nnx.Module):
 
     def __call__(self, ids_BT: jax.Array) -> jax.Array:
         spec = P(*jax.typeof(ids_BT).sharding.spec, None)
-        return self.embedding[...].at[ids_BT].get(out_sharding=spec)
+        with jax.named_scope("embedding"):
+            return self.embedding[...].at[ids_BT].get(out_sharding=spec)
 
 
 class GPT(nnx.Module):
@@ -108,7 +110,8 @@ class GPT(nnx.Module):
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """Logits, float32 [B, T, V], of normed hidden states."""
-        logits_BTV = project("ND,VD->NV", x_BTD, self.embed.embedding[...], jnp.float32)
+        with jax.named_scope("loss_head"):
+            logits_BTV = project("ND,VD->NV", x_BTD, self.embed.embedding[...], jnp.float32)
         return checkpoint_name(logits_BTV, "logits")
 
     def _run_blocks(self, x_BTD, key, at_use, segments_BT):
@@ -131,4 +134,5 @@ class GPT(nnx.Module):
             )
         unroll = 1 if self.config.scan_layers else n_layers
         layers = (nnx.to_pure_dict(stacked), jnp.arange(n_layers))
-        return jax.lax.scan(run, x_BTD, layers, unroll=unroll)[0]
+        with jax.named_scope("layers"):
+            return jax.lax.scan(run, x_BTD, layers, unroll=unroll)[0]

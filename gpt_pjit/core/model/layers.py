@@ -110,6 +110,7 @@ class LayerNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones(d_model))
         self.bias = nnx.Param(jnp.zeros(d_model)) if bias else None
 
+    @jax.named_scope("norms")
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         x = x_BTD.astype(jnp.float32)
         mean = checkpoint_name(jnp.mean(x, axis=-1, keepdims=True), "norm_mean")

@@ -13,12 +13,14 @@ def token_nll(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
     return _forward(logits_BTV, targets_BT)[0]
 
 
+@jax.named_scope("loss_head")
 def _forward(logits_BTV, targets_BT):
     lse_BT = checkpoint_name(jax.nn.logsumexp(logits_BTV, axis=-1), "logsumexp")
     target_BT = jnp.sum(jnp.where(_is_target(logits_BTV, targets_BT), logits_BTV, 0), axis=-1)
     return lse_BT - target_BT, (logits_BTV, targets_BT, lse_BT)
 
 
+@jax.named_scope("loss_head")
 def _backward(residuals, cotangent_BT):
     # Softmax minus one-hot, recomputed from the logits: elementwise, so it fuses into the cast to
     # the compute dtype that `contract` makes, and no float32 gradient of the logits is stored.

@@ -130,8 +130,10 @@ def make_train_step(
 
     def train_step(state: TrainState, tokens: jax.Array, segments: jax.Array | None = None):
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        weights = jax.tree.map(jax.reshard, weights_of(state.params), reduced)
-        loss, gradient = gradients(weights, tokens, segments, key)
+        with jax.named_scope("gather_weights"):
+            weights = jax.tree.map(jax.reshard, weights_of(state.params), reduced)
+        with jax.named_scope("accumulate_gradients"):
+            loss, gradient = gradients(weights, tokens, segments, key)
         with jax.named_scope("reduce_gradients"):
             gradient = jax.tree.map(jax.reshard, gradient, placement.gradients)
         with jax.named_scope("optimizer"):
@@ -139,9 +141,10 @@ def make_train_step(
             updates, opt_state = tx.update(gradient, state.opt_state, master)
             master = optax.apply_updates(master, updates)
             params = jax.tree.map(jax.reshard, master, placement.stored)
+            norm = optax.tree.norm(gradient)
         metrics = {
             "train/loss": loss,
-            "train/grad_norm": optax.tree.norm(gradient),
+            "train/grad_norm": norm,
             "train/learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
         return TrainState(state.step + 1, params, opt_state), metrics
