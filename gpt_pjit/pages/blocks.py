@@ -85,11 +85,11 @@ def terminal(blocks: Iterable[Block]) -> Iterator[RenderableType]:
 
 def before_and_after(
     title: str,
-    before: Mapping[str, float],
-    after: Mapping[str, float],
+    sides: tuple[Mapping[str, float | None], Mapping[str, float | None]],
     write: Callable[[float], str] = "{:,.3f}".format,
 ) -> Iterator[Table]:
     """A table of what both sides measure and its change; nothing where all of it is zero."""
+    before, after = sides
     rows = []
     for name in dict.fromkeys([*before, *after]):
         old, new = before.get(name) or 0, after.get(name) or 0

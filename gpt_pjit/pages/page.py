@@ -12,8 +12,9 @@ from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.pages.blocks import Block
 
 # Colours to draw with, which the style sheet then sets: matplotlib knows no CSS variables.
-COLORS = {f"#c0{place:02x}ee": f"var(--c{place})" for place in range(6)}
+PALETTE = [f"#c0{place:02x}ee" for place in range(6)]
 INK, LINE = "#0a0b0c", "#0d0e0f"
+COLORS = {color: f"var(--c{place})" for place, color in enumerate(PALETTE)}
 COLORS |= {INK: "currentColor", LINE: "var(--line)"}
 WIDTH = 4.6  # inches: a picture fits a phone without shrinking much
 
@@ -40,7 +41,7 @@ def stacked_bars(
     starts = [0.0] * len(rows)
     for place, name in enumerate(names):
         sizes = [parts.get(name, 0.0) for parts in rows.values()]
-        color = list(COLORS)[place % 6]
+        color = PALETTE[place % len(PALETTE)]
         axes.barh(list(rows), sizes, left=starts, height=0.72, color=color, label=name)
         starts = [start + size for start, size in zip(starts, sizes, strict=True)]
     if limit:
@@ -58,7 +59,7 @@ def grid(filled: Sequence[Sequence[bool]], down: str, across: str) -> str:
     for row, cells in enumerate(filled):
         # Neighbours as one bar: a row that holds everything is one shape.
         runs = [(m.start(), m.end() - m.start()) for m in re.finditer("1+", _bits(cells))]
-        axes.broken_barh(runs, (row, 1), color=list(COLORS)[0], linewidth=0)
+        axes.broken_barh(runs, (row, 1), color=PALETTE[0], linewidth=0)
     axes.set(xlim=(0, columns), ylim=(rows, 0), xlabel=across, ylabel=down)
     axes.xaxis.get_major_locator().set_params(integer=True, nbins=4)
     axes.yaxis.get_major_locator().set_params(integer=True, nbins=4)
@@ -88,7 +89,7 @@ def _svg(figure: Any) -> str:
     import matplotlib
 
     buffer = io.StringIO()
-    settings = {"svg.fonttype": "none", "svg.hashsalt": "gpt_pjit", "legend.fontsize": 9}
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "gpt_pjit", "legend.fontsize": 9}
     with matplotlib.rc_context(settings):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()

@@ -29,9 +29,7 @@ def compare(before: Any, after: Any, tolerance: float = 0.0) -> list[Change]:
     return list(_changes((), before, after, tolerance))
 
 
-def _changes(
-    path: tuple[str, ...], before: Any, after: Any, tolerance: float
-) -> Iterator[Change]:
+def _changes(path: tuple[str, ...], before: Any, after: Any, tolerance: float) -> Iterator[Change]:
     if isinstance(before, dict) and isinstance(after, dict):
         for key in dict.fromkeys([*before, *after]):
             yield from _changes((*path, key), before.get(key), after.get(key), tolerance)
@@ -58,7 +56,8 @@ def read_record(path: Path, parts: tuple[str, ...]) -> Record:
         if missing := [part for part in parts if part not in record]:
             raise ValueError(f"no {missing[0]!r} in it")
     except (ValueError, TypeError) as error:
-        raise ConfigError([f"not a record: {error}; write it again with --write"], str(path)) from None
+        problem = f"not a record: {error}; write it again with --write"
+        raise ConfigError([problem], str(path)) from None
     return record
 
 

@@ -27,7 +27,7 @@ from gpt_pjit.core.errors import EXIT_BROKEN, EXIT_CONFIG, EXIT_DONE, ConfigErro
 from gpt_pjit.core.model import param_shapes
 from gpt_pjit.core.sharding import AXES, mesh_shape
 from gpt_pjit.core.training import optimizer_findings, sharding_rules
-from gpt_pjit.pages import Note, Record, compare, page, read_record, terminal, write_record
+from gpt_pjit.pages import Block, Note, Record, compare, page, read_record, terminal, write_record
 from gpt_pjit.partition.explain import explain_config, placement_of
 from gpt_pjit.partition.lint import lint, why
 from gpt_pjit.partition.views import (
@@ -76,7 +76,9 @@ def diff_command(flags: argparse.Namespace) -> Answer:
     changes = compare(placement_of(before), placement_of(after))
     fields = differences(before_config, config)
     record = {"config": fields, "before": before, "after": after, "changes": changes}
-    blocks = [Note(f"{name}: {old!r} -> {new!r}") for name, (old, new) in fields.items()]
+    blocks: list[Block] = [
+        Note(f"{name}: {old!r} -> {new!r}") for name, (old, new) in fields.items()
+    ]
     blocks += difference_blocks(before, after, changes) if changes else [Note("nothing moves")]
     return Answer(EXIT_DONE, record, terminal(blocks))
 
@@ -99,7 +101,8 @@ def lock_command(flags: argparse.Namespace) -> Answer:
     if not changes:
         return Answer(EXIT_DONE, record, [f"as locked in {path}"])
     closing = f"not as locked in {path}; to accept it:\n    {accept}"
-    return Answer(EXIT_BROKEN, record, [*terminal(difference_blocks(locked, now, changes)), closing])
+    blocks = difference_blocks(locked, now, changes)
+    return Answer(EXIT_BROKEN, record, [*terminal(blocks), closing])
 
 
 def lock_name(config: str, record: Record) -> str:

@@ -1,10 +1,10 @@
 """Where every parameter lives, by which rule, and what a training step moves for its sake.
 
-The answer is a record: plain values, which --json prints, a lock keeps, and tables and pages show.
+The answer is a record of plain values: --json prints it, a lock keeps it, tables and pages show it.
 
-Traffic follows from specs alone, by the formulas of a ring: of B bytes over n devices, an all-gather
-and a reduce-scatter move (n - 1) / n * B through each device, an all-reduce twice that. Not counted
-are the activations that tensor parallelism moves, and the scalars of the metrics.
+Traffic follows from specs alone, by the formulas of a ring: of B bytes over n devices, an
+all-gather and a reduce-scatter move (n - 1) / n * B through each device, an all-reduce twice that.
+The activations that tensor parallelism moves are not counted, nor the scalars of the metrics.
 """
 
 from __future__ import annotations

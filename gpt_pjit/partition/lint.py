@@ -157,7 +157,7 @@ def why(rules: Rules, params: Any, path: str, axis_sizes: Mapping[str, int]) -> 
             assert taken
             verdict, reason = "too late", f"matches, but rule {taken.number} comes first"
         elif wider := whole_path_regex(regex, path):
-            verdict, reason = "near miss", f"matches only a part of the path; this matches all of it: {wider}"
+            verdict, reason = "near miss", f"matches only part of the path; all of it: {wider}"
         trials.append(Trial(number, regex, verdict, reason))
     return trials
 

@@ -40,7 +40,7 @@ def explanation_blocks(record: Record, pictures: bool = False) -> Iterator[Block
     """The parameters, totals by tree, the rules, and what a step moves."""
     parameters = record["parameters"]
     title = f"Parameters on {mesh_text(record['mesh'])}, layout {record['layout']}"
-    rows = [
+    rows: list[Any] = [
         (Cell(path, (dimensions_text(p), _rule_text(p, record["rules"]))), *_parts(p, record))
         for path, p in parameters.items()
     ]
@@ -51,10 +51,11 @@ def explanation_blocks(record: Record, pictures: bool = False) -> Iterator[Block
         tree: sum(p["trees"][tree]["bytes"] for p in parameters.values() if _is_whole(p, tree))
         for tree in TREES
     }
-    sizes = [(tree, human_bytes(n), human_bytes(whole[tree])) for tree, n in record["bytes_a_device"].items()]
-    total = (human_bytes(sum(record["bytes_a_device"].values())), human_bytes(sum(whole.values())))
+    held = record["bytes_a_device"]
+    rows = [(tree, human_bytes(n), human_bytes(whole[tree])) for tree, n in held.items()]
+    rows.append(("all", human_bytes(sum(held.values())), human_bytes(sum(whole.values()))))
     columns = ("tree", ">held", ">of which replicated on every device")
-    yield Table("Bytes per device", columns, [*sizes, ("all", *total)])
+    yield Table("Bytes per device", columns, rows)
     yield _rules_table(record["rules"])
     moved = record["bytes_moved_a_step"]
     rows = [(name, human_bytes(n)) for name, n in moved.items() if n]
@@ -66,9 +67,7 @@ def explanation_blocks(record: Record, pictures: bool = False) -> Iterator[Block
             yield _pictures(path, parameter, record["mesh"], folded=path != largest)
 
 
-def difference_blocks(
-    before: Record, after: Record, changes: Iterable[Change]
-) -> Iterator[Block]:
+def difference_blocks(before: Record, after: Record, changes: Iterable[Change]) -> Iterator[Block]:
     """The tensors that moved, then bytes held and moved before and after."""
     rows = [
         (path, tree, _part_of(before, path, tree), _part_of(after, path, tree))
@@ -77,9 +76,9 @@ def difference_blocks(
     if rows:
         yield Table("Tensors that moved", ("parameter", "tree", "before", "after"), rows)
     for title, key in (("Bytes per device", "bytes_a_device"), (MOVED, "bytes_moved_a_step")):
-        sides = [record[key] for record in (before, after)]
-        totals = [side | {"all": sum(side.values())} for side in sides]
-        yield from before_and_after(title, *totals, human_bytes)
+        was, now = before[key], after[key]
+        sides = (was | {"all": sum(was.values())}, now | {"all": sum(now.values())})
+        yield from before_and_after(title, sides, human_bytes)
 
 
 def trials_table(path: str, trials: Sequence[Trial]) -> Table:

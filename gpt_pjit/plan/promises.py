@@ -1,4 +1,4 @@
-"""What a layout promises of its compiled step, by name, checked against the collectives found."""
+"""What a layout promises of its compiled step, by name, checked against the compiled program."""
 
 from __future__ import annotations
 
@@ -14,24 +14,12 @@ LAYER = "layer loop"
 
 
 @dataclass(frozen=True)
-class Promise:
-    """`breaches` say what breaks it; none where it is kept."""
-
-    name: str
-    breaches: tuple[str, ...]
-
-    @property
-    def kept(self) -> bool:
-        return not self.breaches
-
-
-@dataclass(frozen=True)
 class Step:
-    """A compiled step as the checks see it; `matrices` are the paths that are gathered."""
+    """The evidence: what the checks look at of one compiled step."""
 
     module: Module
     collectives: Sequence[Collective]
-    matrices: frozenset[str]
+    matrices: frozenset[str]  # the paths that are gathered and reduced one by one
     logits: tuple[int, int]  # tokens of a microbatch and vocabulary, of one device
     compute_dtype: str  # as XLA writes it
 
@@ -48,10 +36,13 @@ class Step:
         return self.over_batch(lambda c: c.kind == "all-gather" and bool(c.parameters))
 
 
-def check(layout: str, step: Step, devices_share_batch: bool) -> list[Promise]:
-    """The promises of `layout`; those about moving need more than one device to hold a batch."""
-    names = PROMISES[layout] if devices_share_batch else ("one_float32_copy_of_the_logits",)
-    return [Promise(name, tuple(CHECKS[name](step))) for name in names]
+def check(layout: str, step: Step, batch_is_split: bool) -> dict[str, list[str]]:
+    """For each promise of `layout` what breaks it: nothing where it is kept.
+
+    Promises about collectives need a batch that is split over devices.
+    """
+    names = PROMISES[layout] if batch_is_split else ("one_float32_copy_of_the_logits",)
+    return {name: list(CHECKS[name](step)) for name in names}
 
 
 def _nothing_in_a_loop(step: Step) -> Iterable[str]:
@@ -85,7 +76,7 @@ def _never_gathered(step: Step) -> Iterable[str]:
 
 
 def _gathered_by_layer(step: Step) -> Iterable[str]:
-    """Layers one at a time where they are used; the rest, which no loop uses, once."""
+    """Layers are gathered in the layer loop; what is used outside of it, once."""
     for c in step.gathers:
         is_layer = any(path.startswith("blocks/") for path in c.parameters)
         if c.dtype != step.compute_dtype or (is_layer and LAYER not in c.loops):
@@ -132,7 +123,7 @@ PROMISES = {
     "ddp": (*REDUCED_ONCE, "weights_never_gathered"),
     "zero1": (*REDUCED_ONCE, "updated_parameters_gathered_once_in_float32"),
     "zero": (*REDUCED_ONCE, "weights_gathered_once_in_compute_dtype"),
-    # Its layers are reduced where they were gathered: in the loop, in the dtype of the gather.
+    # Layers are reduced where they were gathered: in the loop, in the dtype of the gather.
     "fsdp": (
         "weights_gathered_layer_by_layer_in_compute_dtype",
         "one_float32_copy_of_the_logits",
@@ -141,12 +132,12 @@ PROMISES = {
 
 
 def _not_once(step: Step, collectives: Sequence[Collective]) -> Iterable[str]:
-    """Each matrix must be in exactly one of them, which runs once a step."""
+    """Each matrix must be in exactly one of the collectives, which runs once a step."""
     yield from (f"{_say(c)} runs {c.times} times a step" for c in collectives if c.times != 1)
     for path in sorted(step.matrices):
         holding = [c for c in collectives if path in c.parameters]
         if len(holding) != 1:
-            yield f"{path} is in {len(holding)} of them"
+            yield f"{path} is in {len(holding)} collectives, not one"
 
 
 def _say(c: Collective) -> str:
