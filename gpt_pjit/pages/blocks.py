@@ -54,11 +54,14 @@ class Note:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Captions and what draws the SVG under each, side by side; shown on pages alone."""
+    """Captions and what draws the SVG under each, side by side; shown on pages alone.
+
+    With a title they fold at a click, and are `folded` at first or not.
+    """
 
     title: str
     drawings: Sequence[tuple[str, Callable[[], str]]]
-    folded: bool = False  # the reader opens it with a click
+    folded: bool = False
     kind: str = field(default="pictures", init=False)
 
 

@@ -46,7 +46,7 @@ def stacked_bars(
         starts = [start + size for start, size in zip(starts, sizes, strict=True)]
     if limit:
         axes.axvline(limit[1], color=INK, linewidth=1, linestyle="--", label=limit[0])
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlabel(unit)
     figure.legend(loc="outside upper left", ncols=2, frameon=False, labelcolor=INK)
     return _svg(figure)
@@ -54,20 +54,22 @@ def stacked_bars(
 
 def grid(filled: Sequence[Sequence[bool]], down: str, across: str) -> str:
     """SVG of a grid, coloured where `filled`, with the names of its rows and columns."""
-    figure, axes = _axes(2.3, width=2.3)
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path
+
+    figure, axes = _axes(2.1, width=2.3)
     rows, columns = len(filled), len(filled[0])
-    for row, cells in enumerate(filled):
-        # Neighbours as one bar: a row that holds everything is one shape.
-        runs = [(m.start(), m.end() - m.start()) for m in re.finditer("1+", _bits(cells))]
-        axes.broken_barh(runs, (row, 1), color=PALETTE[0], linewidth=0)
+    # One path for all of it: neighbours in a row are one box.
+    boxes = [
+        Path([(x0, y), (x1, y), (x1, y + 1), (x0, y + 1), (x0, y)], closed=True)
+        for y, cells in enumerate(filled)
+        for x0, x1 in (run.span() for run in re.finditer("1+", "".join("01"[c] for c in cells)))
+    ]
+    axes.add_patch(PathPatch(Path.make_compound_path(*boxes), color=PALETTE[0], linewidth=0))
     axes.set(xlim=(0, columns), ylim=(rows, 0), xlabel=across, ylabel=down)
     axes.xaxis.get_major_locator().set_params(integer=True, nbins=4)
     axes.yaxis.get_major_locator().set_params(integer=True, nbins=4)
     return _svg(figure)
-
-
-def _bits(cells: Sequence[bool]) -> str:
-    return "".join("01"[cell] for cell in cells)
 
 
 def _axes(height: float, width: float = WIDTH) -> tuple[Any, Any]:
@@ -97,6 +99,7 @@ def _svg(figure: Any) -> str:
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r'<g id="[^"]*"', "<g", text)  # the same in every picture of a page
     text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text)
+    text = re.sub(r" font-family: [^;]*;", "", text)
     for drawn, shown in COLORS.items():
         text = text.replace(drawn, shown)
     return text
