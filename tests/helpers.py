@@ -36,10 +36,12 @@ def without_reader(command: Sequence[str], **options: Any) -> tuple[int, str]:
 
 def run_command_here(capsys: Any, command: str, *argv: object) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of `gpt_pjit COMMAND ARGV`, in this process."""
-    with pytest.raises(SystemExit) as stop, warnings.catch_warnings():
+    module, words = f"gpt_pjit.{command}.command", [*map(str, argv)]
+    with warnings.catch_warnings():
         # ml_collections loads configs in the way that Python 3.12 drops.
         warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)
-        run_command(f"gpt_pjit.{command}.command", f"gpt_pjit {command}", [*map(str, argv)])
+        with pytest.raises(SystemExit) as stop:
+            run_command(module, f"gpt_pjit {command}", words)
     return stop.value.code, *capsys.readouterr()
 
 

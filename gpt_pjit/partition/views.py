@@ -59,7 +59,8 @@ def explanation_blocks(record: Record, pictures: bool = False) -> Iterator[Block
     yield _rules_table(record["rules"])
     moved = record["bytes_moved_a_step"]
     rows = [(name, human_bytes(n)) for name, n in moved.items() if n]
-    yield Table(MOVED, ("", ">bytes"), [*rows, ("all", human_bytes(sum(moved.values())))])
+    if rows:
+        yield Table(MOVED, ("", ">bytes"), [*rows, ("all", human_bytes(sum(moved.values())))])
     if pictures:
         yield Note(PICTURES, "dim")
         largest = max(parameters, key=lambda path: math.prod(parameters[path]["shape"]))

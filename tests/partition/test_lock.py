@@ -49,5 +49,5 @@ def test_another_regex_with_the_same_effect_is_the_same_placement():
 def test_what_is_not_a_record(tmp_path, text):
     path = tmp_path / "x.json"
     path.write_text(text, encoding="latin-1")
-    with pytest.raises(ConfigError, match="not a record: .*; write it again with --write"):
+    with pytest.raises(ConfigError, match=r"not a record: .*; write it again with --write"):
         read_record(path, ("layout", "mesh"))
