@@ -120,7 +120,6 @@ def _collective(
     fields = instruction
     if not instruction.op_name:  # inside a fusion, which says where it comes from
         fields = _caller(module, visit.computation) or instruction
-    frames = module.frames(fields)
     return Collective(
         name=instruction.name,
         kind="reduce-scatter" if is_scatter else kind,
@@ -131,7 +130,7 @@ def _collective(
         loops=tuple(map(loop_label, visit.loops)),
         parameters=_matching(arrays, parameters),
         op_name=fields.op_name,
-        source=f"{frames[0].file.rsplit('/', 1)[-1]}:{frames[0].line}" if frames else "",
+        source=module.source(fields),
     )
 
 

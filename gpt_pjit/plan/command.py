@@ -91,11 +91,10 @@ def search_settings(flags: argparse.Namespace, config: Config, topology: Topolog
         "mesh.tensor": flags.tensor,
     }
     arguments = [*flags.config.arguments, f"--topology={topology.name}"]
-    outcomes, code = search(candidates(config, topology, wanted), topology, arguments)
-    if code == EXIT_DONE and not any(outcome.fits for outcome in outcomes):
+    found, code = search(candidates(config, topology, wanted), topology, arguments)
+    if code == EXIT_DONE and not any(one["fits"] for one in found):
         code = EXIT_BROKEN
-    record = [outcome.record() for outcome in outcomes]
-    return Answer(code, record, terminal(search_blocks(outcomes, topology)))
+    return Answer(code, found, terminal(search_blocks(found, topology)))
 
 
 def diff(flags: argparse.Namespace, config: Config, topology: Topology) -> Answer:

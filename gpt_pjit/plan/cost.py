@@ -15,7 +15,6 @@ from gpt_pjit.plan.topology import Topology
 
 # The pass of an operation, by what JAX's transformations leave in its name; first match wins.
 PASSES = (("recompute", "rematted_computation"), ("backward", r"transpose\("), ("forward", r"jvp"))
-OURS = re.compile(r"/(gpt_pjit/core/\w+/\w+\.py)$")
 TOP_OPERATIONS = 20
 # (model, parameters, topology, tokens/s, source): sequences of 1,024 tokens, as published.
 PUBLISHED = (
@@ -98,7 +97,7 @@ def roll_up(module: Module) -> list[Operation]:
             scope=named.scope,
             direction=direction_of(named.op_name),
             name=named.op_name.rsplit("/", 2)[-1] or visit.instruction.opcode,
-            source=source_of(module, named),
+            source=module.source(named),
             also=tuple(sorted(_scopes_inside(module, visit) - {named.scope})),
         )
         cycles[alike] += visit.instruction.cycles * visit.times
@@ -123,14 +122,6 @@ def unestimated(module: Module) -> int:
 
 def direction_of(op_name: str) -> str:
     return next((name for name, regex in PASSES if re.search(regex, op_name)), "update")
-
-
-def source_of(module: Module, instruction: Instruction) -> str:
-    """`gpt_pjit/core/model/loss.py:17`: the innermost line of the core that led to it."""
-    for frame in module.frames(instruction):
-        if match := OURS.search(frame.file):
-            return f"{match.group(1)}:{frame.line}"
-    return ""
 
 
 def _named(module: Module, instruction: Instruction) -> Instruction:

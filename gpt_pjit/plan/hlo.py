@@ -36,6 +36,7 @@ SCOPES = (
 )
 UNSCOPED = "unscoped"
 SCOPE = re.compile(rf"(?<![\w.])(?<!jit\()({'|'.join(SCOPES)})(?![\w.])")
+OURS = re.compile(r"/(gpt_pjit/core/\w+/\w+\.py:\d+)$")
 PASS_THROUGH = ("copy", "bitcast", "reshape", "convert", "copy-done", "copy-start")
 
 
@@ -102,15 +103,6 @@ class Instruction:
         """The first group of `pattern` in the attributes, or nothing."""
         match = re.search(pattern, self.attributes)
         return match.group(1) if match else ""
-
-
-@dataclass(frozen=True)
-class Frame:
-    """A line of the source, and the function that holds it."""
-
-    file: str
-    line: int
-    function: str
 
 
 @dataclass(frozen=True)
@@ -225,32 +217,30 @@ class Module:
             made = scope[made.operands[0]]
         return made
 
-    def frames(self, instruction: Instruction) -> list[Frame]:
-        """The calls that led to it, innermost first; none where the compiler dropped them."""
+    def source(self, instruction: Instruction) -> str:
+        """`gpt_pjit/core/model/loss.py:17`: the innermost line of ours that led to it, or ""."""
         number = instruction.find(r"stack_frame_id=(\d+)")
-        frames: list[Frame] = []
-        while number in self._frames and len(frames) < 100:
-            frame, parent = self._frames[number]
-            frames.append(frame)
-            number = "" if parent == number else parent
-        if not frames and (file := instruction.find(r'source_file="([^"]*)"')):
-            frames = [Frame(file, int(instruction.find(r"source_line=(\d+)") or 0), "")]
-        return frames
+        for _ in range(100):
+            place, parent = self._frames.get(number, ("", ""))
+            if ours := OURS.search(place):
+                return ours.group(1)
+            if parent in ("", number):
+                break
+            number = parent
+        file, line = (instruction.find(rf'source_{part}="?([^" ]*)') for part in ("file", "line"))
+        ours = OURS.search(f"{file}:{line}")
+        return ours.group(1) if ours else ""
 
     @cached_property
-    def _frames(self) -> dict[str, tuple[Frame, str]]:
-        files, functions = self._table("FileNames"), self._table("FunctionNames")
-        locations = self._table("FileLocations")
+    def _frames(self) -> dict[str, tuple[str, str]]:
+        """`FILE:LINE` of each stack frame, and the number of the frame that called it."""
+        files, locations = self._table("FileNames"), self._table("FileLocations")
         frames = {}
         for number, row in self._table("StackFrames").items():
-            place = dict(re.findall(r"(\w+)=(\d+)", row))
-            at = dict(re.findall(r"(\w+)=(\d+)", locations[place["file_location_id"]]))
-            frame = Frame(
-                files[at["file_name_id"]].strip('"'),
-                int(at["line"]),
-                functions[at["function_name_id"]].strip('"'),
-            )
-            frames[number] = (frame, place.get("parent_frame_id", ""))
+            frame = dict(re.findall(r"(\w+)=(\d+)", row))
+            at = dict(re.findall(r"(\w+)=(\d+)", locations[frame["file_location_id"]]))
+            file = files[at["file_name_id"]].strip('"')
+            frames[number] = f"{file}:{at['line']}", frame.get("parent_frame_id", "")
         return frames
 
     def _table(self, name: str) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from gpt_pjit.core.sharding import BATCH_AXES
@@ -23,17 +23,18 @@ class Step:
     logits: tuple[int, int]  # tokens of a microbatch and vocabulary, of one device
     compute_dtype: str  # as XLA writes it
 
-    def over_batch(self, chosen: Callable[[Collective], bool]) -> list[Collective]:
-        """Collectives of parameters over an axis of the batch."""
-        return [c for c in self.collectives if set(c.axes) & set(BATCH_AXES) and chosen(c)]
+    @property
+    def over_batch(self) -> list[Collective]:
+        """Collectives over an axis that splits the batch."""
+        return [c for c in self.collectives if set(c.axes) & set(BATCH_AXES)]
 
     @property
     def reductions(self) -> list[Collective]:
-        return self.over_batch(lambda c: c.is_reduction and bool(c.parameters))
+        return [c for c in self.over_batch if c.is_reduction and c.parameters]
 
     @property
     def gathers(self) -> list[Collective]:
-        return self.over_batch(lambda c: c.kind == "all-gather" and bool(c.parameters))
+        return [c for c in self.over_batch if c.kind == "all-gather" and c.parameters]
 
 
 def check(layout: str, step: Step, batch_is_split: bool) -> dict[str, list[str]]:
@@ -43,36 +44,6 @@ def check(layout: str, step: Step, batch_is_split: bool) -> dict[str, list[str]]
     """
     names = PROMISES[layout] if batch_is_split else ("one_float32_copy_of_the_logits",)
     return {name: list(CHECKS[name](step)) for name in names}
-
-
-def _nothing_in_a_loop(step: Step) -> Iterable[str]:
-    return (_say(c) for c in step.over_batch(lambda c: bool(c.loops)))
-
-
-def _no_reduction_in_a_loop(step: Step) -> Iterable[str]:
-    return (_say(c) for c in step.reductions if c.loops)
-
-
-def _reduced_in_float32(step: Step) -> Iterable[str]:
-    return (_say(c) for c in step.reductions if c.dtype != "f32")
-
-
-def _reduced_once(step: Step) -> Iterable[str]:
-    return _not_once(step, step.reductions)
-
-
-def _gathered_once(step: Step) -> Iterable[str]:
-    yield from (_say(c) for c in step.gathers if c.dtype != step.compute_dtype)
-    yield from _not_once(step, step.gathers)
-
-
-def _updated_gathered_once(step: Step) -> Iterable[str]:
-    yield from (_say(c) for c in step.gathers if c.dtype != "f32")
-    yield from _not_once(step, step.gathers)
-
-
-def _never_gathered(step: Step) -> Iterable[str]:
-    return (_say(c) for c in step.gathers)
 
 
 def _gathered_by_layer(step: Step) -> Iterable[str]:
@@ -101,14 +72,15 @@ def _one_copy_of_the_logits(step: Step) -> Iterable[str]:
     return stored if len(stored) > 1 else ()
 
 
+# What breaks a promise, for each; nothing where it is kept.
 CHECKS: Mapping[str, Callable[[Step], Iterable[str]]] = {
-    "no_collective_of_the_batch_in_a_loop": _nothing_in_a_loop,
-    "no_gradient_reduction_in_a_loop": _no_reduction_in_a_loop,
-    "gradients_reduced_in_float32": _reduced_in_float32,
-    "gradients_reduced_once": _reduced_once,
-    "weights_gathered_once_in_compute_dtype": _gathered_once,
-    "updated_parameters_gathered_once_in_float32": _updated_gathered_once,
-    "weights_never_gathered": _never_gathered,
+    "no_collective_of_the_batch_in_a_loop": lambda s: _not(s.over_batch, lambda c: not c.loops),
+    "no_gradient_reduction_in_a_loop": lambda s: _not(s.reductions, lambda c: not c.loops),
+    "gradients_reduced_in_float32": lambda s: _not(s.reductions, lambda c: c.dtype == "f32"),
+    "gradients_reduced_once": lambda s: _not_once(s, s.reductions),
+    "weights_gathered_once_in_compute_dtype": lambda s: _not_once(s, s.gathers, s.compute_dtype),
+    "updated_parameters_gathered_once_in_float32": lambda s: _not_once(s, s.gathers, "f32"),
+    "weights_never_gathered": lambda s: map(_say, s.gathers),
     "weights_gathered_layer_by_layer_in_compute_dtype": _gathered_by_layer,
     "one_float32_copy_of_the_logits": _one_copy_of_the_logits,
 }
@@ -131,8 +103,15 @@ PROMISES = {
 }
 
 
-def _not_once(step: Step, collectives: Sequence[Collective]) -> Iterable[str]:
-    """Each matrix must be in exactly one of the collectives, which runs once a step."""
+def _not(collectives: Sequence[Collective], good: Callable[[Collective], bool]) -> Iterator[str]:
+    return (_say(c) for c in collectives if not good(c))
+
+
+def _not_once(
+    step: Step, collectives: Sequence[Collective], dtype: str | None = None
+) -> Iterator[str]:
+    """Each matrix must be in exactly one, which runs once a step, and in the `dtype` if given."""
+    yield from _not(collectives, lambda c: dtype in (None, c.dtype))
     yield from (f"{_say(c)} runs {c.times} times a step" for c in collectives if c.times != 1)
     for path in sorted(step.matrices):
         holding = [c for c in collectives if path in c.parameters]

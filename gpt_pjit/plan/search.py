@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,45 +39,6 @@ class Candidate:
     @property
     def overrides(self) -> list[str]:
         return [f"--config.{name}={value}" for name, value in self.fields.items()]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A candidate with its plan; None where its trees alone do not fit, or where it failed."""
-
-    candidate: Candidate
-    plan: Record | None
-    failure: str = ""
-
-    @property
-    def fits(self) -> bool:
-        return bool(self.plan and self.plan["fits"])
-
-    @property
-    def step_seconds(self) -> float:
-        cost = self.plan and self.plan["cost"]
-        return cost["step_seconds"] if cost else float("inf")
-
-    @property
-    def limit(self) -> str:
-        """What to change first: memory, links, or the scope that takes most of the time."""
-        if self.failure:
-            return self.failure
-        if self.plan is None:
-            return "memory: state, weights and gradients alone"
-        cost = self.plan["cost"]
-        if not cost or not self.fits:
-            return "memory: activations"
-        if cost["collective_seconds"] > cost["compute_seconds"]:
-            return "links between chips"
-        if not cost["scopes"]:
-            return "compute"
-        scope, by = next(iter(cost["scopes"].items()))
-        return f"compute: {scope}, {sum(by.values()) / cost['mcycles']:.0%}"
-
-    def record(self) -> Record:
-        overrides = self.candidate.overrides
-        return {"overrides": overrides, "fits": self.fits, "limit": self.limit, "plan": self.plan}
 
 
 def candidates(
@@ -124,14 +86,18 @@ def _by_expected_memory(candidate: Candidate) -> tuple[bool, float]:
 
 def search(
     tried: Sequence[Candidate], topology: Topology, arguments: Sequence[str]
-) -> tuple[list[Outcome], int]:
-    """The outcomes, ranked, and EXIT_INTERRUPTED if Ctrl-C cut the search short, else 0.
+) -> tuple[list[Record], int]:
+    """A record for each candidate, the fastest that fits first, and EXIT_INTERRUPTED after Ctrl-C.
 
-    Each candidate is planned by the command that a user would type; what is compiled stays in the
-    cache, so the same search continues where it stopped.
+    Each is planned by the command that a user would type; what is compiled stays in the cache, so
+    the same search continues where it stopped.
     """
     waiting = [c for c in tried if c.memory.trees <= topology.chip.usable_bytes]
-    outcomes = [Outcome(c, None) for c in tried if c not in waiting]
+    found = [
+        _record(c, None, "memory: state, weights and gradients alone")
+        for c in tried
+        if c not in waiting
+    ]
     children: list[subprocess.Popen[str]] = []
     pool = ThreadPoolExecutor(usable_cores())
     runs = [pool.submit(_run, c, [*arguments, *c.overrides], children) for c in waiting]
@@ -139,7 +105,7 @@ def search(
     try:
         with Progress(f"compiling for {topology.name}", len(runs)) as progress:
             for done, run in enumerate(as_completed(runs), 1):
-                outcomes.append(run.result())
+                found.append(run.result())
                 progress.update(done)
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
@@ -148,12 +114,12 @@ def search(
         for child in children:
             child.kill()
         pool.shutdown()
-    return sorted(outcomes, key=lambda o: (not o.fits, o.step_seconds)), code
+    return sorted(found, key=lambda one: (not one["fits"], _seconds(one))), code
 
 
 def _run(
     candidate: Candidate, arguments: Sequence[str], children: list[subprocess.Popen[str]]
-) -> Outcome:
+) -> Record:
     # A session of its own: Ctrl-C reaches only this process, which then decides.
     with subprocess.Popen(
         [sys.executable, "-m", "gpt_pjit.plan", *arguments, "--json"],
@@ -165,34 +131,63 @@ def _run(
         children.append(child)
         out, errors = child.communicate()
     if child.returncode in (EXIT_DONE, EXIT_BROKEN) and out:
-        return Outcome(candidate, json.loads(out))
+        plan = json.loads(out)
+        return _record(candidate, plan, _limit(plan))
     last = errors.strip().splitlines()[-1:] or [f"ended with {child.returncode}"]
     kind = "refused" if child.returncode == EXIT_CONFIG else "failed"
-    return Outcome(candidate, None, f"{kind}: {last[0].strip()[:200]}")
+    return _record(candidate, None, f"{kind}: {last[0].strip()[:200]}")
 
 
-def search_blocks(outcomes: Sequence[Outcome], topology: Topology) -> Iterator[Block]:
-    seen: dict[str, Outcome] = {}
+def _record(candidate: Candidate, plan: Record | None, limit: str) -> Record:
+    return {
+        "overrides": candidate.overrides,
+        "fits": bool(plan and plan["fits"]),
+        "limit": limit,
+        "trees_bytes": candidate.memory.trees,
+        "plan": plan,
+    }
+
+
+def _limit(plan: Record) -> str:
+    """What to change first: memory, links, or the scope that takes most of the time."""
+    cost = plan["cost"]
+    if not cost or not plan["fits"]:
+        return "memory: activations"
+    if cost["collective_seconds"] > cost["compute_seconds"]:
+        return "links between chips"
+    if not cost["scopes"]:
+        return "compute"
+    scope, by = next(iter(cost["scopes"].items()))
+    return f"compute: {scope}, {sum(by.values()) / cost['mcycles']:.0%}"
+
+
+def _seconds(found: Record) -> float:
+    cost = found["plan"] and found["plan"]["cost"]
+    return cost["step_seconds"] if cost else math.inf
+
+
+def search_blocks(found: Sequence[Record], topology: Topology) -> Iterator[Block]:
+    programs: dict[str, Record] = {}
     rows = []
-    for outcome in outcomes:
-        plan = outcome.plan
-        cost = plan and plan["cost"]
-        twin = seen.setdefault(plan["program"], outcome) if plan and plan["program"] else outcome
-        peak = plan["memory"]["peak_bytes"] if plan else outcome.candidate.memory.trees
+    for one in found:
+        plan = one["plan"] or {"cost": None, "program": None}
+        cost, program = plan["cost"], plan["program"]
+        is_twin = program and programs.setdefault(program, one) is not one
+        peak = human_bytes(plan["memory"]["peak_bytes"] if one["plan"] else one["trees_bytes"])
         rows.append(
             (
                 f"{cost['step_seconds']:.3f} s" if cost else "",
                 f"{cost['mfu']:.1%}" if cost else "",
-                ("" if cost else "over ") + human_bytes(peak),
-                Cell("yes", style="good") if outcome.fits else Cell("no", style="bad"),
-                outcome.limit if twin is outcome else "the same program as a row above",
-                "\n".join(outcome.candidate.overrides) or "as the config is",
+                peak if cost else f"over {peak}",
+                Cell("yes", style="good") if one["fits"] else Cell("no", style="bad"),
+                "the same program as a row above" if is_twin else one["limit"],
+                "\n".join(one["overrides"]) or "as the config is",
             )
         )
     columns = (">step", ">MFU", ">peak", "fits", "limited by", "overrides")
     yield Table(f"Settings on {topology.name}", columns, rows)
-    if outcomes and outcomes[0].fits:
-        yield Note(f"fastest that fits, {outcomes[0].step_seconds:.3f} s a step:")
-        yield Note("    " + (" ".join(outcomes[0].candidate.overrides) or "as the config is"))
+    if found and found[0]["fits"]:
+        yield Note(f"fastest that fits, {_seconds(found[0]):.3f} s a step:")
+        yield Note("    " + (" ".join(found[0]["overrides"]) or "as the config is"))
     else:
         yield Note("nothing fits; `gpt_pjit plan` says what would help")

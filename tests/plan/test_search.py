@@ -74,10 +74,10 @@ def answering(plan):
 
 def test_outcomes_of_every_candidate(tried, child):
     child(answering(plan_of(1.5)))
-    outcomes, code = search(tried, V3, [])
+    found, code = search(tried, V3, [])
     assert code == EXIT_DONE
-    assert [outcome.limit for outcome in outcomes] == ["compute: mlp, 60%"] * 2
-    assert sorted(outcome.candidate.overrides for outcome in outcomes) == [
+    assert [one["limit"] for one in found] == ["compute: mlp, 60%"] * 2
+    assert sorted(one["overrides"] for one in found) == [
         [],
         ["--config.optim.microbatches=2"],
     ]
@@ -85,8 +85,8 @@ def test_outcomes_of_every_candidate(tried, child):
 
 def test_children_are_planned_with_the_given_arguments(tried, child):
     child("import json, sys; print(json.dumps({'fits': 0, 'cost': 0, 'argv': sys.argv[1:]}))")
-    outcomes, _ = search(tried, V3, ["--config=a.py", "--topology=v3-32"])
-    (argv,) = (o.plan["argv"] for o in outcomes if o.candidate.overrides)
+    found, _ = search(tried, V3, ["--config=a.py", "--topology=v3-32"])
+    (argv,) = (one["plan"]["argv"] for one in found if one["overrides"])
     assert argv == ["--config=a.py", "--topology=v3-32", "--config.optim.microbatches=2", "--json"]
 
 
@@ -94,20 +94,20 @@ def test_children_are_planned_with_the_given_arguments(tried, child):
 def test_a_child_that_says_much_does_not_hang(tried, child, stream):
     """More than a pipe holds."""
     child(f"import sys; sys.{stream}.write(' ' * 2**20); {answering(plan_of(1.0))}")
-    outcomes, _ = search(tried, V3, [])
-    assert [outcome.step_seconds for outcome in outcomes] == [1.0, 1.0]
+    found, _ = search(tried, V3, [])
+    assert [one["plan"]["cost"]["step_seconds"] for one in found] == [1.0, 1.0]
 
 
 def test_a_failed_child_is_told(tried, child):
     child("import sys; sys.exit('boom')")
-    outcomes, code = search(tried, V3, [])
+    found, code = search(tried, V3, [])
     assert code == EXIT_DONE
-    assert {outcome.limit for outcome in outcomes} == {"failed: boom"}
+    assert {one["limit"] for one in found} == {"failed: boom"}
 
 
 def test_settings_that_change_nothing_are_told(tried):
-    outcomes = [room.Outcome(candidate, plan_of(1.0)) for candidate in tried]
-    table, fastest, pasted = search_blocks(outcomes, V3)
+    found = [room._record(candidate, plan_of(1.0), "compute: mlp, 60%") for candidate in tried]
+    table, fastest, pasted = search_blocks(found, V3)
     limits = [row[4] for row in table.rows]
     assert limits == ["compute: mlp, 60%", "the same program as a row above"]
     assert fastest.text == "fastest that fits, 1.000 s a step:"
@@ -129,25 +129,25 @@ def test_ctrl_c_keeps_what_is_done_and_ends_the_rest(tried, child, monkeypatch):
     monkeypatch.setattr(room, "as_completed", first_then_ctrl_c)
     monkeypatch.setattr(room, "usable_cores", lambda: 2)
     start = time.monotonic()
-    outcomes, code = search(tried, V3, [])
+    found, code = search(tried, V3, [])
     assert time.monotonic() - start < 30
     assert code == EXIT_INTERRUPTED
-    assert [outcome.candidate.overrides for outcome in outcomes] == [[]]
+    assert [one["overrides"] for one in found] == [[]]
 
 
 def test_a_candidate_whose_trees_do_not_fit_is_not_compiled(monkeypatch):
     monkeypatch.setattr(room, "_run", lambda *_: pytest.fail("compiled"))
     config = load_config("580m")
     wanted = {"optim.microbatches": [4], "model.n_layers": [900]}
-    outcomes, _ = search(candidates(config, V3, wanted), V3, [])
-    assert [outcome.limit for outcome in outcomes] == ["memory: state, weights and gradients alone"]
-    assert not outcomes[0].fits
+    found, _ = search(candidates(config, V3, wanted), V3, [])
+    assert [one["limit"] for one in found] == ["memory: state, weights and gradients alone"]
+    assert not found[0]["fits"]
 
 
 def test_ranked_by_step_time_and_what_fits_first(tried, monkeypatch):
     plans = iter([plan_of(1.0, fits=False), plan_of(3.0), plan_of(2.0)])
-    monkeypatch.setattr(room, "_run", lambda candidate, *_: room.Outcome(candidate, next(plans)))
+    monkeypatch.setattr(room, "_run", lambda c, *_: room._record(c, next(plans), ""))
     monkeypatch.setattr(room, "usable_cores", lambda: 1)
-    outcomes, _ = search([tried[0]] * 3, V3, [])
-    assert [outcome.step_seconds for outcome in outcomes] == [2.0, 3.0, 1.0]
-    assert outcomes[-1].limit == "memory: activations"
+    found, _ = search([tried[0]] * 3, V3, [])
+    assert [one["plan"]["cost"]["step_seconds"] for one in found] == [2.0, 3.0, 1.0]
+    assert room._limit(found[-1]["plan"]) == "memory: activations"
