@@ -140,4 +140,4 @@ def _rich_table(block: Table) -> RichTable:
 def _rich_cell(cell: str | Cell) -> Text:
     if isinstance(cell, str):
         return Text(cell)
-    return Text(cell.text, STYLES[cell.style]) + Text("".join(f"\n{n}" for n in cell.notes), "dim")
+    return Text(cell.text, STYLES[cell.style]) + Text("".join(f"\n{n}" for n in cell.notes if n), "dim")

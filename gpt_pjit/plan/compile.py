@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -33,7 +34,8 @@ MEMORY = {
     "peak": "peak_memory_in_bytes",
     "code": "generated_code_size_in_bytes",
 }
-CORE = Path(__file__).parent.parent / "core"  # the program holds its lines and scopes
+CORE = Path(__file__).parent.parent / "core"
+SOURCES = ("model", "sharding", "training")  # the program holds their lines and scopes
 COMPILER_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax")
 
@@ -102,8 +104,9 @@ def compile_cached(lowered: jax.stages.Lowered, topology: Topology) -> Executabl
 
 
 def fingerprint(lowered: jax.stages.Lowered, topology: Topology) -> str:
-    """A hash of the program, the compiler with its flags, and all that it is read by."""
-    sources = [Path(__file__), *sorted(CORE.rglob("*.py"))]
+    """A hash of the program, its sources, and the compiler with its flags."""
+    rooms = (sorted((CORE / room).glob("*.py")) for room in SOURCES)
+    sources = [Path(__file__), *itertools.chain(*rooms)]
     parts = [
         topology.name,
         *map(_version, PACKAGES),
