@@ -140,4 +140,6 @@ def _rich_table(block: Table) -> RichTable:
 def _rich_cell(cell: str | Cell) -> Text:
     if isinstance(cell, str):
         return Text(cell)
-    return Text(cell.text, STYLES[cell.style]) + Text("".join(f"\n{n}" for n in cell.notes if n), "dim")
+    return Text(cell.text, STYLES[cell.style]) + Text(
+        "".join(f"\n{n}" for n in cell.notes if n), "dim"
+    )

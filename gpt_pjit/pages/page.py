@@ -36,7 +36,7 @@ def stacked_bars(
     rows: Mapping[str, Mapping[str, float]], unit: str, limit: tuple[str, float] | None = None
 ) -> str:
     """SVG of horizontal bars, a part of each for every name; `limit` is a line with its label."""
-    figure, axes = _axes(0.3 * len(rows) + 1.0)
+    figure, axes = _axes(0.3 * len(rows) + 1.2)
     names = list(dict.fromkeys(name for parts in rows.values() for name in parts))
     starts = [0.0] * len(rows)
     for place, name in enumerate(names):
