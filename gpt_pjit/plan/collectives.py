@@ -18,6 +18,7 @@ from gpt_pjit.plan.hlo import Array, Instruction, Loop, Module, Visit
 KINDS = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all", "collective-permute")
 REDUCTIONS = ("all-reduce", "reduce-scatter")
 LOOPS = {"layers": "layer loop", "accumulate_gradients": "microbatch loop"}  # by scope
+OUR_LOOP = re.compile(rf"\b({'|'.join(LOOPS)})\)*/while$")  # `jit(step)/jvp(layers)/while`
 SCATTER_FUSION = "all-reduce-scatter"  # how the TPU compiler writes a reduce-scatter
 
 
@@ -141,8 +142,9 @@ def _caller(module: Module, computation: str) -> Instruction | None:
 
 
 def loop_label(loop: Loop) -> str:
-    """Which loop of ours it is, by the scope in which it was traced."""
-    return LOOPS.get(loop.instruction.scope, f"loop of {loop.trips}")
+    """Which loop of ours it is, by the scope directly around it."""
+    ours = OUR_LOOP.search(loop.instruction.op_name)
+    return LOOPS[ours.group(1)] if ours else f"loop of {loop.trips}"
 
 
 def _whole_arrays(instruction: Instruction, kind: str, group: int) -> tuple[Array, ...]:

@@ -8,7 +8,7 @@ import pytest
 
 from gpt_pjit.plan.collectives import loop_label
 from gpt_pjit.plan.cost import direction_of, roll_up
-from gpt_pjit.plan.hlo import Instruction, Module
+from gpt_pjit.plan.hlo import Instruction, Loop, Module
 
 LOOP = """\
 HloModule test, is_scheduled=true
@@ -118,6 +118,21 @@ def test_the_innermost_scope_counts(op_name, scope, direction):
     attributes = f'metadata={{op_name="{op_name}"}}'
     instruction = Instruction("x", "add", "f32[]", "", attributes, False)
     assert (instruction.scope, direction_of(op_name)) == (scope, direction)
+
+
+@pytest.mark.parametrize(
+    ("op_name", "label"),
+    [
+        ("jit(f)/accumulate_gradients/while", "microbatch loop"),
+        ("jit(f)/accumulate_gradients/while/body/transpose(jvp(layers))/while", "layer loop"),
+        ("jit(f)/accumulate_gradients/jit(_threefry)/while", "loop of 5"),
+        ("jit(f)/layers/mlp/while", "loop of 5"),
+        ("", "loop of 5"),
+    ],
+)
+def test_a_loop_is_known_by_the_scope_around_it(op_name, label):
+    attributes = f'metadata={{op_name="{op_name}"}}'
+    assert loop_label(Loop(Instruction("x", "while", "()", "", attributes, False), 5)) == label
 
 
 def test_the_steps_own_loops(small, plan_on_cpu):
