@@ -57,7 +57,7 @@ class Parser(argparse_flags.ArgumentParser):
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         """The flags; what is left over must be overrides of configs."""
-        parsed, rest = self.parse_known_args(list(argv))
+        parsed, rest = self.parse_known_args(_joined(argv))
         for name in getattr(parsed, "config_flags", ()):
             overrides, rest = _split_overrides(name, rest)
             path = getattr(parsed, name)
@@ -213,26 +213,26 @@ class _Console(Console):
         raise BrokenPipeError  # for report_errors; rich would exit with 1
 
 
-def _split_overrides(name: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Those of `arguments` that override fields of the config `name`, and the others.
+def _joined(argv: Sequence[str]) -> list[str]:
+    """`--config.a.b value` as one argument, so that no value is taken for a positional one.
 
-    A value may follow after a space; flags of booleans may stand alone.
+    Flags of booleans may stand alone.
     """
-    pattern = re.compile(rf"--?(no)?{name}\.")
-    overrides: list[str] = []
-    others: list[str] = []
-    takes_value = False
-    for argument in arguments:
-        if pattern.match(argument):
-            overrides.append(argument)
-            takes_value = "=" not in argument
-        elif takes_value and not argument.startswith("-"):
-            overrides.append(argument)
-            takes_value = False
+    joined: list[str] = []
+    for argument in argv:
+        waits = joined and re.fullmatch(r"--?\w+\.[\w.]+", joined[-1])
+        if waits and not argument.startswith("-"):
+            joined[-1] += f"={argument}"
         else:
-            others.append(argument)
-            takes_value = False
-    return overrides, others
+            joined.append(argument)
+    return joined
+
+
+def _split_overrides(name: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Those of `arguments` that override fields of the config `name`, and the others."""
+    pattern = re.compile(rf"--?(no)?{name}\.")
+    overrides = [argument for argument in arguments if pattern.match(argument)]
+    return overrides, [argument for argument in arguments if argument not in overrides]
 
 
 def _one_line(error: Exception) -> str:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import subprocess
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import pytest
 
+from gpt_pjit.commandline import run_command
 from gpt_pjit.config import Config, from_config_dict, replaced as with_fields
 from gpt_pjit.core.checkpointer import Checkpointer
 from gpt_pjit.core.runtime import check_data, open_workdir
@@ -29,6 +32,17 @@ def without_reader(command: Sequence[str], **options: Any) -> tuple[int, str]:
         process.stdout.close()
         errors = process.stderr.read()
     return process.returncode, errors
+
+
+def run_command_here(capsys: Any, command: str, *argv: object) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of `gpt_pjit COMMAND ARGV`, in this process."""
+    module, words = f"gpt_pjit.{command}.command", [*map(str, argv)]
+    with warnings.catch_warnings():
+        # ml_collections loads configs in the way that Python 3.12 drops.
+        warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)
+        with pytest.raises(SystemExit) as stop:
+            run_command(module, f"gpt_pjit {command}", words)
+    return stop.value.code, *capsys.readouterr()
 
 
 def tiny(**sections: dict) -> Config:

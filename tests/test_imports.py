@@ -13,7 +13,7 @@ FLOORS = (
     ("core.tokens", "core.runtime"),
     ("core.training",),
     ("core.train",),
-    ("commandline", "trained"),
+    ("commandline", "trained", "pages"),
     ("partition", "data", "generate"),
     ("plan", "checkpoint", "evaluate"),
     ("hf",),

@@ -1,156 +1,156 @@
 """What a config's tables do, without devices and without compiling.
 
-python -m gpt_pjit.partition explain --config=FILE --devices=32 [--why=PATH] [--html=FILE]
-python -m gpt_pjit.partition lint --config=FILE --devices=32
-python -m gpt_pjit.partition diff --config=FILE --devices=32 --against.partition.layout=zero1
-python -m gpt_pjit.partition lock --config=FILE --devices=32 [--write]
+gpt_pjit partition explain --config=FILE --devices=32 [--why=PATH] [--html=FILE]
+gpt_pjit partition lint --config=FILE --devices=32
+gpt_pjit partition diff --config=FILE --devices=32 --against.partition.layout=zero1
+gpt_pjit partition lock --config=FILE --devices=32 [--write]
 
 All take overrides (--config.partition.layout=fsdp) and --json. `diff` says what changes from
---against to --config; --against is the file of --config, unless it names another.
+--against to --config; --against is the file of --config, unless it names another. `lock` compares
+with the record in locks/ beside the config.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import math
 import shlex
-import sys
+from pathlib import Path
 from typing import Any
 
 import jax
-from absl import app, flags
-from ml_collections import config_flags
 
-from gpt_pjit.commandline import (
-    Answer,
-    answer,
-    config_source,
-    parse_command,
-    read_config,
-    report_errors,
-    write_page,
-)
+from gpt_pjit.commandline import Answer, Parser, positive, write_page
 from gpt_pjit.config import Config, differences
 from gpt_pjit.core.errors import EXIT_BROKEN, EXIT_CONFIG, EXIT_DONE, ConfigError, Problem
-from gpt_pjit.core.model import param_shapes
+from gpt_pjit.core.model import param_shapes, sharding_rules
 from gpt_pjit.core.sharding import AXES, mesh_shape
-from gpt_pjit.core.training import optimizer_findings, sharding_rules
-from gpt_pjit.partition.diff import diff
-from gpt_pjit.partition.gpt import explain_config
-from gpt_pjit.partition.html import page
-from gpt_pjit.partition.lint import lint
-from gpt_pjit.partition.lock import lock_name, read_lock, write_lock
-from gpt_pjit.partition.records import difference_record, explanation_record
-from gpt_pjit.partition.render import (
-    difference_tables,
-    explanation_tables,
+from gpt_pjit.core.training import optimizer_findings
+from gpt_pjit.pages import Block, Note, Record, compare, page, read_record, terminal, write_record
+from gpt_pjit.partition.explain import explain_config, placement_of
+from gpt_pjit.partition.lint import lint, why
+from gpt_pjit.partition.views import (
+    difference_blocks,
+    explanation_blocks,
     findings_table,
     trials_table,
 )
-from gpt_pjit.partition.why import why
-
-_CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
-_AGAINST = config_flags.DEFINE_config_file("against", None, "diff: the side before.")
-_DEVICES = flags.DEFINE_integer("devices", None, "Needed where a mesh axis is -1.", lower_bound=1)
-_JSON = flags.DEFINE_bool("json", False, "JSON instead of tables.")
-_WHY = flags.DEFINE_string("why", None, "explain: a parameter; what each rule says to it.")
-_HTML = flags.DEFINE_string("html", None, "explain: the file for a page with pictures.")
-_WRITE = flags.DEFINE_bool("write", False, "lock: accept the placement as it is now.")
 
 
-def explain_command(config: Config) -> Answer:
-    rules = sharding_rules(config)
-    if path := _WHY.value:
-        trials = why(rules, _params(config), path, _axis_sizes(config))
-        return EXIT_DONE, list(map(dataclasses.asdict, trials)), [trials_table(path, trials)]
-    explanation = explain_config(config, _devices(config))
-    record = explanation_record(explanation, rules)
-    if _HTML.value:
-        title = f"{config_source(_CONFIG)} on {explanation.devices} devices"
-        write_page(_HTML.value, page(explanation, rules, title))
-        return EXIT_DONE, record, [f"wrote {_HTML.value}"]
-    return EXIT_DONE, record, explanation_tables(explanation, rules)
+def explain_command(flags: argparse.Namespace) -> Answer:
+    config = _config(flags)
+    if flags.why:
+        sizes = _axis_sizes(config, flags)
+        trials = why(
+            sharding_rules(config.model, config.partition), _params(config), flags.why, sizes
+        )
+        record: Any = list(map(dataclasses.asdict, trials))
+        return Answer(EXIT_DONE, record, terminal([trials_table(flags.why, trials)]))
+    record = explain_config(config, _devices(config, flags))
+    if flags.html:
+        title = f"{flags.config.path} on {math.prod(record['mesh'].values())} devices"
+        write_page(flags.html, page(title, explanation_blocks(record, pictures=True)))
+        return Answer(EXIT_DONE, record, [f"wrote {flags.html}"])
+    return Answer(EXIT_DONE, record, terminal(explanation_blocks(record)))
 
 
-def lint_command(config: Config) -> Answer:
+def lint_command(flags: argparse.Namespace) -> Answer:
+    config = _config(flags)
     params = _params(config)
     findings = [
-        *lint(sharding_rules(config), params, _axis_sizes(config)),
+        *lint(sharding_rules(config.model, config.partition), params, _axis_sizes(config, flags)),
         *optimizer_findings(config, params),
     ]
     findings.sort(key=lambda finding: finding.severity)
     record = list(map(dataclasses.asdict, findings))
     if not findings:
-        return EXIT_DONE, record, ["no findings"]
+        return Answer(EXIT_DONE, record, ["no findings"])
     code = EXIT_CONFIG if findings[0].severity == "error" else EXIT_DONE
-    return code, record, [findings_table(findings, str(config_source(_CONFIG)))]
+    return Answer(code, record, terminal([findings_table(findings, flags.config.path)]))
 
 
-def diff_command(config: Config) -> Answer:
-    against = read_config(_AGAINST)
-    sides = (explain_config(side, _devices(side)) for side in (against, config))
-    difference = diff(*sides)
-    changes = differences(against, config)
-    lines = [f"{name}: {old!r} -> {new!r}" for name, (old, new) in changes.items()]
-    record = {"config": changes, **difference_record(difference)}
-    tables = difference_tables(difference) if lines else ["no difference"]
-    return EXIT_DONE, record, [*lines, *tables]
+def diff_command(flags: argparse.Namespace) -> Answer:
+    config = _config(flags)
+    against = dataclasses.replace(flags.against, path=flags.against.path or flags.config.path)
+    before_config = against.read()
+    before, after = (explain_config(c, _devices(c, flags)) for c in (before_config, config))
+    changes = compare(placement_of(before), placement_of(after))
+    fields = differences(before_config, config)
+    record = {"config": fields, "before": before, "after": after, "changes": changes}
+    blocks: list[Block] = [
+        Note(f"{name}: {old!r} -> {new!r}") for name, (old, new) in fields.items()
+    ]
+    blocks += difference_blocks(before, after, changes) if changes else [Note("nothing moves")]
+    return Answer(EXIT_DONE, record, terminal(blocks))
 
 
-def lock_command(config: Config) -> Answer:
-    source = config_source(_CONFIG)
-    now = explain_config(config, _devices(config))
-    path = source.parent / "locks" / lock_name(source.stem, now)
-    if _WRITE.value:
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(write_lock(now), encoding="utf-8")
-        return EXIT_DONE, {"lock": str(path)}, [f"wrote {path}"]
-    accept = shlex.join(["python", "-m", "gpt_pjit.partition", *sys.argv[1:], "--write"])
+def lock_command(flags: argparse.Namespace) -> Answer:
+    config = _config(flags)
+    now = explain_config(config, _devices(config, flags))
+    path = Path(flags.config.path).parent / "locks" / lock_name(flags.config.stem, now)
+    devices = [f"--devices={flags.devices}"] if flags.devices else []
+    command = ["gpt_pjit", "partition", "lock", *flags.config.arguments, *devices, "--write"]
+    accept = shlex.join(command)
+    if flags.write:
+        write_record(path, now)
+        return Answer(EXIT_DONE, {"lock": str(path)}, [f"wrote {path}"])
     if not path.exists():
-        raise ConfigError(
-            [Problem("lock", str(path), "no such file", f"write it: {accept}")], "lock"
-        )
-    locked = read_lock(path.read_text(encoding="utf-8"), str(path))
-    if write_lock(locked) == write_lock(now):
-        return EXIT_DONE, {"lock": str(path)}, [f"as locked in {path}"]
-    difference = diff(locked, now)
-    record = {"lock": str(path), "accept": accept, **difference_record(difference)}
+        raise ConfigError([f"no such file: {path}; write it: {accept}"], "lock")
+    locked = read_record(path, ("layout", "mesh", "parameters"))
+    changes = compare(placement_of(locked), placement_of(now))
+    record = {"lock": str(path), "changes": changes, "accept": accept}
+    if not changes:
+        return Answer(EXIT_DONE, record, [f"as locked in {path}"])
     closing = f"not as locked in {path}; to accept it:\n    {accept}"
-    return EXIT_BROKEN, record, [*difference_tables(difference), closing]
+    blocks = difference_blocks(locked, now, changes)
+    return Answer(EXIT_BROKEN, record, [*terminal(blocks), closing])
 
 
-COMMANDS = {
-    "explain": explain_command,
-    "lint": lint_command,
-    "diff": diff_command,
-    "lock": lock_command,
-}
+def lock_name(config: str, record: Record) -> str:
+    """`580m.data32.zero.json`: the config, the mesh axes above 1, the layout."""
+    axes = [f"{axis}{size}" for axis, size in record["mesh"].items() if size > 1]
+    return f"{config}.{'-'.join(axes) or 'one'}.{record['layout']}.json"
 
 
-def main(argv: list[str]) -> None:
-    with report_errors():
-        jax.config.update("jax_platforms", "cpu")  # and no search for what is not needed
-        code, record, shown = COMMANDS[argv[1]](read_config(_CONFIG))
-        answer(code, record, shown, as_json=_JSON.value)
+def define(parser: Parser) -> None:
+    commands = parser.add_subparsers(dest="command", required=True)
+    explain = commands.add_parser("explain", help="where each parameter lives, by which rule")
+    explain.set_defaults(run=explain_command)
+    explain.add_argument("--why", metavar="PATH", help="a parameter: how each rule fares on it")
+    explain.add_argument("--html", metavar="FILE", help="write a page with pictures")
+    checked = commands.add_parser("lint", help="what is wrong or doubtful in the tables")
+    checked.set_defaults(run=lint_command)
+    diff = commands.add_parser("diff", help="what changes from --against to --config")
+    diff.set_defaults(run=diff_command)
+    lock = commands.add_parser("lock", help="compare with the committed record")
+    lock.set_defaults(run=lock_command)
+    lock.add_argument("--write", action="store_true", help="accept the placement as it is now")
+    for command in (explain, checked, diff, lock):
+        command.add_config()
+        command.add_argument("--devices", type=positive, help="needed where a mesh axis is -1")
+        command.add_json()
+    diff.add_config("against", help="the side before; default the file of --config")
+
+
+def _config(flags: argparse.Namespace) -> Config:
+    jax.config.update("jax_platforms", "cpu")  # and no search for other devices
+    return flags.config.read()
 
 
 def _params(config: Config) -> Any:
     return param_shapes(config.model, config.data.sequence_length)
 
 
-def _devices(config: Config) -> int:
+def _devices(config: Config, flags: argparse.Namespace) -> int:
     sizes = {f"mesh.{axis}": getattr(config.mesh, axis) for axis in AXES}
-    if _DEVICES.value is None and -1 in sizes.values():
+    if flags.devices is None and -1 in sizes.values():
         constraint = f"is needed for the axis that takes the rest: {sizes}"
         raise ConfigError([Problem("devices", None, constraint, "try --devices=32")], "flags")
-    return _DEVICES.value or math.prod(sizes.values())
+    return flags.devices or math.prod(sizes.values())
 
 
-def _axis_sizes(config: Config) -> dict[str, int]:
+def _axis_sizes(config: Config, flags: argparse.Namespace) -> dict[str, int]:
     mesh = config.mesh
-    sizes = mesh_shape(mesh.replica, mesh.data, mesh.tensor, _devices(config))
+    sizes = mesh_shape(mesh.replica, mesh.data, mesh.tensor, _devices(config, flags))
     return dict(zip(AXES, sizes, strict=True))
-
-
-if __name__ == "__main__":
-    app.run(main, flags_parser=lambda argv: parse_command(argv, COMMANDS))

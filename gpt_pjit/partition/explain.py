@@ -1,110 +1,79 @@
-"""Where every parameter lives in each of the four trees, in bytes, and by which rule."""
+"""Where every parameter lives, by which rule, and what a training step moves for its sake.
+
+The answer is a record of plain values: --json prints it, a lock keeps it, tables and pages show it.
+
+Traffic follows from specs alone, by the formulas of a ring: of B bytes over n devices, an
+all-gather and a reduce-scatter move (n - 1) / n * B through each device, an all-reduce twice that.
+The activations that tensor parallelism moves are not counted, nor the scalars of the metrics.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
+from jax.sharding import PartitionSpec as P, use_abstract_mesh
 
+from gpt_pjit.config import Config
+from gpt_pjit.core.model import sharding_rules
+from gpt_pjit.core.parameters import gpt_dimensions
 from gpt_pjit.core.sharding import (
+    BATCH_AXES,
     Match,
     Placement,
     Rules,
+    abstract_mesh,
+    axes_of,
+    match_rules,
+    mesh_shape,
     paths_and_leaves,
     shard_bytes,
     shard_shape,
+    state_bytes,
+    values,
+    without_batch_axes,
 )
-from gpt_pjit.partition.traffic import traffic
+from gpt_pjit.core.training import build_training, make_optimizer
+from gpt_pjit.pages import Record
 
 TREES = ("stored", "compute", "gradients", "optimizer")
+COLLECTIVES = (
+    "gather weights, once",
+    "gather weights, layer by layer",
+    "reduce gradients, layer by layer",
+    "reduce gradients, once",
+    "gather updated parameters",
+)
 
 
-@dataclass(frozen=True)
-class Part:
-    """One device's part of a parameter in one tree.
-
-    In the optimizer tree the bytes are those of all state leaves of the parameter.
-    """
-
-    spec: P
-    shape: tuple[int, ...]
-    nbytes: int
-
-
-@dataclass(frozen=True)
-class Row:
-    """One parameter: its part in each tree, and the bytes that a step moves, by collective."""
-
-    path: str
-    shape: tuple[int, ...]
-    parts: Mapping[str, Part]
-    traffic: Mapping[str, int]
-    letters: str = ""
-    match: Match | None = None
-
-    @property
-    def nbytes(self) -> int:
-        return sum(part.nbytes for part in self.parts.values())
-
-    def is_whole(self, tree: str) -> bool:
-        """Whether every device holds all of it."""
-        return self.parts[tree].shape == self.shape
-
-
-@dataclass(frozen=True)
-class RuleUse:
-    """A rule with the number of its tensors, their bytes a device, and those it replicates."""
-
-    number: int
-    regex: str
-    specs: tuple[Any, ...]
-    tensors: int
-    nbytes: int
-    replicated: int
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """A row for each parameter; `counters` are bytes of state that belongs to no parameter."""
-
-    layout: str
-    axis_sizes: Mapping[str, int]
-    rows: tuple[Row, ...]
-    counters: int
-
-    @property
-    def devices(self) -> int:
-        return math.prod(self.axis_sizes.values())
-
-    def tree_bytes(self, tree: str) -> int:
-        """Bytes a device; the counters are counted as optimizer state."""
-        total = sum(row.parts[tree].nbytes for row in self.rows)
-        return total + (self.counters if tree == "optimizer" else 0)
-
-    def by_rule(self, rules: Rules) -> Iterator[RuleUse]:
-        """What each rule places; replicated is what the rule, and not the layout, leaves whole."""
-        for number, (regex, *specs) in enumerate(rules):
-            rows = [row for row in self.rows if row.match and row.match.number == number]
-            whole = (
-                row.nbytes
-                for row in rows
-                if row.match
-                and shard_shape(row.shape, P(*row.match.value), self.axis_sizes) == row.shape
-            )
-            nbytes = sum(row.nbytes for row in rows)
-            yield RuleUse(number, regex, tuple(specs), len(rows), nbytes, sum(whole))
-
-    def moved_bytes(self, collective: str) -> int:
-        """Bytes that a step moves through each device."""
-        return sum(row.traffic[collective] for row in self.rows)
+def explain_config(config: Config, devices: int) -> Record:
+    """The placement of a config's training step; raises ConfigError as `build_training` does."""
+    c, sizes = config.model, config.mesh
+    mesh = abstract_mesh(mesh_shape(sizes.replica, sizes.data, sizes.tensor, devices))
+    training = build_training(config, mesh)
+    model, state = training.model, training.state
+    with use_abstract_mesh(mesh):
+        weights = jax.eval_shape(model.gather_weights, state.params)
+    specs = jax.tree.map(lambda leaf: leaf.sharding.spec, state.opt_state)
+    held = state_bytes(make_optimizer(config, state.params), state.params, specs, mesh.shape)
+    letters = match_rules(gpt_dimensions(c), state.params)
+    return explain(
+        sharding_rules(c, config.partition),
+        model.placement,
+        state.params,
+        weights,
+        held | {None: held[None] + state.step.dtype.itemsize},
+        dict(paths_and_leaves(values(letters))),
+        microbatches=config.optim.microbatches,
+        passes=1 if c.remat == "none" else 2,  # without remat the backward pass keeps the weights
+    )
 
 
 def explain(
+    rules: Rules,
     placement: Placement,
     params: Any,
     weights: Any,
@@ -113,26 +82,133 @@ def explain(
     *,
     microbatches: int,
     passes: int,
-) -> Explanation:
-    """Reads shapes and dtypes of the stored `params` and of the `weights` in the passes.
+) -> Record:
+    """The record of a placement; all bytes are those of one device.
 
-    `state_bytes` are the bytes a device of each parameter's optimizer state, `letters` names the
-    dimensions of each parameter; `microbatches` and `passes` are as in `traffic`.
+    `params` are the stored parameters and `weights` what the passes use, as arrays or shapes.
+    `state_bytes` holds the bytes of each parameter's optimizer state, and under None those of no
+    parameter; `letters` names dimensions; `microbatches` and `passes` are as in `traffic`.
     """
     sizes = placement.axis_sizes
-    weight_of, match_of = dict(paths_and_leaves(weights)), dict(paths_and_leaves(placement.matches))
+    weight_of = dict(paths_and_leaves(weights))
+    match_of = dict(paths_and_leaves(placement.matches))
     specs_of = {tree: dict(paths_and_leaves(getattr(placement, tree))) for tree in TREES}
-    rows = []
+    parameters: Record = {}
     for path, param in paths_and_leaves(params):
         gradient = jax.ShapeDtypeStruct(param.shape, jnp.float32)
-        arrays = {"stored": param, "compute": weight_of[path], "gradients": gradient}
+        leaves = {"stored": param, "compute": weight_of[path], "gradients": gradient}
         specs = {tree: specs_of[tree][path] for tree in TREES}
-        nbytes = {tree: shard_bytes(leaf, specs[tree], sizes) for tree, leaf in arrays.items()}
+        nbytes = {tree: shard_bytes(leaf, specs[tree], sizes) for tree, leaf in leaves.items()}
         nbytes["optimizer"] = state_bytes.get(path, 0)
-        parts = {
-            tree: Part(spec, shard_shape(param.shape, spec, sizes), nbytes[tree])
-            for tree, spec in specs.items()
-        }
         moved = traffic(param, weight_of[path], specs, sizes, microbatches, passes)
-        rows.append(Row(path, param.shape, parts, moved, letters.get(path, ""), match_of[path]))
-    return Explanation(placement.layout, sizes, tuple(rows), state_bytes.get(None, 0))
+        parameters[path] = {
+            "shape": list(param.shape),
+            "dimensions": letters.get(path, ""),
+            "rule": {"number": match_of[path].number, "spec": match_of[path].chosen},
+            "trees": {
+                tree: {
+                    "spec": spec_entries(spec),
+                    "shape": list(shard_shape(param.shape, spec, sizes)),
+                    "bytes": nbytes[tree],
+                }
+                for tree, spec in specs.items()
+            },
+            "bytes_moved_a_step": {name: n for name, n in moved.items() if n},
+        }
+    held = {tree: sum(p["trees"][tree]["bytes"] for p in parameters.values()) for tree in TREES}
+    held["optimizer"] += state_bytes.get(None, 0)
+    every = [p["bytes_moved_a_step"] for p in parameters.values()]
+    return {
+        "layout": placement.layout,
+        "mesh": dict(sizes),
+        "bytes_a_device": held,
+        "bytes_moved_a_step": {name: sum(p.get(name, 0) for p in every) for name in COLLECTIVES},
+        "rules": list(_rules(rules, match_of, parameters, sizes)),
+        "parameters": parameters,
+    }
+
+
+def placement_of(record: Record) -> Record:
+    """The part of the record that a lock must match: not which rules, but what they lead to."""
+    parameters = {
+        path: {name: value for name, value in parameter.items() if name != "rule"}
+        for path, parameter in record["parameters"].items()
+    }
+    return {name: value for name, value in record.items() if name != "rules"} | {
+        "parameters": parameters
+    }
+
+
+def spec_entries(spec: P) -> list[Any]:
+    """For each dimension an axis, a list of axes, or None."""
+    return [list(entry) if isinstance(entry, tuple) else entry for entry in spec]
+
+
+def _rules(
+    rules: Rules, match_of: Mapping[str, Match], parameters: Record, sizes: Mapping[str, int]
+) -> Iterator[Record]:
+    """What each rule places; replicated is what the rule, and not the layout, leaves whole."""
+    for number, (regex, *specs) in enumerate(rules):
+        nbytes, replicated = 0, 0
+        paths = [path for path, match in match_of.items() if match.number == number]
+        for path in paths:
+            size = sum(part["bytes"] for part in parameters[path]["trees"].values())
+            shape = tuple(parameters[path]["shape"])
+            nbytes += size
+            replicated += size * (shard_shape(shape, P(*match_of[path].value), sizes) == shape)
+        yield {
+            "number": number,
+            "regex": regex,
+            "specs": [spec_entries(P(*spec)) for spec in specs],
+            "tensors": len(paths),
+            "bytes": nbytes,
+            "replicated_bytes": replicated,
+        }
+
+
+def traffic(
+    param: Any,
+    weight: Any,
+    specs: Mapping[str, P],
+    axis_sizes: Mapping[str, int],
+    microbatches: int,
+    passes: int,
+) -> dict[str, int]:
+    """Bytes through each device in a step, by collective, for one parameter.
+
+    `param` and `weight` are its shapes as stored and in the compute dtype, `specs` those of the
+    four trees, `passes` how often a microbatch gathers a layer: forward, and backward if it
+    recomputes.
+    """
+    gradient = jax.ShapeDtypeStruct(param.shape, jnp.float32)
+    compute, whole = specs["compute"], without_batch_axes(specs["compute"])
+    in_layers = [axis for axis in BATCH_AXES if axis in axes_of(compute)]
+    once = [axis for axis in BATCH_AXES if axis not in in_layers]
+    moved = (
+        _gather(weight, specs["stored"], compute, axis_sizes),
+        _gather(weight, compute, whole, axis_sizes) * passes * microbatches,
+        _reduce(weight, whole, compute, in_layers, axis_sizes) * microbatches,
+        _reduce(gradient, compute, specs["gradients"], once, axis_sizes),
+        _gather(param, specs["optimizer"], specs["stored"], axis_sizes),
+    )
+    return dict(zip(COLLECTIVES, moved, strict=True))
+
+
+def _gather(leaf: Any, source: P, target: P, axis_sizes: Mapping[str, int]) -> int:
+    """An all-gather over the axes that `source` splits and `target` does not."""
+    n = _devices(set(axes_of(source)) - set(axes_of(target)), axis_sizes)
+    return shard_bytes(leaf, target, axis_sizes) * (n - 1) // n
+
+
+def _reduce(
+    leaf: Any, source: P, target: P, summed: Iterable[str], axis_sizes: Mapping[str, int]
+) -> int:
+    """A reduce-scatter over the summed axes that `target` splits, an all-reduce over the others."""
+    scattered = set(axes_of(target)) - set(axes_of(source))
+    n, others = _devices(scattered, axis_sizes), _devices(set(summed) - scattered, axis_sizes)
+    size = shard_bytes(leaf, source, axis_sizes)
+    return size * (n - 1) // n + 2 * (size // n) * (others - 1) // others
+
+
+def _devices(axes: Iterable[str], axis_sizes: Mapping[str, int]) -> int:
+    return math.prod(axis_sizes[axis] for axis in axes)

@@ -1,32 +1,38 @@
-"""All that is wrong or doubtful in a sharding table: errors stop training, warnings do not."""
+"""What is wrong or doubtful in a sharding table, and why a parameter got the rule it has."""
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from jax.sharding import PartitionSpec as P
 
+from gpt_pjit.core.errors import ConfigError, Problem
 from gpt_pjit.core.sharding import (
     REPLICA,
+    SHARDING,
     Finding,
     Match,
     Rules,
     axes_of,
     choose,
+    misfits,
     paths_and_leaves,
     shard_shape,
     try_rules,
+    whole_path_regex,
 )
 
-CATCH_ALL_BYTES = 2**20  # that a catch-all may place, before splitting
-REPLICATED_BYTES = 2**20  # that a tensor may have which is whole on every device
+CATCH_ALL_BYTES = 2**20  # a catch-all may place this much, before splitting
+REPLICATED_BYTES = 2**20  # a tensor of this size may be whole on every device
 
 
 def lint(rules: Rules, params: Any, axis_sizes: Mapping[str, int]) -> list[Finding]:
-    """The errors, which are those of `place`, then the warnings."""
+    """The errors, for which `place` refuses the table, then the warnings, with which it trains."""
     leaves = dict(paths_and_leaves(params))
     chosen, errors = choose(rules, params, axis_sizes)
     matches = try_rules(rules, list(leaves))[0]
@@ -41,8 +47,8 @@ def lint(rules: Rules, params: Any, axis_sizes: Mapping[str, int]) -> list[Findi
 def is_catch_all(regex: str, path: str) -> bool:
     """Whether a rule that matches `path` would match any other name in its place.
 
-    It then takes in silence whatever parameter is added there next: `.*` or `blocks/.*`, but not
-    `.*/kernel`.
+    Such a rule silently takes the next parameter added there: `.*` or `blocks/.*` does, `.*/kernel`
+    does not.
     """
     parent, slash, _ = path.rpartition("/")
     return bool(re.fullmatch(regex, f"{parent}{slash}any_other_name"))
@@ -74,7 +80,7 @@ def _catch_alls(matches: Mapping[str, Match], leaves: Mapping[str, Any]) -> Iter
 def _unused_axes(
     matches: Mapping[str, Match], chosen: set[str], axis_sizes: Mapping[str, int]
 ) -> Iterator[Finding]:
-    """Axes that split no parameter; `replica` is there to split nothing but the batch."""
+    """Axes that split no parameter; `replica` splits only the batch, by design."""
     used: set[str] = set()
     for path, match in matches.items():
         specs = [match.value] if path in chosen else match.values
@@ -119,3 +125,51 @@ def _replicated(
 
 def _bytes(leaf: Any) -> int:
     return math.prod(leaf.shape) * leaf.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What became of one rule: `taken`, `too late`, `near miss` or `no match`, with the reason."""
+
+    number: int
+    regex: str
+    verdict: str
+    reason: str
+
+
+def why(rules: Rules, params: Any, path: str, axis_sizes: Mapping[str, int]) -> list[Trial]:
+    """Every rule in order, tried on the parameter at `path`, also in a table with other errors."""
+    leaves = dict(paths_and_leaves(params))
+    if path not in leaves:
+        close = difflib.get_close_matches(path, leaves, n=3, cutoff=0.4)
+        remedy = f"did you mean {' or '.join(close)}?" if close else "explain lists all paths"
+        raise ConfigError([Problem("path", path, "is not a parameter", remedy)], "--why")
+    matches, findings = try_rules(rules, [path])
+    if malformed := [finding for finding in findings if finding.kind == "malformed"]:
+        raise ConfigError(malformed, SHARDING)
+    taken = matches.get(path)
+    trials = []
+    for number, (regex, *_) in enumerate(rules):
+        verdict, reason = "no match", ""
+        if taken and number == taken.number:
+            verdict, reason = "taken", _choice(rules, taken, path, leaves[path], axis_sizes)
+        elif re.fullmatch(regex, path):
+            assert taken
+            verdict, reason = "too late", f"matches, but rule {taken.number} comes first"
+        elif wider := whole_path_regex(regex, path):
+            verdict, reason = "near miss", f"matches only part of the path; all of it: {wider}"
+        trials.append(Trial(number, regex, verdict, reason))
+    return trials
+
+
+def _choice(rules: Rules, match: Match, path: str, leaf: Any, axis_sizes: Mapping[str, int]) -> str:
+    """Which spec of the rule is used, and why not those before it."""
+    chosen, findings = choose(rules, {path: leaf}, axis_sizes)
+    if path not in chosen:
+        return "; ".join(str(finding) for finding in findings if finding.parameter == path)
+    value = chosen[path].value
+    if len(match.values) == 1:
+        return f"the first that matches all of the path: {value}"
+    refused = misfits(path, match, leaf.shape, axis_sizes)[: chosen[path].chosen]
+    reasons = "".join(f"; not {match.values[i]}: {r[0].constraint}" for i, r in enumerate(refused))
+    return f"spec {chosen[path].chosen + 1} of {len(match.values)}, {value}{reasons}"

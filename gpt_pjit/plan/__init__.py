@@ -1,4 +1,4 @@
-"""Ahead-of-time plans: the run's own program compiled for hardware that is not here, and read.
+"""Ahead-of-time plans: the run's own program, compiled for hardware that is not here, and read.
 
-`python -m gpt_pjit.plan` is its command line.
+`gpt_pjit plan` is the command line.
 """

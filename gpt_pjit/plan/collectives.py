@@ -10,19 +10,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gpt_pjit.core.model import Model
 from gpt_pjit.core.sharding import paths_and_leaves, shard_shape, without_batch_axes
-from gpt_pjit.core.training import Program
+from gpt_pjit.pages import Record
 from gpt_pjit.plan.hlo import Array, Instruction, Loop, Module, Visit
 
 KINDS = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all", "collective-permute")
 REDUCTIONS = ("all-reduce", "reduce-scatter")
-LOOPS = {"GPT._run_blocks": "layer loop", "make_train_step.<locals>.gradients": "microbatch loop"}
+LOOPS = {"layers": "layer loop", "accumulate_gradients": "microbatch loop"}  # by scope
+OUR_LOOP = re.compile(rf"\b({'|'.join(LOOPS)})\)*/while$")  # `jit(step)/jvp(layers)/while`
 SCATTER_FUSION = "all-reduce-scatter"  # how the TPU compiler writes a reduce-scatter
 
 
 @dataclass(frozen=True)
 class Collective:
-    """`arrays` are whole over the group; `parameters` are the paths whose shape they have."""
+    """A collective of the step, with all that the promises and the tables ask about it.
+
+    `arrays` are whole over the group; `parameters` are the paths whose shape they have.
+    """
 
     name: str
     kind: str
@@ -37,7 +42,7 @@ class Collective:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that a device sends each time it runs, by the ring formulas."""
+        """Bytes that a device sends each time this runs, by the formulas of a ring."""
         whole, n = sum(array.nbytes for array in self.arrays), self.group_size
         if self.kind == "collective-permute":
             return whole
@@ -59,17 +64,33 @@ class Collective:
     def is_reduction(self) -> bool:
         return self.kind in REDUCTIONS
 
+    def record(self) -> Record:
+        return {
+            "kind": self.kind,
+            "dtype": self.dtype,
+            "shapes": [list(array.shape) for array in self.arrays],
+            "axes": list(self.axes),
+            "devices": self.group_size,
+            "bytes": self.nbytes,
+            "times": self.times,
+            "total_bytes": self.total_bytes,
+            "where": self.where,
+            "parameters": list(self.parameters),
+            "op_name": self.op_name,
+            "source": self.source,
+        }
+
 
 def collectives_of(
     module: Module, mesh_sizes: Mapping[str, int], parameters: Mapping[str, tuple[int, ...]]
 ) -> list[Collective]:
-    """In the order of the program. `parameters` are shapes by path, as `whole_shapes` gives."""
+    """In the order of the program; `parameters` are shapes by path, from `whole_shapes`."""
     found, seen = [], set()
     for visit in module.walk():
         kind = visit.instruction.opcode.removesuffix("-start")
         if kind not in KINDS:
             continue
-        # An asynchronous one appears again in the fusions that wait for it.
+        # An asynchronous collective appears again in the fusions that wait for it.
         key = visit.instruction.find(r'async_collective_name="([^"]*)"') or visit.instruction.name
         if key not in seen:
             seen.add(key)
@@ -77,12 +98,12 @@ def collectives_of(
     return found
 
 
-def whole_shapes(program: Program) -> dict[str, tuple[int, ...]]:
-    """The shape of each parameter on a device, once gathered over the batch axes."""
-    specs = dict(paths_and_leaves(program.placement.compute))
+def whole_shapes(model: Model) -> dict[str, tuple[int, ...]]:
+    """The shape of each parameter on a device once it is gathered over the batch axes."""
+    specs = dict(paths_and_leaves(model.placement.compute))
     return {
-        path: shard_shape(leaf.shape, without_batch_axes(specs[path]), program.mesh.shape)
-        for path, leaf in paths_and_leaves(program.state.params)
+        path: shard_shape(leaf.shape, without_batch_axes(specs[path]), model.mesh.shape)
+        for path, leaf in paths_and_leaves(model.params)
     }
 
 
@@ -98,9 +119,8 @@ def _collective(
     groups = replica_groups(instruction.attributes, math.prod(mesh_sizes.values()))
     arrays = _whole_arrays(instruction, kind, len(groups[0]))
     fields = instruction
-    if not instruction.op_name:  # inside a fusion: the fusion says where it comes from
+    if not instruction.op_name:  # inside a fusion, which says where it comes from
         fields = _caller(module, visit.computation) or instruction
-    frames = module.frames(fields)
     return Collective(
         name=instruction.name,
         kind="reduce-scatter" if is_scatter else kind,
@@ -108,10 +128,10 @@ def _collective(
         axes=_axes(groups, mesh_sizes),
         group_size=len(groups[0]),
         times=visit.times,
-        loops=tuple(loop_label(module, loop) for loop in visit.loops),
+        loops=tuple(map(loop_label, visit.loops)),
         parameters=_matching(arrays, parameters),
         op_name=fields.op_name,
-        source=f"{frames[0].file.rsplit('/', 1)[-1]}:{frames[0].line}" if frames else "",
+        source=module.source(fields),
     )
 
 
@@ -121,15 +141,14 @@ def _caller(module: Module, computation: str) -> Instruction | None:
     return next((i for i in every if called.search(i.attributes)), None)
 
 
-def loop_label(module: Module, loop: Loop) -> str:
-    for frame in module.frames(loop.instruction):
-        if frame.function in LOOPS:
-            return LOOPS[frame.function]
-    return f"loop of {loop.trips}"
+def loop_label(loop: Loop) -> str:
+    """Which loop of ours it is, by the scope directly around it."""
+    ours = OUR_LOOP.search(loop.instruction.op_name)
+    return LOOPS[ours.group(1)] if ours else f"loop of {loop.trips}"
 
 
 def _whole_arrays(instruction: Instruction, kind: str, group: int) -> tuple[Array, ...]:
-    """The arrays whole over the group: results, except of a reduce-scatter, which has a part."""
+    """The results, made whole over the group where they are a part, as of a reduce-scatter."""
     arrays = instruction.arrays
     if instruction.opcode.endswith("-start"):  # its result is (operands, results, ...)
         count = len(instruction.operands)
@@ -186,7 +205,7 @@ def _axes(groups: np.ndarray, mesh_sizes: Mapping[str, int]) -> tuple[str, ...]:
 def _matching(
     arrays: Iterable[Array], parameters: Mapping[str, tuple[int, ...]]
 ) -> tuple[str, ...]:
-    """Paths whose shape an array has; one layer's, transposed or merged ones if none has it."""
+    """The paths whose shapes are most like those of the arrays; see `_likeness`."""
     names: list[str] = []
     for array in arrays:
         if array.shape:
@@ -199,8 +218,8 @@ def _matching(
 
 
 def _likeness(shape: Sequence[int], path: str, parameter: Sequence[int]) -> int:
-    """2 for the shape of the parameter or of one layer; 1 if its dimensions were moved, merged or
-    split, as XLA may do around a collective; 0 if neither.
+    """2 for the shape of the parameter or of one layer, 1 if its dimensions were moved, merged or
+    split, as XLA may do around a collective, 0 otherwise.
     """
     candidates = [parameter] + ([parameter[1:]] if path.startswith("blocks/") else [])
     mine, best = [size for size in shape if size > 1], 0

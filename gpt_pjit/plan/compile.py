@@ -1,9 +1,10 @@
-"""The program of a run, compiled for a topology; results are kept on disk by their hash."""
+"""Compiles the program of a run for a topology, and keeps the results on disk by their hash."""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -22,7 +23,7 @@ from jax.experimental import topologies
 from gpt_pjit.config import Config
 from gpt_pjit.core.errors import ConfigError, Problem
 from gpt_pjit.core.sharding import make_mesh, mesh_shape
-from gpt_pjit.core.training import Program, build
+from gpt_pjit.core.training import Training, build_training
 from gpt_pjit.plan.topology import Topology
 
 MEMORY = {
@@ -33,22 +34,25 @@ MEMORY = {
     "peak": "peak_memory_in_bytes",
     "code": "generated_code_size_in_bytes",
 }
-SOURCES = ("model", "training")  # rooms whose lines the compiled program names
+CORE = Path(__file__).parent.parent / "core"
+SOURCES = ("model", "sharding", "training")  # the program holds their lines and scopes
+COMPILER_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax")
 
 
 @dataclass(frozen=True)
 class Executable:
-    """What a compile leaves: the optimized program, bytes a device, and how long it took.
+    """The result of a compile: the optimized program, bytes of a device, and the time it took.
 
-    `refusal` is the compiler's message where the program needs more memory than there is; then
-    there is no text, and `memory` is empty.
+    `refusal` is the compiler's message where the program needs more memory than there is; `hlo` and
+    `memory` are then empty.
     """
 
     hlo: str
     memory: dict[str, int]
     seconds: float
     refusal: str = ""
-    program: str = ""  # its hash
+    program: str = ""  # the hash under which it is kept
 
 
 def devices_of(topology: Topology) -> Sequence[jax.Device] | None:
@@ -71,21 +75,21 @@ def devices_of(topology: Topology) -> Sequence[jax.Device] | None:
     return described.devices
 
 
-def program_for(config: Config, devices: Sequence[jax.Device]) -> Program:
-    """What `main` builds on these devices."""
+def training_for(config: Config, devices: Sequence[jax.Device]) -> Training:
+    """What a run builds on these devices."""
     sizes = config.mesh
     shape = mesh_shape(sizes.replica, sizes.data, sizes.tensor, len(devices))
-    return build(config, make_mesh(shape, devices))
+    return build_training(config, make_mesh(shape, devices))
 
 
-def lower(program: Program) -> jax.stages.Lowered:
-    """The training step, traced with the shapes and shardings that `main` calls it with."""
-    with jax.set_mesh(program.mesh):
-        return program.train_step.lower(program.state, program.tokens)  # type: ignore[attr-defined]
+def lower(training: Training) -> jax.stages.Lowered:
+    """The training step, traced with the shapes and shardings that training calls it with."""
+    with jax.set_mesh(training.mesh):
+        return training.train_step.lower(training.state, training.tokens)  # type: ignore[attr-defined]
 
 
 def compile_cached(lowered: jax.stages.Lowered, topology: Topology) -> Executable:
-    """Compiles, or reads what an earlier compile of the same program left."""
+    """Compiles, or reads the result of an earlier compile of the same program."""
     program = fingerprint(lowered, topology)
     path = cache_folder() / f"{program}.json.gz"
     if path.exists():
@@ -100,13 +104,14 @@ def compile_cached(lowered: jax.stages.Lowered, topology: Topology) -> Executabl
 
 
 def fingerprint(lowered: jax.stages.Lowered, topology: Topology) -> str:
-    """A hash of the program, the compiler, and the sources whose lines the program names."""
-    package = Path(__file__).parent.parent
-    sources = sorted(path for room in SOURCES for path in (package / room).glob("*.py"))
+    """A hash of the program, its sources, and the compiler with its flags."""
+    rooms = (sorted((CORE / room).glob("*.py")) for room in SOURCES)
+    sources = [Path(__file__), *itertools.chain(*rooms)]
     parts = [
         topology.name,
-        jax.__version__,
-        _version("libtpu") if topology.grid else jax.devices()[0].client.platform_version,
+        *map(_version, PACKAGES),
+        *(os.environ.get(name, "") for name in COMPILER_FLAGS),
+        "" if topology.grid else jax.devices()[0].client.platform_version,
         lowered.as_text(),
         *(path.read_text(encoding="utf-8") for path in sources),
     ]
@@ -143,7 +148,7 @@ def _version(package: str) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps libtpu's warnings about a TPU that is not here, written past Python, off the screen."""
+    """Hides libtpu's warnings about the missing TPU, which it writes past Python."""
     kept = os.dup(2)
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)

@@ -1,4 +1,4 @@
-"""An optimized XLA program as text, read: computations, instructions, loops, source lines."""
+"""Reads the text of an optimized XLA program: computations, instructions, loops, source lines."""
 
 from __future__ import annotations
 
@@ -16,11 +16,34 @@ ARRAY = re.compile(r"([a-z]+[0-9]*)\[([0-9,]*)\]")
 CALLED = re.compile(r"(?:calls|to_apply|\w+_computations?)=(\{[^}]*\}|%?[\w.\-]+)")
 CYCLES = r'"estimated_cycles":"(\d+)"'
 NO_ESTIMATE = 2**63 - 1  # what the compiler writes where its cost model gives up
+# The `jax.named_scope`s of core/model and core/training, by which a plan tells what is what.
+SCOPES = (
+    "gather_weights",
+    "gather_layer",
+    "reduce_gradients",
+    "accumulate_gradients",
+    "optimizer",
+    "embedding",
+    "loss_head",
+    "attention_projections",
+    "attention_scores",
+    "attention_softmax",
+    "attention_values",
+    "dropout",
+    "mlp",
+    "norms",
+    "layers",
+)
+UNSCOPED = "unscoped"
+SCOPE = re.compile(rf"(?<![\w.])(?<!jit\()({'|'.join(SCOPES)})(?![\w.])")
+OURS = re.compile(r"/(gpt_pjit/core/\w+/\w+\.py:\d+)$")
 PASS_THROUGH = ("copy", "bitcast", "reshape", "convert", "copy-done", "copy-start")
 
 
 @dataclass(frozen=True)
 class Array:
+    """The dtype and shape that the text gives for a value."""
+
     dtype: str
     shape: tuple[int, ...]
 
@@ -31,6 +54,8 @@ class Array:
 
 @dataclass(frozen=True)
 class Instruction:
+    """One line of a computation, cut into the pieces that a plan looks at."""
+
     name: str
     opcode: str
     type_text: str
@@ -58,7 +83,7 @@ class Instruction:
 
     @property
     def cycles(self) -> int:
-        """The compiler's estimate; 0 where it makes none, as for collectives."""
+        """The compiler's estimate for one execution; 0 where it makes none, as for collectives."""
         return 0 if self.is_unestimated else int(self.find(CYCLES) or 0)
 
     @property
@@ -69,6 +94,11 @@ class Instruction:
     def op_name(self) -> str:
         return self.find(r'op_name="([^"]*)"')
 
+    @property
+    def scope(self) -> str:
+        """The innermost scope of `SCOPES` in the name that JAX gave the operation."""
+        return (SCOPE.findall(self.op_name) or [UNSCOPED])[-1]
+
     def find(self, pattern: str) -> str:
         """The first group of `pattern` in the attributes, or nothing."""
         match = re.search(pattern, self.attributes)
@@ -76,34 +106,29 @@ class Instruction:
 
 
 @dataclass(frozen=True)
-class Frame:
-    """A place in the source, and the function that holds it."""
-
-    file: str
-    line: int
-    function: str
-
-
-@dataclass(frozen=True)
 class Loop:
-    name: str  # of the while instruction
-    trips: int
+    """A `while` of the program, and how often its body runs each time it is reached."""
+
     instruction: Instruction
+    trips: int
 
 
 @dataclass(frozen=True)
 class Visit:
-    """An instruction as the program meets it: how often a step, inside which loops."""
+    """An instruction where the step runs it: the count that costs and collectives multiply by.
+
+    An instruction of a loop body has one visit, with the trips of all loops around it multiplied.
+    """
 
     instruction: Instruction
     computation: str
-    times: int
-    loops: tuple[Loop, ...]
-    fused: bool  # inside a fusion, which alone carries the estimate
+    times: int  # executions in a step
+    loops: tuple[Loop, ...]  # outermost first
+    fused: bool  # inside a fusion, which carries the estimate for all of it
 
 
 class Module:
-    """The text that `jax.stages.Compiled.as_text` gives."""
+    """The program in the text of `jax.stages.Compiled.as_text`."""
 
     def __init__(self, text: str):
         self.computations: dict[str, dict[str, Instruction]] = {}
@@ -119,7 +144,7 @@ class Module:
                 self.entry = header.group(2) if header.group(1) else self.entry
 
     def walk(self) -> Iterator[Visit]:
-        """Every instruction that runs, with loop trip counts multiplied."""
+        """Every instruction that the step runs."""
         yield from self._walk(self.entry, 1, (), False)
 
     def _walk(self, name: str, times: int, loops: tuple[Loop, ...], fused: bool) -> Iterator[Visit]:
@@ -128,7 +153,7 @@ class Module:
             if instruction.opcode == "while":
                 trips = self.trips(name, instruction)
                 body = instruction.find(r"body=%?([\w.\-]+)")
-                loop = Loop(instruction.name, trips, instruction)
+                loop = Loop(instruction, trips)
                 yield from self._walk(body, times * trips, (*loops, loop), fused)
             elif instruction.opcode in ("call", "fusion", "conditional", "async-start"):
                 inner = fused or instruction.opcode == "fusion"
@@ -138,8 +163,8 @@ class Module:
     def trips(self, computation: str, loop: Instruction) -> int:
         """How often the body of a `while` in `computation` runs.
 
-        Start, limit and step are read, since windowed einsums step by two. Raises ValueError for a
-        loop that does not count: an estimate that guessed would be wrong by a factor.
+        Start, limit and step are read: windowed einsums step by two. Raises ValueError for a loop
+        whose count cannot be read, since a guess would be wrong by a factor.
         """
         if known := loop.find(r'known_trip_count":\{"n":"(\d+)"'):
             return int(known)
@@ -192,32 +217,30 @@ class Module:
             made = scope[made.operands[0]]
         return made
 
-    def frames(self, instruction: Instruction) -> list[Frame]:
-        """The calls that led to it, innermost first; empty where the compiler kept none."""
+    def source(self, instruction: Instruction) -> str:
+        """`gpt_pjit/core/model/loss.py:17`: the innermost line of ours that led to it, or ""."""
         number = instruction.find(r"stack_frame_id=(\d+)")
-        frames: list[Frame] = []
-        while number in self._frames and len(frames) < 100:
-            frame, parent = self._frames[number]
-            frames.append(frame)
-            number = "" if parent == number else parent
-        if not frames and (file := instruction.find(r'source_file="([^"]*)"')):
-            frames = [Frame(file, int(instruction.find(r"source_line=(\d+)") or 0), "")]
-        return frames
+        for _ in range(100):
+            place, parent = self._frames.get(number, ("", ""))
+            if ours := OURS.search(place):
+                return ours.group(1)
+            if parent in ("", number):
+                break
+            number = parent
+        file, line = (instruction.find(rf'source_{part}="?([^" ]*)') for part in ("file", "line"))
+        ours = OURS.search(f"{file}:{line}")
+        return ours.group(1) if ours else ""
 
     @cached_property
-    def _frames(self) -> dict[str, tuple[Frame, str]]:
-        files, functions = self._table("FileNames"), self._table("FunctionNames")
-        locations = self._table("FileLocations")
+    def _frames(self) -> dict[str, tuple[str, str]]:
+        """`FILE:LINE` of each stack frame, and the number of the frame that called it."""
+        files, locations = self._table("FileNames"), self._table("FileLocations")
         frames = {}
         for number, row in self._table("StackFrames").items():
-            place = dict(re.findall(r"(\w+)=(\d+)", row))
-            at = dict(re.findall(r"(\w+)=(\d+)", locations[place["file_location_id"]]))
-            frame = Frame(
-                files[at["file_name_id"]].strip('"'),
-                int(at["line"]),
-                functions[at["function_name_id"]].strip('"'),
-            )
-            frames[number] = (frame, place.get("parent_frame_id", ""))
+            frame = dict(re.findall(r"(\w+)=(\d+)", row))
+            at = dict(re.findall(r"(\w+)=(\d+)", locations[frame["file_location_id"]]))
+            file = files[at["file_name_id"]].strip('"')
+            frames[number] = f"{file}:{at['line']}", frame.get("parent_frame_id", "")
         return frames
 
     def _table(self, name: str) -> dict[str, str]:
@@ -246,7 +269,7 @@ def _instruction(line: str, named: re.Match[str]) -> Instruction:
 
 
 def _closing(line: str, start: int) -> int:
-    """The place after the parenthesis that closes the one at `start`."""
+    """The index after the parenthesis that closes the first one from `start` on."""
     depth = 0
     for match in re.compile(r"[()]").finditer(line, start):
         depth += 1 if match.group() == "(" else -1

@@ -1,4 +1,4 @@
-"""Bytes a device: what the trees take exactly, what the compiler reports, and whether it fits."""
+"""Bytes of a device: exact ones of the trees, the compiler's report, and whether it all fits."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import functools
 import math
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 
 from gpt_pjit.config import Config, flatten, replaced
 from gpt_pjit.core.errors import ConfigError
-from gpt_pjit.core.model import QUERY_BLOCK, param_shapes
-from gpt_pjit.core.sharding import paths_and_leaves, shard_bytes
-from gpt_pjit.partition import Explanation, explain_config
+from gpt_pjit.core.model import QUERY_BLOCK
+from gpt_pjit.pages import Record
+from gpt_pjit.partition import explain_config
 from gpt_pjit.plan.compile import Executable
 from gpt_pjit.plan.topology import Topology, larger
 
-HEADROOM = 0.8  # of the memory: the estimate is up to a fifth too low
+HEADROOM = 0.8  # of the memory, since the estimate is up to a fifth too low
 
 
 @dataclass(frozen=True)
 class Memory:
-    """`groups` are exact, from shapes and specs; `compiler` as libtpu or XLA reports it.
+    """What a step takes of a device: `groups` from shapes and specs, `compiler` as it reports.
 
-    `estimated_activations` stands in where nothing was compiled.
+    `refusal` is its message where the step does not fit; `estimated_activations` are used where
+    nothing was compiled.
     """
 
     groups: dict[str, int]
@@ -43,14 +43,14 @@ class Memory:
 
     @property
     def peak(self) -> int:
-        """The compiler's; an estimate where it refused, or where there is none."""
+        """The compiler's figure; an estimate where it refused, or where there is no compiler."""
         return self.compiler.get("peak", self.trees + self.estimated_activations)
 
     @property
     def activations(self) -> int:
-        """What is neither state, weights nor gradients when the most is in use.
+        """What is neither state, weights nor gradients at the peak.
 
-        The groups are not all alive at that moment; where they sum to more, nothing is left.
+        The groups are not all alive at that moment; it is 0 where they sum to more than the peak.
         """
         return max(0, self.peak - self.trees)
 
@@ -58,10 +58,20 @@ class Memory:
     def fits(self) -> bool:
         return not self.refusal and self.peak <= self.capacity
 
+    def record(self) -> Record:
+        return {
+            "state_bytes": self.state,
+            "peak_bytes": self.peak,
+            "capacity_bytes": self.capacity,
+            "groups": self.groups | {"activations and temporaries": self.activations},
+            "compiler": self.compiler,
+            "refusal": self.refusal,
+        }
+
 
 @functools.cache
-def explained(config: Config, devices: int) -> Explanation:
-    """`explain_config`, asked for again and again by remedies and by a search."""
+def explained(config: Config, devices: int) -> Record:
+    """`explain_config`, kept: remedies and searches ask for the same ones again and again."""
     return explain_config(config, devices)
 
 
@@ -77,38 +87,29 @@ def memory_of(config: Config, topology: Topology, executable: Executable | None)
 
 def tree_groups(config: Config, devices: int) -> dict[str, int]:
     explanation = explained(config, devices)
-    sizes = explanation.axis_sizes
-    params = param_shapes(config.model, config.data.sequence_length)
-    shapes = dict(paths_and_leaves(params))
-    # In the layout of the weights that they belong to; accumulated in float32.
+    held = explanation["bytes_a_device"]
+    # Accumulated gradients lie as their weights do, in float32.
     dtype = jnp.dtype(jnp.float32 if config.optim.microbatches > 1 else config.model.dtype)
-    accumulators = (
-        shard_bytes(
-            jax.ShapeDtypeStruct(shapes[row.path].shape, dtype),
-            row.parts["compute"].spec,
-            sizes,
-        )
-        for row in explanation.rows
-    )
+    shapes = [p["trees"]["compute"]["shape"] for p in explanation["parameters"].values()]
     return {
-        "master weights": explanation.tree_bytes("stored"),
-        "optimizer": explanation.tree_bytes("optimizer"),
-        "gathered weights": explanation.tree_bytes("compute"),
-        "gradients": sum(accumulators),
+        "master weights": held["stored"],
+        "optimizer": held["optimizer"],
+        "gathered weights": held["compute"],
+        "gradients": sum(map(math.prod, shapes)) * dtype.itemsize,
     }
 
 
 def estimate_activations(config: Config, devices: int) -> int:
-    """From shapes alone, where no compiler says better: see docs/plan.md for the formula."""
+    """From shapes alone, where there is no compiler; docs/plan.md has the formula."""
     c, item = config.model, jnp.dtype(config.model.dtype).itemsize
-    sizes = explained(config, devices).axis_sizes
+    sizes = explained(config, devices)["mesh"]
     rows = config.data.batch_size // config.optim.microbatches
     tokens = rows // (sizes["replica"] * sizes["data"]) * config.data.sequence_length
     tensor = sizes["tensor"]
     block_input = tokens * c.d_model * item
-    # What `attend` takes and gives, and a byte an element of each dropout.
+    # The inputs and outputs of `attend`, and a byte per element of each dropout.
     length = config.data.sequence_length
-    keys = (length + min(QUERY_BLOCK, length)) // 2  # that a query's block reads, on average
+    keys = (length + min(QUERY_BLOCK, length)) // 2  # a block of queries reads, on average
     masks = tokens * keys * c.n_heads // tensor * (c.dropout_attention > 0)
     masks += 2 * tokens * c.d_model * (c.dropout_residual > 0)
     attention = tokens * (c.d_model + 4 * c.d_model // tensor) * item + masks
@@ -120,13 +121,13 @@ def estimate_activations(config: Config, devices: int) -> int:
 
 
 def remedies(config: Config, topology: Topology) -> list[str]:
-    """Overrides that are estimated to fit, the least change first; then more of the same chips."""
+    """Overrides that are estimated to fit, the least change first, or more of the same chips."""
     found = []
     for layout in dict.fromkeys((config.partition.layout, "zero", "fsdp")):
         if changed := _fitting(config, topology, layout):
             found.append(" ".join(changed) or "nothing in this estimate: the compiler disagrees")
     for other in larger(topology) if not found else ():
-        # A batch for more devices than now has to be larger.
+        # More devices need a batch that divides over them.
         batch = math.lcm(config.data.batch_size, other.devices)
         wider = replaced(config, {"data.batch_size": batch})
         for layout in dict.fromkeys((config.partition.layout, "zero", "fsdp")):
@@ -137,7 +138,7 @@ def remedies(config: Config, topology: Topology) -> list[str]:
 
 
 def _fitting(config: Config, topology: Topology, layout: str) -> list[str] | None:
-    """Overrides in this layout: more microbatches first, whole blocks recomputed if need be."""
+    """The first overrides that fit in this layout: more microbatches, then full recomputation."""
     most = config.data.batch_size
     for remat in dict.fromkeys((config.model.remat, "full")):
         for microbatches in range(config.optim.microbatches, most + 1):
@@ -151,7 +152,7 @@ def _fitting(config: Config, topology: Topology, layout: str) -> list[str] | Non
             changed = replaced(config, fields)
             try:
                 estimate = memory_of(changed, topology, None)
-            except ConfigError:  # this batch, mesh or table does not go there
+            except ConfigError:  # this batch, mesh or table does not work there
                 break
             if estimate.peak <= HEADROOM * estimate.capacity:
                 now = flatten(config)

@@ -1,8 +1,8 @@
-"""What a layout promises of its compiled step, by name, checked against the collectives found."""
+"""What a layout promises of its compiled step, by name, checked against the compiled program."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from gpt_pjit.core.sharding import BATCH_AXES
@@ -14,78 +14,40 @@ LAYER = "layer loop"
 
 
 @dataclass(frozen=True)
-class Promise:
-    """`breaches` say what breaks it; none where it is kept."""
-
-    name: str
-    breaches: tuple[str, ...]
-
-    @property
-    def kept(self) -> bool:
-        return not self.breaches
-
-
-@dataclass(frozen=True)
 class Step:
-    """A compiled step as the checks see it; `matrices` are the paths that are gathered."""
+    """The evidence: what the checks look at of one compiled step."""
 
     module: Module
     collectives: Sequence[Collective]
-    matrices: frozenset[str]
+    matrices: frozenset[str]  # the paths that are gathered and reduced one by one
     logits: tuple[int, int]  # tokens of a microbatch and vocabulary, of one device
     compute_dtype: str  # as XLA writes it
 
-    def over_batch(self, chosen: Callable[[Collective], bool]) -> list[Collective]:
-        """Collectives of parameters over an axis of the batch."""
-        return [c for c in self.collectives if set(c.axes) & set(BATCH_AXES) and chosen(c)]
+    @property
+    def over_batch(self) -> list[Collective]:
+        """Collectives over an axis that splits the batch."""
+        return [c for c in self.collectives if set(c.axes) & set(BATCH_AXES)]
 
     @property
     def reductions(self) -> list[Collective]:
-        return self.over_batch(lambda c: c.is_reduction and bool(c.parameters))
+        return [c for c in self.over_batch if c.is_reduction and c.parameters]
 
     @property
     def gathers(self) -> list[Collective]:
-        return self.over_batch(lambda c: c.kind == "all-gather" and bool(c.parameters))
+        return [c for c in self.over_batch if c.kind == "all-gather" and c.parameters]
 
 
-def check(layout: str, step: Step, devices_share_batch: bool) -> list[Promise]:
-    """The promises of `layout`; those about moving need more than one device to hold a batch."""
-    names = PROMISES[layout] if devices_share_batch else ("one_float32_copy_of_the_logits",)
-    return [Promise(name, tuple(CHECKS[name](step))) for name in names]
+def check(layout: str, step: Step, batch_is_split: bool) -> dict[str, list[str]]:
+    """For each promise of `layout` what breaks it: nothing where it is kept.
 
-
-def _nothing_in_a_loop(step: Step) -> Iterable[str]:
-    return (_say(c) for c in step.over_batch(lambda c: bool(c.loops)))
-
-
-def _no_reduction_in_a_loop(step: Step) -> Iterable[str]:
-    return (_say(c) for c in step.reductions if c.loops)
-
-
-def _reduced_in_float32(step: Step) -> Iterable[str]:
-    return (_say(c) for c in step.reductions if c.dtype != "f32")
-
-
-def _reduced_once(step: Step) -> Iterable[str]:
-    return _not_once(step, step.reductions)
-
-
-def _gathered_once(step: Step) -> Iterable[str]:
-    yield from (_say(c) for c in step.gathers if c.dtype != step.compute_dtype)
-    yield from _not_once(step, step.gathers)
-
-
-def _updated_gathered_once(step: Step) -> Iterable[str]:
-    yield from (_say(c) for c in step.gathers if c.dtype != "f32")
-    yield from _not_once(step, step.gathers)
-
-
-def _never_gathered(step: Step) -> Iterable[str]:
-    return (_say(c) for c in step.gathers)
+    Promises about collectives need a batch that is split over devices.
+    """
+    names = PROMISES[layout] if batch_is_split else ("one_float32_copy_of_the_logits",)
+    return {name: list(CHECKS[name](step)) for name in names}
 
 
 def _gathered_by_layer(step: Step) -> Iterable[str]:
-    """Layers one at a time where they are used; the rest, which no loop uses, once."""
+    """Layers are gathered in the layer loop; what is used outside of it, once."""
     for c in step.gathers:
         is_layer = any(path.startswith("blocks/") for path in c.parameters)
         if c.dtype != step.compute_dtype or (is_layer and LAYER not in c.loops):
@@ -110,14 +72,15 @@ def _one_copy_of_the_logits(step: Step) -> Iterable[str]:
     return stored if len(stored) > 1 else ()
 
 
+# What breaks a promise, for each; nothing where it is kept.
 CHECKS: Mapping[str, Callable[[Step], Iterable[str]]] = {
-    "no_collective_of_the_batch_in_a_loop": _nothing_in_a_loop,
-    "no_gradient_reduction_in_a_loop": _no_reduction_in_a_loop,
-    "gradients_reduced_in_float32": _reduced_in_float32,
-    "gradients_reduced_once": _reduced_once,
-    "weights_gathered_once_in_compute_dtype": _gathered_once,
-    "updated_parameters_gathered_once_in_float32": _updated_gathered_once,
-    "weights_never_gathered": _never_gathered,
+    "no_collective_of_the_batch_in_a_loop": lambda s: _not(s.over_batch, lambda c: not c.loops),
+    "no_gradient_reduction_in_a_loop": lambda s: _not(s.reductions, lambda c: not c.loops),
+    "gradients_reduced_in_float32": lambda s: _not(s.reductions, lambda c: c.dtype == "f32"),
+    "gradients_reduced_once": lambda s: _not_once(s, s.reductions),
+    "weights_gathered_once_in_compute_dtype": lambda s: _not_once(s, s.gathers, s.compute_dtype),
+    "updated_parameters_gathered_once_in_float32": lambda s: _not_once(s, s.gathers, "f32"),
+    "weights_never_gathered": lambda s: map(_say, s.gathers),
     "weights_gathered_layer_by_layer_in_compute_dtype": _gathered_by_layer,
     "one_float32_copy_of_the_logits": _one_copy_of_the_logits,
 }
@@ -132,7 +95,7 @@ PROMISES = {
     "ddp": (*REDUCED_ONCE, "weights_never_gathered"),
     "zero1": (*REDUCED_ONCE, "updated_parameters_gathered_once_in_float32"),
     "zero": (*REDUCED_ONCE, "weights_gathered_once_in_compute_dtype"),
-    # Its layers are reduced where they were gathered: in the loop, in the dtype of the gather.
+    # Layers are reduced where they were gathered: in the loop, in the dtype of the gather.
     "fsdp": (
         "weights_gathered_layer_by_layer_in_compute_dtype",
         "one_float32_copy_of_the_logits",
@@ -140,13 +103,20 @@ PROMISES = {
 }
 
 
-def _not_once(step: Step, collectives: Sequence[Collective]) -> Iterable[str]:
-    """Each matrix must be in exactly one of them, which runs once a step."""
+def _not(collectives: Sequence[Collective], good: Callable[[Collective], bool]) -> Iterator[str]:
+    return (_say(c) for c in collectives if not good(c))
+
+
+def _not_once(
+    step: Step, collectives: Sequence[Collective], dtype: str | None = None
+) -> Iterator[str]:
+    """Each matrix must be in exactly one, which runs once a step, and in the `dtype` if given."""
+    yield from _not(collectives, lambda c: dtype in (None, c.dtype))
     yield from (f"{_say(c)} runs {c.times} times a step" for c in collectives if c.times != 1)
     for path in sorted(step.matrices):
         holding = [c for c in collectives if path in c.parameters]
         if len(holding) != 1:
-            yield f"{path} is in {len(holding)} of them"
+            yield f"{path} is in {len(holding)} collectives, not one"
 
 
 def _say(c: Collective) -> str:

@@ -1,22 +1,19 @@
-"""Settings compiled side by side, in processes of their own, and ranked by step time."""
+"""Settings compiled side by side, each in a process of its own, and ranked by step time."""
 
 from __future__ import annotations
 
 import itertools
 import json
-import signal
+import math
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.text import Text
-
 from gpt_pjit.config import Config, flatten, replaced
+from gpt_pjit.core.console import Progress
 from gpt_pjit.core.cores import usable_cores
 from gpt_pjit.core.errors import (
     EXIT_BROKEN,
@@ -27,16 +24,14 @@ from gpt_pjit.core.errors import (
     Problem,
 )
 from gpt_pjit.core.validation import validate
-from gpt_pjit.partition import human_bytes, text_table
+from gpt_pjit.pages import Block, Cell, Note, Record, Table, human_bytes
 from gpt_pjit.plan.memory import Memory, memory_of
 from gpt_pjit.plan.topology import Topology
-
-PAUSE = 0.2  # seconds between two looks at the processes
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Fields that differ from the config's, and what is known of its memory before a compile."""
+    """Fields that differ from the config's, and the memory that is estimated before a compile."""
 
     fields: Mapping[str, Any]
     memory: Memory
@@ -45,63 +40,14 @@ class Candidate:
     def overrides(self) -> list[str]:
         return [f"--config.{name}={value}" for name, value in self.fields.items()]
 
-    @property
-    def text(self) -> str:
-        return "\n".join(self.overrides) or "as the config is"
-
-
-@dataclass(frozen=True)
-class Row:
-    """A candidate and its plan's record; None where its trees alone do not fit, or it failed."""
-
-    candidate: Candidate
-    plan: Mapping[str, Any] | None
-    failure: str = ""
-
-    @property
-    def fits(self) -> bool:
-        return bool(self.plan and self.plan["fits"])
-
-    @property
-    def step_seconds(self) -> float:
-        cost = self.plan and self.plan["cost"]
-        return cost["step_seconds"] if cost else float("inf")
-
-    @property
-    def binds(self) -> str:
-        """What to change first: memory, links, or the scope that takes most of the time."""
-        if self.failure:
-            return self.failure
-        if self.plan is None:
-            return "memory: state, weights and gradients alone"
-        if not self.plan["cost"]:
-            return "memory: activations"
-        cost = self.plan["cost"]
-        if not self.plan["fits"]:
-            return "memory: activations"
-        if cost["collective_seconds"] > cost["compute_seconds"]:
-            return "links between chips"
-        if not cost["scopes"]:
-            return "compute"
-        scope, by = next(iter(cost["scopes"].items()))
-        return f"compute: {scope}, {sum(by.values()) / cost['mcycles']:.0%}"
-
-    def record(self) -> dict[str, Any]:
-        return {
-            "overrides": self.candidate.overrides,
-            "fits": self.fits,
-            "binds": self.binds,
-            "plan": self.plan,
-        }
-
 
 def candidates(
     config: Config, topology: Topology, wanted: Mapping[str, Sequence[str] | None]
 ) -> list[Candidate]:
-    """Every valid combination, those expected to fill the memory but to fit first.
+    """Every valid combination; those expected to fit come first, the fullest of them first.
 
-    `wanted` lists values of a field; None means all that divide for `optim.microbatches`, and for
-    other fields the value of the config. Raises ConfigError if no combination is valid.
+    `wanted` lists values by field; None stands for all divisors for `optim.microbatches`, and for
+    the config's own value elsewhere. Raises ConfigError if no combination is valid.
     """
     now = flatten(config)
     choices = {
@@ -121,7 +67,7 @@ def candidates(
             problems += error.problems
     if not found:
         raise ConfigError(list(dict.fromkeys(problems)), "the search")
-    return sorted(found, key=_promise)
+    return sorted(found, key=_by_expected_memory)
 
 
 def _default(name: str, config: Config, topology: Topology) -> list[Any]:
@@ -131,8 +77,8 @@ def _default(name: str, config: Config, topology: Topology) -> list[Any]:
     return [n for n in range(1, rows + 1) if rows % n == 0]
 
 
-def _promise(candidate: Candidate) -> tuple[bool, float]:
-    """Those whose estimate fits come first, the fullest first: a fast step keeps much."""
+def _by_expected_memory(candidate: Candidate) -> tuple[bool, float]:
+    """Fuller ones first, where they fit: what is kept in memory is not computed again."""
     memory = candidate.memory
     too_big = memory.peak > memory.capacity
     return too_big, memory.peak if too_big else -memory.peak
@@ -140,84 +86,108 @@ def _promise(candidate: Candidate) -> tuple[bool, float]:
 
 def search(
     tried: Sequence[Candidate], topology: Topology, arguments: Sequence[str]
-) -> tuple[list[Row], int]:
-    """The rows found, and EXIT_INTERRUPTED if Ctrl-C cut it short, else 0.
+) -> tuple[list[Record], int]:
+    """A record for each candidate, the fastest that fits first, and EXIT_INTERRUPTED after Ctrl-C.
 
-    Each candidate is planned by the command that a user would type, in a process of its own; what
-    is compiled stays in the cache, so that the same search goes on where it stopped.
+    Each is planned by the command that a user would type; what is compiled stays in the cache, so
+    the same search continues where it stopped.
     """
     waiting = [c for c in tried if c.memory.trees <= topology.chip.usable_bytes]
-    rows = [Row(c, None) for c in tried if c not in waiting]
-    running: list[tuple[Candidate, subprocess.Popen[str]]] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    bar = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True))
-    task = bar.add_task(f"compiling for {topology.name}", total=len(waiting))
+    found = [
+        _record(c, None, "memory: state, weights and gradients alone")
+        for c in tried
+        if c not in waiting
+    ]
+    children: list[subprocess.Popen[str]] = []
+    pool = ThreadPoolExecutor(usable_cores())
+    runs = [pool.submit(_run, c, [*arguments, *c.overrides], children) for c in waiting]
+    code = EXIT_DONE
     try:
-        with bar:
-            while waiting or running:
-                while waiting and len(running) < usable_cores():
-                    candidate = waiting.pop(0)
-                    running.append((candidate, _start([*arguments, *candidate.overrides])))
-                for pair in [pair for pair in running if pair[1].poll() is not None]:
-                    running.remove(pair)
-                    rows.append(_finished(*pair))
-                    bar.advance(task)
-                time.sleep(PAUSE)
+        with Progress(f"compiling for {topology.name}", len(runs)) as progress:
+            for done, run in enumerate(as_completed(runs), 1):
+                found.append(run.result())
+                progress.update(done)
     except KeyboardInterrupt:
-        return rows, EXIT_INTERRUPTED
+        code = EXIT_INTERRUPTED
     finally:
-        for _, process in running:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-    return rows, EXIT_DONE
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in children:
+            child.kill()
+        pool.shutdown()
+    return sorted(found, key=lambda one: (not one["fits"], _seconds(one))), code
 
 
-def _start(arguments: Sequence[str]) -> subprocess.Popen[str]:
-    # A session of its own: Ctrl-C reaches this process, which then decides.
-    return subprocess.Popen(
+def _run(
+    candidate: Candidate, arguments: Sequence[str], children: list[subprocess.Popen[str]]
+) -> Record:
+    # A session of its own: Ctrl-C reaches only this process, which then decides.
+    with subprocess.Popen(
         [sys.executable, "-m", "gpt_pjit.plan", *arguments, "--json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-    )
+    ) as child:
+        children.append(child)
+        out, errors = child.communicate()
+    if child.returncode in (EXIT_DONE, EXIT_BROKEN) and out:
+        plan = json.loads(out)
+        return _record(candidate, plan, _limit(plan))
+    last = errors.strip().splitlines()[-1:] or [f"ended with {child.returncode}"]
+    kind = "refused" if child.returncode == EXIT_CONFIG else "failed"
+    return _record(candidate, None, f"{kind}: {last[0].strip()[:200]}")
 
 
-def _finished(candidate: Candidate, process: subprocess.Popen[str]) -> Row:
-    out, errors = process.communicate()
-    if process.returncode in (EXIT_DONE, EXIT_BROKEN) and out:
-        return Row(candidate, json.loads(out))
-    last = errors.strip().splitlines()[-1:] or [f"ended with {process.returncode}"]
-    kind = "refused" if process.returncode == EXIT_CONFIG else "failed"
-    return Row(candidate, None, f"{kind}: {last[0].strip()[:200]}")
+def _record(candidate: Candidate, plan: Record | None, limit: str) -> Record:
+    return {
+        "overrides": candidate.overrides,
+        "fits": bool(plan and plan["fits"]),
+        "limit": limit,
+        "trees_bytes": candidate.memory.trees,
+        "plan": plan,
+    }
 
 
-def ranked(rows: Sequence[Row]) -> list[Row]:
-    """By step time; what does not fit comes last."""
-    return sorted(rows, key=lambda row: (not row.fits, row.step_seconds))
+def _limit(plan: Record) -> str:
+    """What to change first: memory, links, or the scope that takes most of the time."""
+    cost = plan["cost"]
+    if not cost or not plan["fits"]:
+        return "memory: activations"
+    if cost["collective_seconds"] > cost["compute_seconds"]:
+        return "links between chips"
+    if not cost["scopes"]:
+        return "compute"
+    scope, by = next(iter(cost["scopes"].items()))
+    return f"compute: {scope}, {sum(by.values()) / cost['mcycles']:.0%}"
 
 
-def search_tables(rows: Sequence[Row], topology: Topology) -> Iterator[RenderableType]:
-    table = text_table(
-        f"Settings on {topology.name}", ">step", ">MFU", ">peak", "fits", "binds", "overrides"
-    )
-    seen: dict[str, Row] = {}
-    for row in rows:
-        cost = row.plan and row.plan["cost"]
-        program = row.plan["program"] if row.plan else None
-        twin = seen.setdefault(program, row) if program else row
-        peak = row.plan["memory"]["peak_bytes"] if row.plan else row.candidate.memory.trees
-        table.add_row(
-            f"{cost['step_seconds']:.3f} s" if cost else "",
-            f"{cost['mfu']:.1%}" if cost else "",
-            ("" if cost else "over ") + human_bytes(peak),
-            Text("yes", "green") if row.fits else Text("no", "red"),
-            row.binds if twin is row else "the same program as a row above",
-            Text(row.candidate.text, no_wrap=True),
+def _seconds(found: Record) -> float:
+    cost = found["plan"] and found["plan"]["cost"]
+    return cost["step_seconds"] if cost else math.inf
+
+
+def search_blocks(found: Sequence[Record], topology: Topology) -> Iterator[Block]:
+    programs: dict[str, Record] = {}
+    rows = []
+    for one in found:
+        plan = one["plan"] or {"cost": None, "program": None}
+        cost, program = plan["cost"], plan["program"]
+        is_twin = program and programs.setdefault(program, one) is not one
+        peak = human_bytes(plan["memory"]["peak_bytes"] if one["plan"] else one["trees_bytes"])
+        rows.append(
+            (
+                f"{cost['step_seconds']:.3f} s" if cost else "",
+                f"{cost['mfu']:.1%}" if cost else "",
+                peak if cost else f"over {peak}",
+                Cell("yes", style="good") if one["fits"] else Cell("no", style="bad"),
+                "the same program as a row above" if is_twin else one["limit"],
+                "\n".join(one["overrides"]) or "as the config is",
+            )
         )
-    yield table
-    if rows and rows[0].fits:
-        yield f"fastest that fits, {rows[0].step_seconds:.3f} s a step:"
-        yield "    " + rows[0].candidate.text.replace("\n", " ")
+    columns = (">step", ">MFU", ">peak", "fits", "limited by", "overrides")
+    yield Table(f"Settings on {topology.name}", columns, rows)
+    if found and found[0]["fits"]:
+        yield Note(f"fastest that fits, {_seconds(found[0]):.3f} s a step:")
+        yield Note("    " + (" ".join(found[0]["overrides"]) or "as the config is"))
     else:
-        yield "nothing fits; see what `python -m gpt_pjit.plan` says would help"
+        yield Note("nothing fits; `gpt_pjit plan` says what would help")

@@ -1,4 +1,4 @@
-"""Names of accelerators as cloud consoles give them, and how many devices each has."""
+"""Names of accelerators as cloud consoles write them, and the devices behind each name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ ONE_CHIP = {"chips_per_host_bounds": (1, 1, 1)}
 
 @dataclass(frozen=True)
 class Family:
-    """Sizes in the unit of the name: cores, or chips. `dims` of the torus that joins the chips."""
+    """A generation of TPUs: the sizes in its names, which count cores or chips.
+
+    `dims` are those of the torus that joins the chips; `options` are libtpu's.
+    """
 
     sizes: tuple[int, ...]
     dims: int
@@ -42,7 +45,7 @@ ALIASES = {"v5litepod": "v5e"}
 
 @dataclass(frozen=True)
 class Topology:
-    """`grid` is the shape that libtpu is asked for; None where its compiler is not used."""
+    """A number of chips of one kind; `grid` is their shape for libtpu, None for GPUs."""
 
     name: str
     chip: Chip
@@ -56,7 +59,7 @@ class Topology:
 
 
 def find_topology(name: str) -> Topology:
-    """Raises ConfigError with what is known for a name that is not."""
+    """Raises ConfigError for an unknown name, with those that are known."""
     family, _, size = name.lower().rpartition("-")
     family = ALIASES.get(family, family)
     count = int(size) if size.isdigit() else 0
@@ -68,7 +71,7 @@ def find_topology(name: str) -> Topology:
 
 
 def larger(topology: Topology) -> list[Topology]:
-    """The same chip in growing numbers, this one not included."""
+    """Larger numbers of the same chip, in growing order."""
     family = topology.chip.name
     if family in GPUS:
         return [find_topology(f"{family}-{topology.devices * 2**n}") for n in range(1, 8)]
@@ -97,20 +100,17 @@ def _grid(chips: int, dims: int) -> str:
 
 
 def _unknown(name: str, family: str) -> tuple[str, str]:
+    """What is wrong with the name, and what to write instead."""
     if family in FAMILIES:
         sizes = ", ".join(map(str, FAMILIES[family].sizes))
-        unit = "cores" if FAMILIES[family].cores_per_chip > 1 else "chips"
-        return f"no such size of {family}", f"{family} comes in {sizes} {unit}"
-    examples = [f"{known}-{FAMILIES[known].sizes[2]}" for known in FAMILIES]
-    examples += [f"{known}-8" for known in GPUS]
+        return f"no such size of {family}", f"{family} comes in {sizes} {_unit(FAMILIES[family])}"
     every = [f"{known}-{size}" for known in FAMILIES for size in FAMILIES[known].sizes]
-    close = difflib.get_close_matches(name.lower(), sorted({*every, *examples}), n=2, cutoff=0.7)
+    close = difflib.get_close_matches(name.lower(), every, n=2, cutoff=0.7)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
-    known = ", ".join(f"{f} {_range(FAMILIES[f])}" for f in FAMILIES)
-    return "no such topology", f"{hint}known: {known}; GPUs by number: {', '.join(GPUS)}"
+    ranges = (f"{k} {f.sizes[0]}..{f.sizes[-1]} {_unit(f)}" for k, f in FAMILIES.items())
+    known = f"known: {', '.join(ranges)}; GPUs by number: {', '.join(GPUS)}"
+    return "no such topology", hint + known
 
 
-def _range(family: Family) -> str:
-    """`8..512 cores`: TPU consoles count cores up to v4 and for v5p, chips for v5e and v6e."""
-    unit = "cores" if family.cores_per_chip > 1 else "chips"
-    return f"{family.sizes[0]}..{family.sizes[-1]} {unit}"
+def _unit(family: Family) -> str:
+    return "cores" if family.cores_per_chip > 1 else "chips"

@@ -2,9 +2,8 @@
 
     python -m tests.benchmarks.plan_growth layers|devices|layouts
 
-Compiles for TPU v3 with libtpu, each plan in a process of its own, and prints a table in Markdown.
-The cache of plans is left out, so that times are those of compiles. 16 sequences a device, no
-dropout.
+Compiles for TPU v3 with libtpu, each plan in a process of its own with an empty cache, and prints a
+Markdown table. 16 sequences per device, no dropout.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import tempfile
 
 NO_DROPOUT = {"model.dropout_attention": 0.0, "model.dropout_residual": 0.0}
 LAYERS = (2, 9, 18, 36)
-# The model's width has no 1,024 parts: two replicas of 512.
+# The model's width does not divide by 1,024: two replicas of 512.
 TOPOLOGIES = {"v3-32": {}, "v3-128": {}, "v3-256": {}, "v3-1024": {"mesh.replica": 2}}
 LAYOUTS = ("ddp", "zero1", "zero", "fsdp")
 

@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
 
-from gpt_pjit.core.sharding import abstract_mesh, gpt_rules
+from gpt_pjit.config import ModelConfig
+from gpt_pjit.core.parameters import gpt_rules
+from gpt_pjit.core.sharding import abstract_mesh
 
 SIZES = {"replica": 1, "data": 8, "tensor": 4}
 
@@ -42,7 +44,7 @@ def tree(vocab: int = 50304, heads: int = 12) -> dict:
     }
 
 
-EMBED, QKV, OUT, UP, DOWN, NORMS, NORM_FINAL = ROWS = gpt_rules(bias=False, positions="alibi")
+EMBED, QKV, OUT, UP, DOWN, NORMS, NORM_FINAL = ROWS = gpt_rules(ModelConfig())
 
 
 def table(changes: dict | None = None, first: tuple = (), last: tuple = ()) -> tuple:

@@ -7,23 +7,25 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, PartitionSpec as P
 
+from gpt_pjit.config import ModelConfig
 from gpt_pjit.core.model import param_shapes
+from gpt_pjit.core.parameters import gpt_dimensions, gpt_rules
 from gpt_pjit.core.sharding import (
     LAYOUTS,
     axes_of,
-    gpt_dimensions,
-    gpt_rules,
     match_rules,
     mesh_shape,
     paths_and_leaves,
     values,
 )
-from gpt_pjit.core.training import sharding_rules
-from gpt_pjit.partition import TREES, explain_config
-from gpt_pjit.partition.traffic import COLLECTIVES
+from gpt_pjit.partition import COLLECTIVES, TREES, explain_config
 from tests.helpers import load_config, program_on, tiny
 
 CONFIG_580M = load_config("580m")
+
+
+def part(record, path, tree):
+    return record["parameters"][path]["trees"][tree]
 
 
 def device_bytes(leaf):
@@ -34,17 +36,16 @@ def device_bytes(leaf):
 
 def test_580m_bytes_are_those_of_real_arrays_on_32_devices():
     """One tensor at a time: the stored parameters and Adam's first moments of `zero`."""
-    explanation = explain_config(CONFIG_580M, 32)
-    rows = {row.path: row for row in explanation.rows}
+    record = explain_config(CONFIG_580M, 32)
     state = program_on(CONFIG_580M, (1, 32, 1)).state
     for path, leaf in paths_and_leaves(state.params):
-        assert device_bytes(leaf) == rows[path].parts["stored"].nbytes, path
+        assert device_bytes(leaf) == part(record, path, "stored")["bytes"], path
     adam = state.opt_state[1][0]
     for path, leaf in paths_and_leaves(adam.mu):
-        assert 2 * device_bytes(leaf) == rows[path].parts["optimizer"].nbytes, path
+        assert 2 * device_bytes(leaf) == part(record, path, "optimizer")["bytes"], path
     stored = 586_874_880 * 4 // 32 + 37 * 1536 * 4  # matrices in 32 parts, vectors whole
-    assert explanation.tree_bytes("stored") == stored
-    assert explanation.tree_bytes("optimizer") == 2 * stored + 3 * 4  # and three counts of steps
+    assert record["bytes_a_device"]["stored"] == stored
+    assert record["bytes_a_device"]["optimizer"] == 2 * stored + 3 * 4  # and three step counters
 
 
 @pytest.mark.parametrize("layout", ["zero1", "fsdp"])
@@ -55,20 +56,19 @@ def test_stored_and_optimizer_bytes_are_the_arguments_of_the_compiled_step(layou
         compiled = program.train_step.lower(program.state, program.tokens).compile()
     arguments = compiled.memory_analysis().argument_size_in_bytes
     tokens = math.prod(program.tokens.sharding.shard_shape(program.tokens.shape)) * 4
-    explanation = explain_config(config, 8)
-    held = explanation.tree_bytes("stored") + explanation.tree_bytes("optimizer")
-    assert held == arguments - tokens
+    held = explain_config(config, 8)["bytes_a_device"]
+    assert held["stored"] + held["optimizer"] == arguments - tokens
 
 
 def test_compute_bytes_are_in_the_compute_dtype():
-    rows = {row.path: row for row in explain_config(CONFIG_580M, 32).rows}
-    assert rows["embed/embedding"].parts["compute"].nbytes == 50304 * 1536 * 2
-    assert rows["norm_final/scale"].parts["compute"].nbytes == 1536 * 4
+    record = explain_config(CONFIG_580M, 32)
+    assert part(record, "embed/embedding", "compute")["bytes"] == 50304 * 1536 * 2
+    assert part(record, "norm_final/scale", "compute")["bytes"] == 1536 * 4
 
 
 def test_replication_is_told_by_rule():
-    explanation, rules = explain_config(CONFIG_580M, 32), sharding_rules(CONFIG_580M)
-    replicated = {use.regex: use.replicated for use in explanation.by_rule(rules) if use.replicated}
+    rules = explain_config(CONFIG_580M, 32)["rules"]
+    replicated = {r["regex"]: r["replicated_bytes"] for r in rules if r["replicated_bytes"]}
     assert replicated == {
         "blocks/norm_(attention|mlp)/scale": 2 * 5 * 4 * 18 * 1536,
         "norm_final/scale": 5 * 4 * 1536,
@@ -84,22 +84,22 @@ def test_letters_name_the_dimensions(bias, positions):
     )
     sizes = {"L": 3, "H": 5, "D": 40, "K": 8, "F": 70, "V": 100, "C": 3, "T": 9}
     params = param_shapes(config.model, 9)
-    letters = values(match_rules(gpt_dimensions(bias=bias, positions=positions), params))
+    letters = values(match_rules(gpt_dimensions(config.model), params))
     for (path, leaf), names in zip(paths_and_leaves(params), jax.tree.leaves(letters), strict=True):
         assert leaf.shape == tuple(sizes[letter] for letter in names), path
 
 
 ALTERNATIVES = (
     ("embed/embedding", ("tensor", "data"), ("data", None), (None, "data"), (None, None)),
-    *gpt_rules(bias=False, positions="alibi")[1:],
+    *gpt_rules(ModelConfig())[1:],
 )
 
 
 def test_the_first_alternative_that_divides_is_taken():
     config = tiny(model={"vocab_size": 501}, partition={"rules": ALTERNATIVES}, mesh={"tensor": 2})
-    embed = {row.path: row for row in explain_config(config, 8).rows}["embed/embedding"]
-    assert embed.match.chosen == 2
-    assert embed.parts["stored"].shape == (501, 16)
+    embed = explain_config(config, 8)["parameters"]["embed/embedding"]
+    assert embed["rule"] == {"number": 0, "spec": 2}
+    assert embed["trees"]["stored"]["shape"] == [501, 16]
 
 
 # Collectives: every reshard in the step's own program, weighed by the formulas of a ring.
@@ -162,9 +162,9 @@ def test_what_moves_is_what_the_step_reshards(layout, remat, microbatches, mesh)
         gathered, reduced = bytes_moved(source, target, program.mesh.shape)
         found["gather"][times > 1] += gathered * times
         found["reduce"][times > 1] += reduced * times
-    weights, in_layers, scattered, reduced, returned = map(
-        explain_config(config, 8).moved_bytes, COLLECTIVES
-    )
+    moved = explain_config(config, 8)["bytes_moved_a_step"]
+    assert tuple(moved) == COLLECTIVES
+    weights, in_layers, scattered, reduced, returned = moved.values()
     assert found == {"gather": [weights + returned, in_layers], "reduce": [reduced, scattered]}
     assert reduced > 0
     assert (in_layers > 0) == (layout == "fsdp")

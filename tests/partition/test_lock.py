@@ -1,11 +1,16 @@
-"""The committed locks, and what happens when a placement is no longer what they hold."""
+"""The committed locks, and records in files."""
+
+import json
 
 import pytest
 
+from gpt_pjit.config import ModelConfig
 from gpt_pjit.core.errors import ConfigError
-from gpt_pjit.core.sharding import LAYOUTS, gpt_rules
-from gpt_pjit.partition import diff, explain_config
-from gpt_pjit.partition.lock import lock_name, read_lock, write_lock
+from gpt_pjit.core.parameters import gpt_rules
+from gpt_pjit.core.sharding import LAYOUTS
+from gpt_pjit.pages import compare, read_record, write_record
+from gpt_pjit.partition import explain_config, placement_of
+from gpt_pjit.partition.command import lock_name
 from tests.helpers import ROOT, load_config, tiny, with_fields
 
 
@@ -13,26 +18,38 @@ from tests.helpers import ROOT, load_config, tiny, with_fields
 def test_the_committed_locks_hold(layout):
     config = with_fields(load_config("580m"), {"partition.layout": layout})
     now = explain_config(config, 32)
-    text = (ROOT / "configs" / "locks" / lock_name("580m", now)).read_text()
-    command = "python -m gpt_pjit.partition lock --config=configs/580m.py --devices=32"
+    locked = read_record(ROOT / "configs" / "locks" / lock_name("580m", now), ("parameters",))
+    command = "gpt_pjit partition lock --config=configs/580m.py --devices=32"
     override = f"--config.partition.layout={layout}"
-    assert text == write_lock(now), f"see {command} {override}; accept with --write"
+    changes = compare(placement_of(locked), placement_of(now))
+    assert changes == [], f"see {command} {override}; accept with --write"
 
 
-def test_a_lock_is_read_as_it_was_written():
+def test_a_record_is_read_as_it_was_written(tmp_path):
     rules = (("embed/embedding", (("tensor", "data"), None)),)
     config = tiny(mesh={"replica": 2, "tensor": 2})
-    rules += tuple(gpt_rules(bias=False, positions="alibi")[1:])
+    rules += tuple(gpt_rules(ModelConfig())[1:])
     now = explain_config(with_fields(config, {"partition.rules": rules}), 8)
-    read = read_lock(write_lock(now), "x.lock")
-    assert write_lock(read) == write_lock(now)
-    assert diff(read, now).moves == ()
-    assert lock_name("mine", now) == "mine.replica2-data2-tensor2.zero.lock"
+    write_record(tmp_path / "locks" / "a.json", now)
+    read = read_record(tmp_path / "locks" / "a.json", ("parameters",))
+    assert read == now == json.loads(json.dumps(now))
+    assert lock_name("mine", now) == "mine.replica2-data2-tensor2.zero.json"
 
 
-@pytest.mark.parametrize(
-    "text", ["{", "", "mesh = 1\nlayout = 'zero'\ncounters = 0\n[a]\nshape = 3"]
-)
-def test_what_is_no_lock(text):
-    with pytest.raises(ConfigError, match="is no lock; write it anew with --write"):
-        read_lock(text, "x.lock")
+def test_another_regex_with_the_same_effect_is_the_same_placement():
+    config = tiny()
+    row, *others = gpt_rules(ModelConfig())
+    rules = (("embed/embeddin[g]", *row[1:]), *others)
+    before, after = (
+        explain_config(with_fields(config, {"partition.rules": r}), 8) for r in ((), rules)
+    )
+    assert compare(before, after) != []
+    assert compare(placement_of(before), placement_of(after)) == []
+
+
+@pytest.mark.parametrize("text", ["{", "", "[]", "3", '{"layout": "zero"}', "\xff"])
+def test_what_is_not_a_record(tmp_path, text):
+    path = tmp_path / "x.json"
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(ConfigError, match=r"not a record: .*; write it again with --write"):
+        read_record(path, ("layout", "mesh"))

@@ -1,14 +1,37 @@
 import dataclasses
+import functools
+from typing import Any, NamedTuple
 
+import jax
 import pytest
 
-from gpt_pjit.plan.compile import compile_lowered, lower, program_for
+from gpt_pjit.core.training import Program
+from gpt_pjit.pages import Record
+from gpt_pjit.plan.collectives import Collective, collectives_of, whole_shapes
+from gpt_pjit.plan.compile import Executable, compile_lowered, lower, training_for
+from gpt_pjit.plan.hlo import Module
 from gpt_pjit.plan.plan import read_plan
 from gpt_pjit.plan.topology import find_topology
-from tests.helpers import tiny
+from tests.helpers import run_command_here, tiny
 from tests.plan.plain_step import plain_step
 
 LAYOUTS = ("ddp", "zero1", "zero", "fsdp")
+
+
+class Planned(NamedTuple):
+    """A step compiled for CPU devices, and its plan."""
+
+    program: Program
+    executable: Executable
+    record: Record
+
+    @property
+    def module(self) -> Module:
+        return Module(self.executable.hlo)
+
+    @property
+    def collectives(self) -> list[Collective]:
+        return collectives_of(self.module, self.record["mesh"], whole_shapes(self.program))
 
 
 @pytest.fixture(scope="session")
@@ -21,17 +44,22 @@ def small():
 @pytest.fixture(scope="session")
 def plan_on_cpu():
     """`plan_on_cpu(config, plain=False)`: the plan of 4 CPU devices, in place of 4 of a v5e."""
-    import jax
-
     topology = find_topology("v5e-4")
-    made = {}
+    made: dict[Any, Planned] = {}
 
     def plan(config, plain=False):
         if (config, plain) not in made:
-            program = program_for(config, jax.devices()[:4])
+            program = training_for(config, jax.devices()[:4])
             lowered = plain_step(config, program) if plain else lower(program)
             executable = dataclasses.replace(compile_lowered(lowered), seconds=1.0)
-            made[config, plain] = program, read_plan(config, topology, program, executable)
+            record = read_plan(config, topology, program, executable)
+            made[config, plain] = Planned(program, executable, record)
         return made[config, plain]
 
     return plan
+
+
+@pytest.fixture
+def run_plan(capsys):
+    """`run_plan(*argv)`: exit code, standard output and standard error of the command."""
+    return functools.partial(run_command_here, capsys, "plan")

@@ -66,7 +66,7 @@ def plain_step(config, program):
         params = optax.apply_updates(state.params, updates)
         return state._replace(step=state.step + 1, params=params, opt_state=opt_state)
 
-    gradients = jax.tree.map(on, program.placement.gradients)
+    gradients = jax.tree.map(on, program.model.placement.gradients)
     shardings = jax.tree.map(lambda leaf: on(leaf.sharding.spec), program.state)
     plain = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), program.state)
     tokens = jax.ShapeDtypeStruct(program.tokens.shape, program.tokens.dtype)

@@ -63,15 +63,13 @@ def test_a_reduction_sends_twice_the_share_of_the_others():
 
 
 def test_a_step_moves_what_the_partition_room_counts(small, plan_on_cpu):
-    _, plan = plan_on_cpu(small)
-    explanation = explain_config(small, 4)
-    gathered = sum(c.total_bytes for c in plan.collectives if c.kind == "all-gather")
-    assert gathered == explanation.moved_bytes("gather weights, once")
+    collectives = plan_on_cpu(small).record["collectives"]
+    gathered = sum(c["total_bytes"] for c in collectives if c["kind"] == "all-gather")
+    assert gathered == explain_config(small, 4)["bytes_moved_a_step"]["gather weights, once"]
 
 
 def test_collectives_are_named_after_parameters(small, plan_on_cpu):
-    _, plan = plan_on_cpu(small)
-    gathers = [c for c in plan.collectives if c.kind == "all-gather"]
+    gathers = [c for c in plan_on_cpu(small).collectives if c.kind == "all-gather"]
     named = {path for c in gathers for path in c.parameters}
     assert {"embed/embedding", "blocks/mlp/up/kernel", "blocks/attention/qkv/kernel"} <= named
     assert all(c.source for c in gathers)

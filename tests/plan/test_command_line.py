@@ -2,29 +2,25 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
-from rich.table import Table
 
-from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_DONE, ConfigError
+from gpt_pjit.core.errors import EXIT_BROKEN, EXIT_CONFIG, EXIT_DONE, ConfigError
+from gpt_pjit.pages import Pictures, Table, page
 from gpt_pjit.plan import compile as compile_room
-from gpt_pjit.plan.arguments import plain_arguments
-from gpt_pjit.plan.html import page
-from gpt_pjit.plan.plan import make_plan, plan_record
-from gpt_pjit.plan.render import change_tables, plan_tables
+from gpt_pjit.plan.plan import make_plan
 from gpt_pjit.plan.topology import find_topology
+from gpt_pjit.plan.views import difference_blocks, plan_blocks
 from tests.helpers import ROOT, load_config
 
-
-def plan(*arguments):
-    command = [sys.executable, "-m", "gpt_pjit.plan", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+CONFIG = f"--config={ROOT}/configs/580m.py"
 
 
 def test_keys_of_json(small, plan_on_cpu):
-    record = plan_record(plan_on_cpu(small)[1])
+    record = plan_on_cpu(small).record
     assert record["fits"] is True
     assert record["memory"].keys() >= {"state_bytes", "peak_bytes", "capacity_bytes"}
     assert isinstance(record["collectives"], list)
@@ -34,10 +30,10 @@ def test_keys_of_json(small, plan_on_cpu):
     assert json.loads(json.dumps(record)) == record
 
 
-def test_gpus_without_a_compiler_are_estimated():
-    ran = plan("--config=configs/580m.py", "--topology=h100-8", "--json")
-    assert ran.returncode == EXIT_DONE, ran.stderr
-    record = json.loads(ran.stdout)
+def test_gpus_without_a_compiler_are_estimated(run_plan):
+    code, out, err = run_plan(CONFIG, "--topology=h100-8", "--json")
+    assert code == EXIT_DONE, err
+    record = json.loads(out)
     assert record["compiled"] is False
     assert record["compile_seconds"] is None
     assert record["cost"]["mcycles"] is None
@@ -49,24 +45,53 @@ def test_gpus_without_a_compiler_are_estimated():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--config=configs/580m.py", "--topology=v3x32"), "did you mean v3-32"),
-        (("--config=configs/580m.py",), "--topology=NAME"),
+        ((CONFIG, "--topology=v3x32"), "did you mean v3-32"),
+        ((CONFIG,), "--topology=NAME"),
         (("--topology=v3-32",), "--config=FILE"),
-        (("dif", "--config=configs/580m.py"), "no command 'dif'; one of plan, diff"),
+        (("dif", CONFIG), "invalid choice: 'dif'"),
+        ((CONFIG, "--topology=h100-8", "--check"), "no such file"),
     ],
 )
-def test_mistakes_are_one_message(arguments, says):
-    ran = plan(*arguments)
-    assert ran.returncode == EXIT_CONFIG
-    assert says in ran.stderr
-    assert "Traceback" not in ran.stderr
+def test_mistakes_are_one_message(run_plan, arguments, says):
+    code, _, err = run_plan(*arguments)
+    assert code == EXIT_CONFIG
+    assert says in err
 
 
-def test_arguments_for_other_processes():
-    given = "diff --config=a.py --topology v3-32 --json --revision=main --config.seed=3"
-    given += " --against.seed=4 --search --remat=full"
-    kept = ["--config=a.py", "--topology=v3-32", "--config.seed=3"]
-    assert plain_arguments(given.split()) == kept
+def test_it_runs_as_a_module():
+    command = [sys.executable, "-m", "gpt_pjit.plan", "--help"]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "--search" in ran.stdout
+
+
+@pytest.mark.parametrize("override", [("--against.seed=4",), ("--against.seed", "4")])
+def test_diff_of_overrides(run_plan, override):
+    words = ("diff", *CONFIG.split("="), "--topology", "h100-8", *override)
+    code, out, err = run_plan(*words, "--against.partition.layout=zero1")
+    assert code == EXIT_DONE, err
+    assert "partition.layout: 'zero1' -> 'zero'" in out
+    assert "seed: 4 -> " in out
+    assert "master weights" in out
+
+
+def test_a_record_is_written_checked_and_accepted(run_plan, tmp_path):
+    config = shutil.copy(ROOT / "configs" / "580m.py", tmp_path)
+    flags = (f"--config={config}", "--topology=h100-8", "--check")
+    assert run_plan(*flags, "--write")[0] == EXIT_DONE
+    assert run_plan(*flags)[0] == EXIT_DONE
+    record = tmp_path / "plans" / "580m.h100-8.json"
+    kept = json.loads(record.read_text())
+    kept["memory"]["state_bytes"] //= 2
+    record.write_text(json.dumps(kept))
+    code, out, _ = run_plan(*flags)
+    assert code == EXIT_BROKEN
+    assert "memory.state_bytes" in out
+    assert "+100.0%" in out
+    accept = out.strip().splitlines()[-1].split()
+    assert accept[:2] == ["gpt_pjit", "plan"]
+    assert run_plan(*accept[2:])[0] == EXIT_DONE
+    assert run_plan(*flags)[0] == EXIT_DONE
 
 
 def test_without_libtpu_the_extra_is_named(monkeypatch):
@@ -76,7 +101,7 @@ def test_without_libtpu_the_extra_is_named(monkeypatch):
 
 
 def test_gpus_in_this_machine_are_compiled_for(small, monkeypatch):
-    """Stood in for by CPU devices: those of the chip's kind, and as many as the name says."""
+    """CPU devices stand in: devices of the chip's kind count, as many as the name says."""
     chip = dataclasses.replace(find_topology("h100-2").chip, kinds=("cpu",))
     topology = dataclasses.replace(find_topology("h100-2"), chip=chip)
     assert len(compile_room.devices_of(topology)) == 2
@@ -85,19 +110,22 @@ def test_gpus_in_this_machine_are_compiled_for(small, monkeypatch):
 
 
 def test_tables_and_page_show_every_part(small, plan_on_cpu):
-    _, planned = plan_on_cpu(small)
-    shown = list(plan_tables(planned, 2.0))
-    titles = [table.title for table in shown if isinstance(table, Table)]
-    assert [title.split()[0] for title in titles] == [
-        "Memory",
-        "Collectives:",
-        "Promises",
-        "Time",
-    ]
-    text = page(planned, "<config>", 2.0)
+    record = plan_on_cpu(small).record
+    titles = [block.title for block in plan_blocks(record) if isinstance(block, Table)]
+    assert [title.split()[0] for title in titles] == ["Memory", "Collectives:", "Promises", "Time"]
+    text = page("<config>", plan_blocks(record, pictures=True))
     assert "&lt;config&gt;" in text
     for part in ("blocks/mlp/up/kernel", "gradients_reduced_once", "master weights", "tokens/s"):
         assert part in text
     assert "http" not in text  # nothing is loaded
-    record = plan_record(planned)
-    assert len(list(change_tables(record, record, ["nothing"]))) > 3
+    assert len(list(difference_blocks(record, record))) == 3
+
+
+def test_a_committed_plan_is_a_page_with_pictures():
+    record = json.loads((ROOT / "configs" / "plans" / "580m.v3-32.json").read_text())
+    blocks = list(plan_blocks(record, pictures=True))
+    assert sum(isinstance(block, Pictures) for block in blocks) == 2
+    text = page("580m", blocks)
+    assert text.count("<svg") == 2
+    assert "loss_head" in text
+    assert len(text) < 60_000

@@ -2,7 +2,6 @@
 
 import re
 
-from gpt_pjit.plan.plan import plan_record
 from gpt_pjit.plan.promises import CHECKS, PROMISES
 from tests.helpers import ROOT
 
@@ -19,6 +18,6 @@ def test_every_promise_stands_with_its_layouts():
 
 
 def test_every_key_of_json(small, plan_on_cpu):
-    record = plan_record(plan_on_cpu(small)[1])
+    record = plan_on_cpu(small).record
     keys = {*record, *record["memory"], *record["cost"], *record["collectives"][0]}
     assert {key for key in keys if not re.search(rf"\b{key}[`.]", PAGE)} == set()

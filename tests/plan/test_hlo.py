@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from gpt_pjit.plan.cost import roll_up
-from gpt_pjit.plan.hlo import Module
+from gpt_pjit.plan.collectives import loop_label
+from gpt_pjit.plan.cost import direction_of, roll_up
+from gpt_pjit.plan.hlo import Instruction, Loop, Module
 
 LOOP = """\
 HloModule test, is_scheduled=true
@@ -101,9 +102,41 @@ def test_nested_scans_as_xla_compiles_them(strip):
     assert times == {21}
 
 
+@pytest.mark.parametrize(
+    ("op_name", "scope", "direction"),
+    [
+        ("jit(train_step)/gather_weights/reshard", "gather_weights", "update"),
+        ("jit(train_step)/a/jvp(layers)/while/body/mlp/dot_general", "mlp", "forward"),
+        ("jit(f)/transpose(jvp(layers))/while/body/add", "layers", "backward"),
+        ("jit(f)/layers/rematted_computation/norms/jit(mlp)/x", "norms", "recompute"),
+        ("jit(f)/Block.mlp/attention_scores_of/add", "unscoped", "update"),
+        ("jit(mlp)/add", "unscoped", "update"),
+        ("", "unscoped", "update"),
+    ],
+)
+def test_the_innermost_scope_counts(op_name, scope, direction):
+    attributes = f'metadata={{op_name="{op_name}"}}'
+    instruction = Instruction("x", "add", "f32[]", "", attributes, False)
+    assert (instruction.scope, direction_of(op_name)) == (scope, direction)
+
+
+@pytest.mark.parametrize(
+    ("op_name", "label"),
+    [
+        ("jit(f)/accumulate_gradients/while", "microbatch loop"),
+        ("jit(f)/accumulate_gradients/while/body/transpose(jvp(layers))/while", "layer loop"),
+        ("jit(f)/accumulate_gradients/jit(_threefry)/while", "loop of 5"),
+        ("jit(f)/layers/mlp/while", "loop of 5"),
+        ("", "loop of 5"),
+    ],
+)
+def test_a_loop_is_known_by_the_scope_around_it(op_name, label):
+    attributes = f'metadata={{op_name="{op_name}"}}'
+    assert loop_label(Loop(Instruction("x", "while", "()", "", attributes, False), 5)) == label
+
+
 def test_the_steps_own_loops(small, plan_on_cpu):
-    _, plan = plan_on_cpu(small)
-    visits = list(Module(plan.executable.hlo).walk())
-    trips = {loop.trips for visit in visits for loop in visit.loops}
-    assert trips == {2, 3}
+    visits = list(plan_on_cpu(small).module.walk())
+    trips = {(loop_label(loop), loop.trips) for visit in visits for loop in visit.loops}
+    assert trips == {("microbatch loop", 2), ("layer loop", 3)}
     assert max(visit.times for visit in visits) == 6

@@ -32,8 +32,10 @@ def test_groups_are_what_arrays_take(layout):
     program = program_on(config, (1, 4, 2))
     groups = tree_groups(config, 8)
     with jax.set_mesh(program.mesh):
-        shapes = jax.eval_shape(program.weights, program.state.params)
-    specs = jax.tree.map(lambda spec: NamedSharding(program.mesh, spec), program.placement.compute)
+        shapes = jax.eval_shape(program.model.gather_weights, program.state.params)
+    specs = jax.tree.map(
+        lambda spec: NamedSharding(program.mesh, spec), program.model.placement.compute
+    )
     state = jax.tree.map(lambda leaf: placed(leaf, leaf.sharding), program.state)
     weights = jax.tree.map(placed, shapes, specs)
     device = jax.devices()[0]

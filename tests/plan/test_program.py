@@ -1,12 +1,15 @@
 """`plan` compiles the program that `main` runs."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
-from gpt_pjit.gpt_pjit import train
 
+from gpt_pjit.core import train
 from gpt_pjit.core.runtime import global_array
-from gpt_pjit.plan.compile import fingerprint, lower, program_for
+from gpt_pjit.plan import compile as compile_room
+from gpt_pjit.plan.compile import fingerprint, lower, training_for
 from gpt_pjit.plan.topology import find_topology
 from tests.helpers import random_tokens, tiny, with_fields
 
@@ -25,18 +28,18 @@ def program_of_main(config, monkeypatch, tmp_path):
 
     monkeypatch.setattr(train, "open_workdir", stop)
     with pytest.raises(BuiltError):
-        train.train(config, tmp_path)
+        train.train(config, tmp_path, prepare=None, sample=None)
     return built[0]
 
 
-build = train.build
+build = train.build_training
 
 
 @pytest.mark.parametrize("layout", ["zero", "fsdp"])
 def test_plan_and_main_lower_the_same_step(layout, monkeypatch, tmp_path):
     config = tiny(partition={"layout": layout}, model={"dropout_attention": 0.1})
     program = program_of_main(config, monkeypatch, tmp_path)
-    planned = lower(program_for(config, jax.devices())).as_text()
+    planned = lower(training_for(config, jax.devices())).as_text()
     with jax.set_mesh(program.mesh):
         # With the arrays that the loop passes, not with their description.
         state = jax.tree.map(
@@ -53,8 +56,39 @@ def test_the_hash_follows_the_program():
     config, topology = tiny(), find_topology("h100-8")
 
     def hash_of(fields):
-        program = program_for(with_fields(config, fields), jax.devices()[:8])
+        program = training_for(with_fields(config, fields), jax.devices()[:8])
         return fingerprint(lower(program), topology)
 
     assert hash_of({}) == hash_of({"log.every": 3})
     assert hash_of({}) != hash_of({"model.remat": "full"})
+
+
+@pytest.fixture
+def hash_now():
+    """A function that gives the hash of one program under what is set now."""
+    lowered = lower(training_for(tiny(), jax.devices()[:8]))
+    return lambda: fingerprint(lowered, find_topology("v5e-8"))
+
+
+@pytest.mark.parametrize("name", ["XLA_FLAGS", "LIBTPU_INIT_ARGS"])
+def test_the_hash_follows_the_compilers_flags(hash_now, monkeypatch, name):
+    before = hash_now()
+    monkeypatch.setenv(name, "--xla_something=true")
+    assert hash_now() != before
+
+
+@pytest.mark.parametrize("room", ["model", "sharding", "training"])
+def test_the_hash_follows_the_sources_of_the_core(hash_now, monkeypatch, tmp_path, room):
+    core = shutil.copytree(compile_room.CORE, tmp_path / "core")
+    monkeypatch.setattr(compile_room, "CORE", core)
+    before = hash_now()
+    (core / room / "__init__.py").write_text("# a line more\n")
+    assert hash_now() != before
+
+
+@pytest.mark.parametrize("package", ["jax", "jaxlib", "libtpu"])
+def test_the_hash_follows_the_versions(hash_now, monkeypatch, package):
+    before = hash_now()
+    version = compile_room.version
+    monkeypatch.setattr(compile_room, "version", lambda p: "9" if p == package else version(p))
+    assert hash_now() != before

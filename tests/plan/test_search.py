@@ -3,12 +3,13 @@
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 
 from gpt_pjit.core.errors import EXIT_DONE, EXIT_INTERRUPTED, ConfigError
 from gpt_pjit.plan import search as room
-from gpt_pjit.plan.search import candidates, ranked, search, search_tables
+from gpt_pjit.plan.search import candidates, search, search_blocks
 from gpt_pjit.plan.topology import find_topology
 from tests.helpers import load_config, with_fields
 
@@ -40,20 +41,9 @@ def plan_of(seconds, fits=True):
         "collective_seconds": 0.0,
         "mfu": 0.4,
         "mcycles": 10.0,
-        "scopes": {"MLP": {"forward": 6.0}, "norms": {"forward": 4.0}},
+        "scopes": {"mlp": {"forward": 6.0}, "norms": {"forward": 4.0}},
     }
     return {"fits": fits, "cost": cost, "memory": {"peak_bytes": 2**30}, "program": "abc"}
-
-
-def answering(plan):
-    code = f"import json; print(json.dumps({json.loads(json.dumps(plan))!r}))"
-    return lambda arguments: subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
 
 
 @pytest.fixture
@@ -62,64 +52,102 @@ def tried():
     return candidates(CONFIG, V3, wanted)
 
 
-def test_rows_of_every_candidate(tried, monkeypatch):
-    monkeypatch.setattr(room, "_start", answering(plan_of(1.5)))
-    rows, code = search(tried, V3, [])
+@pytest.fixture
+def child(monkeypatch):
+    """`child(code)`: lets Python code stand in for the command that plans a candidate."""
+
+    def stand_in(code):
+        popen = subprocess.Popen
+
+        def start(command, **options):
+            assert command[1:3] == ["-m", "gpt_pjit.plan"]
+            return popen([sys.executable, "-c", code, *command[3:]], **options)
+
+        monkeypatch.setattr(room.subprocess, "Popen", start)
+
+    return stand_in
+
+
+def answering(plan):
+    return f"import json; print(json.dumps({json.loads(json.dumps(plan))!r}))"
+
+
+def test_outcomes_of_every_candidate(tried, child):
+    child(answering(plan_of(1.5)))
+    found, code = search(tried, V3, [])
     assert code == EXIT_DONE
-    assert [row.binds for row in rows] == ["compute: MLP, 60%"] * 2
-    assert {row.candidate.text for row in rows} == {
-        "--config.optim.microbatches=2",
-        "as the config is",
-    }
+    assert [one["limit"] for one in found] == ["compute: mlp, 60%"] * 2
+    assert sorted(one["overrides"] for one in found) == [
+        [],
+        ["--config.optim.microbatches=2"],
+    ]
+
+
+def test_children_are_planned_with_the_given_arguments(tried, child):
+    child("import json, sys; print(json.dumps({'fits': 0, 'cost': 0, 'argv': sys.argv[1:]}))")
+    found, _ = search(tried, V3, ["--config=a.py", "--topology=v3-32"])
+    (argv,) = (one["plan"]["argv"] for one in found if one["overrides"])
+    assert argv == ["--config=a.py", "--topology=v3-32", "--config.optim.microbatches=2", "--json"]
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_child_that_says_much_does_not_hang(tried, child, stream):
+    """More than a pipe holds."""
+    child(f"import sys; sys.{stream}.write(' ' * 2**20); {answering(plan_of(1.0))}")
+    found, _ = search(tried, V3, [])
+    assert [one["plan"]["cost"]["step_seconds"] for one in found] == [1.0, 1.0]
+
+
+def test_a_failed_child_is_told(tried, child):
+    child("import sys; sys.exit('boom')")
+    found, code = search(tried, V3, [])
+    assert code == EXIT_DONE
+    assert {one["limit"] for one in found} == {"failed: boom"}
 
 
 def test_settings_that_change_nothing_are_told(tried):
-    rows = ranked([room.Row(candidate, plan_of(1.0)) for candidate in tried])
-    table, fastest, pasted = search_tables(rows, V3)
-    assert list(table.columns[4].cells) == [
-        "compute: MLP, 60%",
-        "the same program as a row above",
-    ]
-    assert fastest == "fastest that fits, 1.000 s a step:"
-    assert pasted.strip() == rows[0].candidate.text
+    found = [room._record(candidate, plan_of(1.0), "compute: mlp, 60%") for candidate in tried]
+    table, fastest, pasted = search_blocks(found, V3)
+    limits = [row[4] for row in table.rows]
+    assert limits == ["compute: mlp, 60%", "the same program as a row above"]
+    assert fastest.text == "fastest that fits, 1.000 s a step:"
+    assert pasted.text.split() == tried[0].overrides or tried[0].overrides == []
 
 
-def test_ctrl_c_keeps_what_is_done_and_ends_the_rest(tried, monkeypatch):
-    first = answering(plan_of(1.5))
-    started = []
+def test_ctrl_c_keeps_what_is_done_and_ends_the_rest(tried, child, monkeypatch):
+    child(
+        "import sys, time\n"
+        "if any('microbatches' in a for a in sys.argv): time.sleep(60)\n"
+        f"{answering(plan_of(1.5))}"
+    )
+    completed = room.as_completed
 
-    def start(arguments):
-        slow = [sys.executable, "-c", "import time; time.sleep(60)"]
-        process = subprocess.Popen(slow, text=True) if started else first(arguments)
-        started.append(process)
-        return process
+    def first_then_ctrl_c(runs):
+        yield next(completed(runs))
+        raise KeyboardInterrupt
 
-    def sleep(_):
-        started[0].wait()
-        if len(looks) > 2:
-            raise KeyboardInterrupt
-        looks.append(1)
-
-    looks = []
-    monkeypatch.setattr(room, "_start", start)
-    monkeypatch.setattr(room.time, "sleep", sleep)
-    rows, code = search(tried, V3, [])
+    monkeypatch.setattr(room, "as_completed", first_then_ctrl_c)
+    monkeypatch.setattr(room, "usable_cores", lambda: 2)
+    start = time.monotonic()
+    found, code = search(tried, V3, [])
+    assert time.monotonic() - start < 30
     assert code == EXIT_INTERRUPTED
-    assert len(rows) == 1
-    assert started[1].poll() is not None
+    assert [one["overrides"] for one in found] == [[]]
 
 
 def test_a_candidate_whose_trees_do_not_fit_is_not_compiled(monkeypatch):
-    monkeypatch.setattr(room, "_start", lambda _: pytest.fail("compiled"))
+    monkeypatch.setattr(room, "_run", lambda *_: pytest.fail("compiled"))
     config = load_config("580m")
     wanted = {"optim.microbatches": [4], "model.n_layers": [900]}
-    rows, _ = search(candidates(config, V3, wanted), V3, [])
-    assert [row.binds for row in rows] == ["memory: state, weights and gradients alone"]
-    assert not rows[0].fits
+    found, _ = search(candidates(config, V3, wanted), V3, [])
+    assert [one["limit"] for one in found] == ["memory: state, weights and gradients alone"]
+    assert not found[0]["fits"]
 
 
-def test_ranked_by_step_time_and_what_fits_first(tried):
-    plans = [plan_of(1.0, fits=False), plan_of(3.0), plan_of(2.0)]
-    rows = ranked([room.Row(tried[0], plan) for plan in plans])
-    assert [row.step_seconds for row in rows] == [2.0, 3.0, 1.0]
-    assert rows[-1].binds == "memory: activations"
+def test_ranked_by_step_time_and_what_fits_first(tried, monkeypatch):
+    plans = iter([plan_of(1.0, fits=False), plan_of(3.0), plan_of(2.0)])
+    monkeypatch.setattr(room, "_run", lambda c, *_: room._record(c, next(plans), ""))
+    monkeypatch.setattr(room, "usable_cores", lambda: 1)
+    found, _ = search([tried[0]] * 3, V3, [])
+    assert [one["plan"]["cost"]["step_seconds"] for one in found] == [2.0, 3.0, 1.0]
+    assert room._limit(found[-1]["plan"]) == "memory: activations"

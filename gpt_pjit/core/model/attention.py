@@ -100,8 +100,10 @@ def _forward(alibi, rate, q_HBTK, k_HBSK, v_HBSK, kept, segments_BS):
         with jax.named_scope("attention_values"):
             values.append(contract("HBTS,HBSK->HBTK", weights, v_HBSK[:, :, keys]))
         logsumexps.append(logsumexp)
-    values_HBTK = checkpoint_name(jnp.concatenate(values, axis=2), "values")
-    logsumexp_HBT1 = checkpoint_name(jnp.concatenate(logsumexps, axis=2), "weights_logsumexp")
+    with jax.named_scope("attention_values"):
+        values_HBTK = checkpoint_name(jnp.concatenate(values, axis=2), "values")
+    with jax.named_scope("attention_softmax"):
+        logsumexp_HBT1 = checkpoint_name(jnp.concatenate(logsumexps, axis=2), "weights_logsumexp")
     residuals = (q_HBTK, k_HBSK, v_HBSK, kept, segments_BS, values_HBTK, logsumexp_HBT1)
     return values_HBTK, residuals
 
@@ -131,8 +133,11 @@ def _backward(alibi, rate, residuals, dvalues_HBTK):
             dk.append(contract("HBTS,HBTK->HBSK", dscores, q))
         with jax.named_scope("attention_values"):
             dv.append(contract("HBTS,HBTK->HBSK", dropped, dvalues))
-    dk_HBSK, dv_HBSK = _sum_blocks(dk, n_keys), _sum_blocks(dv, n_keys)
-    return jnp.concatenate(dq, axis=2), dk_HBSK, dv_HBSK, None, None
+    with jax.named_scope("attention_scores"):
+        dq_HBTK, dk_HBSK = jnp.concatenate(dq, axis=2), _sum_blocks(dk, n_keys)
+    with jax.named_scope("attention_values"):
+        dv_HBSK = _sum_blocks(dv, n_keys)
+    return dq_HBTK, dk_HBSK, dv_HBSK, None, None
 
 
 attend.defvjp(_forward, _backward)

@@ -48,9 +48,11 @@ def make_train_step(
         )
         gradient = reduce(model, summands)
         params, opt_state = update(model, tx, state, gradient)
+        with jax.named_scope("optimizer"):
+            norm = optax.tree.norm(gradient)
         metrics = {
             "train/loss": loss,
-            "train/grad_norm": optax.tree.norm(gradient),
+            "train/grad_norm": norm,
             "train/learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
         return TrainState(state.step + 1, params, opt_state), metrics

@@ -9,8 +9,7 @@ from jax.sharding import NamedSharding
 
 from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.sharding import AXES, LAYOUTS, make_mesh, paths_and_leaves, place, shard_shape
-from gpt_pjit.partition import TREES
-from gpt_pjit.partition.html import parts_of_devices
+from gpt_pjit.partition import TREES, parts_of_devices
 
 NAMES = st.sampled_from(("a", "b", "kernel", "scale"))
 SHAPES = st.lists(st.sampled_from((1, 2, 3, 4, 6, 8, 12)), max_size=3).map(tuple)

@@ -1,0 +1,75 @@
+"""Records in files: written so that a line is one fact, read back, and compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gpt_pjit.core.errors import ConfigError
+
+Record = dict[str, Any]
+WIDTH = 110  # columns that one line of a file may take
+
+
+class Change(NamedTuple):
+    """A value that differs between two records; None on the side that lacks it."""
+
+    path: tuple[str, ...]
+    before: Any
+    after: Any
+
+
+def compare(before: Any, after: Any, tolerance: float = 0.0) -> list[Change]:
+    """Every value that differs, in the order of the records.
+
+    Numbers differ by more than `tolerance`, as a fraction of the one before. Lists are one value.
+    """
+    return list(_changes((), before, after, tolerance))
+
+
+def _changes(path: tuple[str, ...], before: Any, after: Any, tolerance: float) -> Iterator[Change]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in dict.fromkeys([*before, *after]):
+            yield from _changes((*path, key), before.get(key), after.get(key), tolerance)
+    elif _is_number(before) and _is_number(after):
+        if abs(after - before) > tolerance * abs(before):
+            yield Change(path, before, after)
+    elif before != after:
+        yield Change(path, before, after)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def write_record(path: Path, record: Record) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(_layout(record, 0) + "\n", encoding="utf-8")
+
+
+def read_record(path: Path, parts: tuple[str, ...]) -> Record:
+    """The record in the file; raises ConfigError for what has no such `parts`."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if missing := [part for part in parts if part not in record]:
+            raise ValueError(f"no {missing[0]!r} in it")
+    except (ValueError, TypeError) as error:
+        problem = f"not a record: {error}; write it again with --write"
+        raise ConfigError([problem], str(path)) from None
+    return record
+
+
+def _layout(value: Any, indent: int) -> str:
+    """JSON in which whatever fits stands on one line."""
+    line = json.dumps(value)
+    if not isinstance(value, dict | list) or not value or indent + len(line) <= WIDTH:
+        return line
+    margin = "\n" + " " * (indent + 1)
+    if isinstance(value, list):
+        items = [_layout(item, indent + 1) for item in value]
+    else:
+        items = [f"{json.dumps(key)}: {_layout(item, indent + 1)}" for key, item in value.items()]
+    text = margin + f",{margin}".join(items) + "\n" + " " * indent
+    return f"[{text}]" if isinstance(value, list) else f"{{{text}}}"

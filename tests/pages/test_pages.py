@@ -1,0 +1,111 @@
+"""Records compared and laid out, and blocks as tables and pages."""
+
+import io
+import json
+import re
+import sys
+
+import pytest
+from rich.console import Console
+
+from gpt_pjit.core.errors import ConfigError
+from gpt_pjit.pages import (
+    Cell,
+    Note,
+    Pictures,
+    Table,
+    before_and_after,
+    changes_table,
+    compare,
+    grid,
+    human_bytes,
+    page,
+    stacked_bars,
+    terminal,
+    write_record,
+)
+
+TABLE = Table("Title", ("name", ">n"), [("<a>", Cell("1", ("note", ""), "good"))])
+BLOCKS = [Note("a & b", "dim"), TABLE, Pictures("", [("caption", lambda: "<svg></svg>")])]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "changes"),
+    [
+        ({"a": 1, "b": [1, 2]}, {"b": [1, 2], "a": 1}, []),
+        ({"a": {"b": 1}}, {"a": {"b": 2}}, [(("a", "b"), 1, 2)]),
+        ({"a": [1, 2]}, {"a": [1, 3]}, [(("a",), [1, 2], [1, 3])]),
+        ({"a": {"b": 1}}, {}, [(("a",), {"b": 1}, None)]),
+        ({}, {"a": 0}, [(("a",), None, 0)]),
+        ({"a": True}, {"a": False}, [(("a",), True, False)]),
+        ({"a": True}, {"a": 1}, []),
+    ],
+)
+def test_every_value_that_differs(before, after, changes):
+    assert compare(before, after) == changes
+
+
+@pytest.mark.parametrize(("after", "differs"), [(102, False), (98, False), (103, True), (97, True)])
+def test_numbers_differ_beyond_the_tolerance(after, differs):
+    assert bool(compare({"a": 100}, {"a": after}, 0.02)) == differs
+
+
+def test_a_line_of_a_file_is_one_fact(tmp_path):
+    record = {"short": {"a": [1, None], "b": "c"}, "long": {f"key {n}": n for n in range(30)}}
+    write_record(tmp_path / "a.json", record)
+    lines = (tmp_path / "a.json").read_text().splitlines()
+    assert lines[1] == ' "short": {"a": [1, null], "b": "c"},'
+    assert len(lines) == 35
+    assert json.loads("".join(lines)) == record
+
+
+def test_bytes_a_person_reads():
+    sizes = (0, 1023, 2**20, 2**30 * 14.03, -(2**31))
+    assert [*map(human_bytes, sizes)] == ["0 B", "1023 B", "1.00 MiB", "14.0 GiB", "-2.00 GiB"]
+
+
+def test_both_sides_and_their_change():
+    (table,) = before_and_after("x", ({"a": 1, "b": 0}, {"a": 3, "b": None}), "{:.0f}".format)
+    assert table.rows == [("a", "1", "3", "+2")]
+    assert list(before_and_after("x", ({"a": 0}, {}))) == []
+    (row,) = changes_table([(("a", "b"), 100, 103)]).rows
+    assert row == ("a.b", "100", "103", "+3.0%")
+
+
+def test_blocks_in_a_terminal_have_no_pictures():
+    console = Console(width=60, file=io.StringIO(), record=True)
+    for renderable in terminal(BLOCKS):
+        console.print(renderable, markup=False)
+    text = console.export_text()
+    assert re.search(r"<a> +1\s+note", text)
+    assert "svg" not in text
+
+
+def test_a_page_escapes_words_and_shows_pictures():
+    text = page("<title>", BLOCKS)
+    for words in ("&lt;title&gt;", "&lt;a&gt;", "a &amp; b", "<small>note</small>", "<svg></svg>"):
+        assert words in text
+    assert text.count("<small>") == 1
+
+
+@pytest.mark.parametrize(
+    "svg",
+    [
+        lambda: stacked_bars({"a & b": {"x": 1.0, "y": 2.0}}, "GiB", ("limit", 5.0)),
+        lambda: grid([[True, False], [True, True]], "device", "part"),
+    ],
+)
+def test_pictures_follow_the_style_sheet(svg):
+    text = svg()
+    assert text.startswith("<svg")
+    assert "var(--c0)" in text
+    assert set(re.findall(r"(?:fill|stroke): (#\w+)", text)) == set()
+    assert text == svg()
+
+
+def test_without_matplotlib_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(
+        ConfigError, match=r"pages need matplotlib: pip install 'gpt_pjit\[pages\]'"
+    ):
+        page("x", [])
