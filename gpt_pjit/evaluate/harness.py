@@ -174,6 +174,7 @@ def _prepare_job(scorer: Scorer, name: str, loaded: dict[str, Any], limit: float
     from gpt_pjit.evaluate.model import ScorerLM
 
     model = ScorerLM(scorer)
+    model.label = name
     digests = {}
     for task_name, task in loaded["tasks"].items():
         instances = _instances(task, limit)

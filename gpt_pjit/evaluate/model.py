@@ -51,6 +51,7 @@ class ScorerLM(TemplateLM):
         self.scorer = scorer
         self.trained = scorer.trained
         self.losses: dict[str, list[list[tuple[Request, Scored]]]] = {}
+        self.label = SOURCE  # of progress and problems
 
     @property
     def eot_token_id(self) -> int:
@@ -91,8 +92,8 @@ class ScorerLM(TemplateLM):
     def loglikelihood(
         self, requests: Sequence[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        wanted = self.scorer.fitted(self._requests(requests), SOURCE)
-        results = self.scorer.score(wanted)
+        wanted = self.scorer.fitted(self._requests(requests), self.label)
+        results = self.scorer.score(wanted, self.label)
         items = [[pair] for pair in zip(wanted, results, strict=True)]
         self._keep(requests, items)
         return [(result.log_likelihood, result.is_greedy) for result in results]
@@ -108,7 +109,7 @@ class ScorerLM(TemplateLM):
             tokens = self.tok_encode(request.args[0])
             wanted.extend(rolling_requests(tokens, eot, window, window))
             ends.append(len(wanted))
-        pairs = list(zip(wanted, self.scorer.score(wanted), strict=True))
+        pairs = list(zip(wanted, self.scorer.score(wanted, self.label), strict=True))
         items = [pairs[start:end] for start, end in zip([0, *ends], ends, strict=False)]
         self._keep(requests, items)
         return [sum((scored.log_likelihood for _, scored in item), 0.0) for item in items]

@@ -6,9 +6,11 @@ python -m gpt_pjit.generate --checkpoint=runs/quickstart --prompt='def'
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -119,27 +121,26 @@ def _say_how_it_ended(trained: Trained, rows: Sequence[Continuation], rate: floa
 def _prompts(flags: argparse.Namespace) -> list[str]:
     if any("\udc80" <= letter <= "\udcff" for text in flags.prompt for letter in text):
         raise ConfigError(["--prompt is not UTF-8"], "generate")  # Python's escapes of bytes
-    files = [_read(Path(path)) for path in flags.prompt_file]
+    files = [
+        _text(path, partial(Path(path).read_text, encoding="utf-8")) for path in flags.prompt_file
+    ]
     if flags.prompt or files:
         return [*flags.prompt, *files]
     if jax.process_count() > 1:
         raise ConfigError(["several processes cannot share stdin; give --prompt"], "generate")
     if sys.stdin.isatty():
         raise ConfigError(["give --prompt=TEXT, --prompt_file, or a text on stdin"], "generate")
-    return [_decoded("stdin", sys.stdin.buffer.read())]
+    # Whatever the terminal's encoding is.
+    stdin = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8")
+    return [_text("stdin", stdin.read)]
 
 
-def _read(path: Path) -> str:
+def _text(name: str, read: Callable[[], str]) -> str:
+    """What `read` gives, without its last newline."""
     try:
-        return _decoded(str(path), path.read_bytes())
+        return read().removesuffix("\n")
     except OSError as error:
-        raise ConfigError([f"{path} cannot be read: {error.strerror}"], "generate") from None
-
-
-def _decoded(name: str, content: bytes) -> str:
-    """UTF-8 without its last newline, whatever the encoding of the terminal."""
-    try:
-        return content.decode().removesuffix("\n")
+        raise ConfigError([f"{name} cannot be read: {error.strerror}"], "generate") from None
     except UnicodeDecodeError:
         raise ConfigError([f"{name} is not UTF-8"], "generate") from None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from os.path import commonprefix
+from itertools import takewhile
 
 from gpt_pjit.core.tokens import Tokenizer
 
@@ -63,7 +63,8 @@ class Continuation:
     def _decode(self, n_tokens: int) -> str:
         """The text of the first tokens, with a character that the prompt left unfinished."""
         text = self._tokenizer.decode(self._before + self.tokens[:n_tokens])
-        return text[len(commonprefix((self._shown, text))) :]
+        pairs = zip(self._shown, text, strict=False)
+        return text[sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)) :]
 
     def _has_stop(self, text: str) -> bool:
         return self._first_stop(text) is not None
