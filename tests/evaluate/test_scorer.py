@@ -101,7 +101,7 @@ def items(lengths, choices, seed=0, cut=None):
 )
 def test_a_context_read_once_changes_nothing(mesh, positions, monkeypatch):
     """Of unequal lengths, some cut from the left, on windows up to the last learned position."""
-    trained = model(mesh, positions=positions, n_layers=1)
+    trained = model(mesh, positions=positions)
     requests = items((2, 40, 64, 67, 90, 5), (2, 3, 4, 1, 3, 2), cut=LEARNED + 1)
     requests += random_requests((1, 30, 60, LEARNED), seed=1)
     scorer, prefixes = Scorer(trained, rows=2), []
