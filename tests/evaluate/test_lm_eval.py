@@ -538,9 +538,9 @@ def test_command_line(model, data_dir, tmp_path, monkeypatch, capsys):
 def test_two_processes_score_a_task_as_one_does(model, data_dir, evaluate, tmp_path):
     script = str(ROOT / "launch" / "local.sh")
     flags = [f"--checkpoint={model}", "--tasks=piqa,lambada_openai", f"--data_dir={data_dir}"]
+    flags += [f"--out={tmp_path}", "--limit=8"]
     done = subprocess.run(
-        [script, "--processes=2", "--devices=2", "--module=gpt_pjit.evaluate", *flags]
-        + [f"--out={tmp_path}", "--limit=8"],
+        [script, "--processes=2", "--devices=2", "--module=gpt_pjit.evaluate", *flags],
         cwd=ROOT,
         env=os.environ | {"PYTHON": sys.executable},
         capture_output=True,
