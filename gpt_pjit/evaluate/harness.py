@@ -58,7 +58,7 @@ class Harness:
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
         self._options = options
         self._manager = TaskManager()
-        if options.data_dir and options.data_dir.is_dir():
+        if options.data_dir:
             self._use_local_data(options.data_dir, folder)
 
     def load(self, name: str) -> Callable[[Scorer, int], Job]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from gpt_pjit.core.console import Progress
 from gpt_pjit.core.errors import ConfigError, Problem
 from gpt_pjit.evaluate.batches import Request, rolling_requests
 from gpt_pjit.evaluate.scorer import Scored, Scorer
-from gpt_pjit.generate import Sampling, stream
+from gpt_pjit.generate import Continuation, Sampling, stream
 from gpt_pjit.trained import load_trained
 
 SOURCE = "lm-eval"
@@ -120,24 +120,18 @@ class ScorerLM(TemplateLM):
         for number, request in enumerate(requests):
             groups.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(number)
         options = [generation_options(json.loads(text), self.max_length) for text in groups]
-        answers = [""] * len(requests)
-        done = 0
-
-        def advance(more: int) -> None:
-            nonlocal done
-            done += more
-            progress.update(done)
-
+        answers: dict[int, str] = {}
         with Progress("generating", len(requests)) as progress:
             for wanted, numbers in zip(options, groups.values(), strict=True):
-                texts = self._generate([requests[n].args[0] for n in numbers], wanted, advance)
-                for number, text in zip(numbers, texts, strict=True):
-                    answers[number] = text
-        return answers
+                rows: list[Continuation] = []
+                for rows in self._stream([requests[n].args[0] for n in numbers], wanted):
+                    progress.update(len(answers) + sum(bool(row.finish_reason) for row in rows))
+                answers |= {n: row.text for n, row in zip(numbers, rows, strict=True)}
+        return [answers[number] for number in range(len(requests))]
 
-    def _generate(
-        self, prompts: Sequence[str], wanted: GenerationOptions, advance: Callable[[int], None]
-    ) -> list[str]:
+    def _stream(
+        self, prompts: Sequence[str], wanted: GenerationOptions
+    ) -> Iterator[list[Continuation]]:
         n_tokens = wanted.max_new_tokens
         room = self.max_length - n_tokens
         ids = [self.tok_encode(prompt) for prompt in prompts]
@@ -148,14 +142,7 @@ class ScorerLM(TemplateLM):
             )
         ids = [prompt[-room:] for prompt in ids]
         rows = self.scorer.batch_size(max(map(len, ids)) + n_tokens)
-        finished = 0
-        for written in stream(
-            self.trained, ids, n_tokens, wanted.sampling, wanted.stop, batch_size=rows
-        ):
-            done = sum(bool(row.finish_reason) for row in written)
-            advance(done - finished)
-            finished = done
-        return [row.text for row in written]
+        return stream(self.trained, ids, n_tokens, wanted.sampling, wanted.stop, batch_size=rows)
 
     def _requests(self, instances: Sequence[Instance]) -> list[Request]:
         found = []

@@ -138,7 +138,7 @@ def _code(text: str) -> str:
 def _conditions(task: str, details: dict[str, Any]) -> str:
     counts = {name: details[name] for name in COUNTS if name in details}
     parts = [f"{n:,} {name if n != 1 else name[:-1]}" for name, n in counts.items()]
-    parts += [f"{_words(key)} {details[key]:,}" for key in CONDITIONS if key in details]
+    parts += [f"{key} {details[key]:,}" for key in CONDITIONS if key in details]
     return f"{task}: {', '.join(parts)}"
 
 
@@ -147,7 +147,7 @@ def _differences(mine: ModelResults, other: ModelResults) -> Iterator[str]:
     for task in mine.tasks:
         here, there = mine.details(task), other.details(task)
         keys = _differing(here, there, CONDITIONS)
-        found = [f"{_words(key)} {there[key]:,}, here {here[key]:,}" for key in keys]
+        found = [f"{key} {there[key]:,}, here {here[key]:,}" for key in keys]
         if _differing(here.get("data", {}), there.get("data", {}), ("sha256", "requests")):
             found.append("other data")
         if found:
@@ -158,12 +158,6 @@ def _differences(mine: ModelResults, other: ModelResults) -> Iterator[str]:
 def _differing(one: dict[str, Any], other: dict[str, Any], keys: Iterable[str]) -> list[str]:
     """Those of `keys` that both have with different values."""
     return [key for key in keys if key in one and key in other and one[key] != other[key]]
-
-
-def _words(key: str) -> str:
-    return {"training_context": "training context", "num_fewshot": "few-shot examples"}.get(
-        key, key
-    )
 
 
 def _headline(metrics: dict[str, Any]) -> list[str]:

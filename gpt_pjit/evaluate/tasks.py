@@ -38,6 +38,8 @@ Task = Callable[[Scorer, int], Job]
 
 def prepare_tasks(names: Sequence[str], options: Options) -> dict[str, Task]:
     """Each task with its data."""
+    if options.data_dir and not options.data_dir.is_dir():
+        raise ConfigError([f"--data_dir={options.data_dir} is not a folder"])
     theirs = [name for name in names if name not in TEXTS and not name.startswith((FILE, LENGTHS))]
     if not theirs:
         return _each(names, lambda name: _text_task(name, options))

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+from pathlib import Path
 
 import pytest
 
@@ -37,6 +38,8 @@ def test_a_published_text_is_its_end_and_known_by_its_hash(tmp_path, monkeypatch
     assert "enwik8: there is no " in str(error.value)
     assert "nothing.txt cannot be read: No such file" in str(error.value)
     assert "lengths:piqa: lengths: takes wikitext2, text8" in str(error.value)
+    with pytest.raises(ConfigError, match="--data_dir=nowhere is not a folder"):
+        prepare_tasks(["text8"], Options(Path("nowhere")))
     with pytest.raises(ConfigError, match="text8 needs its published file text8; give its --data"):
         prepare_tasks(["text8"], Options())
 
