@@ -171,5 +171,5 @@ def test_two_processes_write_what_one_does_and_only_the_first_speaks(workdir):
         [line for line in output.splitlines() if "[Gloo]" not in line]  # JAX's own, on stdout
         for output in (first, second)
     )
-    assert json.loads(*first)["results"] == json.loads(alone.stdout)["results"]
+    assert json.loads("".join(first))["results"] == json.loads(alone.stdout)["results"]
     assert second == []
