@@ -1,11 +1,11 @@
-"""Results of other models as their sources state them; what a source does not state is absent.
+"""Results of other models as their citations state them; what one does not state is absent.
 
 None of these were computed here. Accuracies are fractions.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from gpt_pjit.evaluate.results import ModelResults
 
 RUN_LOG = (
     "training log of the 580M run, github.com/fattorib/ZeRO-transformer logs/580.md at commit "
@@ -16,66 +16,29 @@ GPT2_PAPER = (
     "Radford et al. 2019, Language Models are Unsupervised Multitask Learners, table 3: its own "
     "detokenisers and its own form of LAMBADA, so not what lm-eval computes"
 )
+COLUMNS = (
+    ("wikitext2", "bits_per_byte"),
+    ("enwik8", "bits_per_byte"),
+    ("text8", "bits_per_byte"),
+    ("lambada_openai", "acc"),
+    ("lambada_openai", "perplexity"),
+    ("piqa", "acc"),
+    ("hellaswag", "acc"),
+)
 
 
-@dataclass(frozen=True)
-class Published:
-    name: str
-    source: str
-    results: dict[str, dict[str, float]]
+def _model(name: str, citation: str, *values: float | None) -> ModelResults:
+    tasks: dict[str, dict[str, float]] = {}
+    for (task, metric), value in zip(COLUMNS, values, strict=True):
+        if value is not None:
+            tasks.setdefault(task, {})[metric] = value
+    return ModelResults(name, tasks, citation)
 
 
 PUBLISHED = (
-    Published(
-        "GPT2-Medium",
-        RUN_LOG,
-        {
-            "wikitext2": {"bits_per_byte": 1.0003},
-            "text8": {"bits_per_byte": 1.1024},
-            "lambada": {"acc": 0.430, "perplexity": 18.26},
-            "piqa": {"acc": 0.676},
-            "hellaswag": {"acc": 0.3331},
-        },
-    ),
-    Published(
-        "GPT-580M",
-        RUN_LOG,
-        {
-            "wikitext2": {"bits_per_byte": 0.9547},
-            "enwik8": {"bits_per_byte": 1.089},
-            "text8": {"bits_per_byte": 1.133},
-            "lambada": {"acc": 0.464, "perplexity": 14.08},
-            "piqa": {"acc": 0.668},
-            "hellaswag": {"acc": 0.3333},
-        },
-    ),
-    Published(
-        "GPT2-Large",
-        RUN_LOG,
-        {
-            "wikitext2": {"bits_per_byte": 0.9578},
-            "text8": {"bits_per_byte": 1.0543},
-            "lambada": {"acc": 0.476, "perplexity": 12.97},
-            "piqa": {"acc": 0.703},
-            "hellaswag": {"acc": 0.3640},
-        },
-    ),
-    Published(
-        "GPT2-Medium (paper)",
-        GPT2_PAPER,
-        {
-            "enwik8": {"bits_per_byte": 1.01},
-            "text8": {"bits_per_byte": 1.06},
-            "lambada": {"acc": 0.5548, "perplexity": 15.60},
-        },
-    ),
-    Published(
-        "GPT2-Large (paper)",
-        GPT2_PAPER,
-        {
-            "enwik8": {"bits_per_byte": 0.97},
-            "text8": {"bits_per_byte": 1.02},
-            "lambada": {"acc": 0.6012, "perplexity": 10.87},
-        },
-    ),
+    _model("GPT2-Medium", RUN_LOG, 1.0003, None, 1.1024, 0.430, 18.26, 0.676, 0.3331),
+    _model("GPT-580M", RUN_LOG, 0.9547, 1.089, 1.133, 0.464, 14.08, 0.668, 0.3333),
+    _model("GPT2-Large", RUN_LOG, 0.9578, None, 1.0543, 0.476, 12.97, 0.703, 0.3640),
+    _model("GPT2-Medium (paper)", GPT2_PAPER, None, 1.01, 1.06, 0.5548, 15.60, None, None),
+    _model("GPT2-Large (paper)", GPT2_PAPER, None, 0.97, 1.02, 0.6012, 10.87, None, None),
 )

@@ -1,4 +1,4 @@
-"""Log-likelihoods of tokens under a trained model: any list of requests, a few compiled shapes."""
+"""Losses of tokens under a trained model: any list of requests, in a few compiled shapes."""
 
 from __future__ import annotations
 
@@ -18,17 +18,22 @@ from gpt_pjit.core.errors import ConfigError, Problem
 from gpt_pjit.core.model import EMPTY, Cache, token_nll, with_slots
 from gpt_pjit.core.runtime import global_array, local_rows
 from gpt_pjit.core.sharding import BATCH_AXES
-from gpt_pjit.evaluate.batches import Family, Request, batches, families
-from gpt_pjit.evaluate.requests import fitted
+from gpt_pjit.evaluate.batches import (
+    PrefixGroup,
+    Request,
+    batches,
+    fitted,
+    group_by_prefix,
+)
 from gpt_pjit.trained import Trained
 
 ROWS = P(BATCH_AXES, None)
-NOTHING = -1  # fills a row up
+NOTHING = -1  # fills up a row
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Of each scored token: `nll` in nats, float64, and whether it was the most likely one."""
+    """For each scored token: `nll` in nats, float64, and whether it was the most likely one."""
 
     nll: np.ndarray
     greedy: np.ndarray
@@ -45,11 +50,11 @@ class Scored:
 class Scorer:
     """Scores requests in batches of similar length, split over the mesh's batch axes.
 
-    `window` is the longest input, in tokens; None for the length the model was trained with.
-    `rows` sequences of that length are read at once on each device along the batch axes, and as
-    many more of shorter ones as take the same memory. A context that several requests share is
-    read once, into a cache of keys and values that each continues (`batches.py`). Every process
-    calls with the same requests and receives all results.
+    `window` is the longest input in tokens; None stands for the trained length. Each device along
+    the batch axes reads `rows` sequences of that length at once, or as many shorter ones as take
+    the same memory. A context that several requests share is read once, into a cache of keys and
+    values that each request continues (`batches.py`). Every process makes the same calls and
+    receives all results.
     """
 
     def __init__(self, trained: Trained, *, window: int | None = None, rows: int = 1):
@@ -62,19 +67,18 @@ class Scorer:
         self._parts = int(np.prod([trained.mesh.shape[axis] for axis in BATCH_AXES]))
 
     def fitted(self, requests: Sequence[Request], task: str) -> list[Request]:
-        """The requests as the window has them; ConfigError where it is too short for some."""
-        learned = self.trained.config.model.positions == "learned"
-        return fitted(requests, self.window, task, learned=learned)
+        """The requests cut to the window; ConfigError where it is too short for some."""
+        return fitted(requests, self.window, task)
 
     def score(self, requests: Sequence[Request], task: str = "scoring") -> list[Scored]:
-        """One result for each request, in their order; identical ones are computed once.
+        """One result for each request, in their order; identical requests are computed once.
 
-        Raises ConfigError where a loss is no number.
+        Raises ConfigError where a loss is not finite.
         """
         unique = sorted(set(requests), key=lambda r: (len(r.tokens), r.tokens, r.scored))
         for request in unique:
             assert 0 < request.scored < len(request.tokens) <= self.window + 1, request
-        grouped = families(unique, self.window)
+        grouped = group_by_prefix(unique, self.window)
         done: dict[Request, Scored] = {}
         with jax.set_mesh(self.trained.mesh), Progress(task, len(unique)) as progress:
             # The longest first: what does not fit in memory fails at once.
@@ -86,22 +90,22 @@ class Scorer:
         return [done[request] for request in requests]
 
     def batch_size(self, length: int) -> int:
-        """How many sequences of `length` tokens are read at once, over all devices."""
+        """How many sequences of `length` tokens all devices together read at once."""
         return max(1, self.rows * self.window // length) * self._parts
 
     def _run(
-        self, shape: tuple[int, int], batch: Sequence[Family]
+        self, shape: tuple[int, int], batch: Sequence[PrefixGroup]
     ) -> Iterator[dict[Request, Scored]]:
-        """One row for each family: first for its prefix, then for its requests one by one."""
+        """One row for each group: first for its prefix, then for its requests one by one."""
         trained, (before, after) = self.trained, shape
         rows = self.batch_size(before + after)
-        prefixes = [family.prefix for family in batch]
+        prefixes = [group.prefix for group in batch]
         cache = None
         if before:
             tokens = self._placed(prefixes, (rows, before))
             cache = _read(trained.extend, trained.weights, tokens, slots=before + after)
             jax.block_until_ready(cache)
-        for requests in zip_longest(*(family.requests for family in batch)):
+        for requests in zip_longest(*(group.requests for group in batch)):
             new = [r.tokens[len(p) :] if r else () for r, p in zip(requests, prefixes, strict=True)]
             tokens = self._placed(new, (rows, after + 1))
             # One at a time: XLA on CPU deadlocks when the collectives of several are under way.
@@ -111,7 +115,7 @@ class Scorer:
             nll, greedy = np.asarray(nll, np.float64), np.asarray(greedy)
             results = {}
             for row, request in enumerate(requests):
-                if request:  # families of fewer requests than others in the batch are done
+                if request:  # groups with fewer requests than others in the batch are done
                     end = len(new[row]) - 1
                     scored = row, slice(end - request.scored, end)
                     results[request] = Scored(nll[scored], greedy[scored])
@@ -135,13 +139,13 @@ def _read(extend: Any, weights: Any, tokens_BT: jax.Array, *, slots: int) -> Cac
 def _score(
     forward: Any, extend: Any, weights: Any, tokens: jax.Array, cache: Cache | None
 ) -> tuple[jax.Array, jax.Array]:
-    """Of tokens [B, T + 1]: nats of each target, float32 [B, T], and whether it is the argmax.
+    """For tokens [B, T + 1]: nats of each target, float32 [B, T], and whether it is the argmax.
 
     They follow the tokens of `cache`, whose last T slots are empty. Both are replicated, so that
     every process can read them.
     """
     inputs_BT, targets_BT = tokens[:, :-1], jnp.maximum(tokens[:, 1:], 0)
-    if cache is None:  # causal: what fills a row up after a text is unseen
+    if cache is None:  # causal: a text does not see what fills up its row after it
         logits_BTV = forward(weights, jnp.maximum(inputs_BT, 0))
     else:
         logits_BTV = _extended(extend, weights, inputs_BT, cache)[0]
@@ -166,16 +170,12 @@ def _extended(
 
 def _check_finite(results: Iterable[Scored], task: str) -> None:
     if not all(np.isfinite(result.nll).all() for result in results):
-        problem = (
-            f"{task}: the model gives losses that are no numbers (nan, inf), as broken weights "
-            "do; see the run's metrics.jsonl, and score an earlier step, "
-            "--checkpoint=WORKDIR/checkpoints/STEP"
-        )
+        problem = f"{task}: the model's losses are not finite; score an earlier step of the run"
         raise ConfigError([problem], "evaluation")
 
 
 def checked_window(trained: Trained, window: int | None) -> int:
-    """`window`, or the trained length; ConfigError where positions do not reach so far."""
+    """`window`, or the trained length; ConfigError where positions do not reach that far."""
     length = trained.config.data.sequence_length
     if window is None:
         return length
@@ -187,6 +187,6 @@ def checked_window(trained: Trained, window: int | None) -> int:
 
 
 def learned_limit(field: str, value: object, length: int) -> Problem:
-    """Learned positions end where training ended."""
-    constraint = f"model.positions is learned and holds {length} positions, none after them"
+    """The problem of an input that is longer than the learned positions."""
+    constraint = f"model.positions is learned and has only {length} positions"
     return Problem(field, value, constraint, "models with alibi positions read longer texts")

@@ -1,37 +1,56 @@
-"""Task names to data, to requests, to results; what is wrong with any is said for all at once."""
+"""Task names to jobs. Every input is read and checked before anything is scored."""
 
 from __future__ import annotations
 
+import hashlib
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from gpt_pjit.core.errors import ConfigError, Problem
-from gpt_pjit.evaluate.choices import ITEMS, Record, prepare_items, read_items
-from gpt_pjit.evaluate.lengths import prepare_lengths
+from gpt_pjit.evaluate.harness import Harness, Options, require_lm_eval
+from gpt_pjit.evaluate.results import Job, Result
 from gpt_pjit.evaluate.scorer import Scorer
-from gpt_pjit.evaluate.sources import Data, json_lines, read_data, read_file
-from gpt_pjit.evaluate.texts import Document, Job, Result, decoded, prepare_texts
-from gpt_pjit.evaluate.wikitext import detokenize, pages
+from gpt_pjit.evaluate.texts import Document, prepare_lengths, prepare_texts
 
 T = TypeVar("T")
 
-TEST_BYTES = 5_000_000  # the last of text8 and enwik8, by convention
-TEXTS = ("wikitext2", "text8", "enwik8")
 FILE, LENGTHS = "file:", "lengths:"
-KNOWN = f"{', '.join((*TEXTS, *ITEMS))}, {FILE}PATH, {LENGTHS}TEXT"
+# The published files, and the hash by which each is known.
+TEXTS = {
+    "wikitext2": (
+        "wiki.test.raw",
+        "sha256:173c87a53759e0201f33e0ccf978e510c2042d7f2cb78229d9a50d79b9e7dd08",
+    ),
+    "text8": ("text8", "md5:3bea1919949baf155f99411df5fada7e"),
+    "enwik8": (
+        "enwik8",
+        "sha256:2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8",
+    ),
+}
+TEST_BYTES = 5_000_000  # the last of text8 and enwik8, by convention
+KNOWN = f"{', '.join(TEXTS)}, {FILE}PATH, {LENGTHS}TEXT, and any task or group of lm-eval"
 
 # What a task becomes with a scorer and the stride of sliding windows.
 Task = Callable[[Scorer, int], Job]
 
 
-def prepare_tasks(names: Sequence[str], data_dir: Path | None) -> dict[str, Task]:
-    """Each task with its data, which is read and checked here."""
-    return _each(names, lambda name: _task(name, data_dir))
+def prepare_tasks(names: Sequence[str], options: Options) -> dict[str, Task]:
+    """Each task with its data."""
+    if options.data_dir and not options.data_dir.is_dir():
+        raise ConfigError([f"--data_dir={options.data_dir} is not a folder"])
+    theirs = [name for name in names if name not in TEXTS and not name.startswith((FILE, LENGTHS))]
+    if not theirs:
+        return _each(names, lambda name: _text_task(name, options))
+    require_lm_eval(theirs)
+    with tempfile.TemporaryDirectory() as folder:
+        harness = Harness(options, Path(folder))
+        return _each(names, lambda n: harness.load(n) if n in theirs else _text_task(n, options))
 
 
 def prepare_jobs(tasks: Mapping[str, Task], scorer: Scorer, stride: int) -> dict[str, Job]:
-    """Each task with its requests: none is scored before all are found right."""
+    """Each task with its requests."""
     return _each(tasks, lambda name: tasks[name](scorer, stride))
 
 
@@ -49,47 +68,73 @@ def _each(names: Iterable[str], make: Callable[[str], T]) -> dict[str, T]:
     return made
 
 
-def _task(name: str, data_dir: Path | None) -> Task:
-    if name in ITEMS:
-        data = read_data(name, data_dir)
-        source = next(iter(data.contents), str(data.origin.get("hub")))
-        items = read_items(_records(name, data), name, source)
-        return lambda scorer, _: _with_origin(prepare_items(scorer, items, name), data)
+def _text_task(name: str, options: Options) -> Task:
     text = name.removeprefix(LENGTHS)
     if text not in TEXTS and not text.startswith(FILE):
-        constraint = "takes one of the texts" if name != text else "no such task"
-        raise ConfigError([Problem("tasks", name, constraint, f"known: {KNOWN}")])
-    data = read_file(Path(text[len(FILE) :])) if text not in TEXTS else read_data(text, data_dir)
-    documents = _documents(text, data)
-    if name == text:
-        return lambda scorer, stride: _with_origin(
-            prepare_texts(scorer, documents, stride, name), data
-        )
-    return lambda scorer, _: _with_origin(prepare_lengths(scorer, documents, name), data)
-
-
-def _records(task: str, data: Data) -> Sequence[Record]:
-    if data.rows is not None:
-        return data.rows
-    (name, content), *rest = data.contents.items()
-    records = json_lines(content, name)
-    if task == "piqa":  # the labels have a file of their own
-        labels = rest[0][1].decode().split()
-        records = [r | {"label": int(x)} for r, x in zip(records, labels, strict=True)]
-    return records
-
-
-def _documents(text: str, data: Data) -> list[Document]:
-    if text == "wikitext2":
-        if data.rows is not None:
-            found = [row["page"] for row in data.rows]
-        else:
-            found = pages(data.contents["wiki.test.raw"].decode())
-        return [Document.of(page, detokenize(page)) for page in found]
-    ((name, content),) = data.contents.items()
+        raise ConfigError([f"{name}: {LENGTHS} takes {', '.join(TEXTS)} or {FILE}PATH"])
+    path = Path(text[len(FILE) :]) if text not in TEXTS else _find(text, options.data_dir)
+    content = _read(path)
     if text in TEXTS:
-        content = last(content, TEST_BYTES)
-    return [Document.of(decoded(content, name))]
+        _check_published(text, path, content)
+    documents = _documents(text, content, str(path))
+    digest = hashlib.sha256(content).hexdigest()
+    data = {"file": str(path), "sha256": digest, "checked": text in TEXTS}
+
+    def prepare(scorer: Scorer, stride: int) -> Job:
+        if name == text:
+            job = prepare_texts(scorer, documents, stride, name)
+        else:
+            job = prepare_lengths(scorer, documents, name)
+        return lambda: {
+            task: Result(result.metrics, {"data": data, **result.details})
+            for task, result in job().items()
+        }
+
+    return prepare
+
+
+def _find(text: str, data_dir: Path | None) -> Path:
+    """The file of one of `TEXTS`, in DATA_DIR/TEXT or DATA_DIR."""
+    file = TEXTS[text][0]
+    if data_dir is None:
+        raise ConfigError([f"{text} needs its published file {file}; give its --data_dir"])
+    places = (data_dir / text / file, data_dir / file)
+    if found := next((place for place in places if place.is_file()), None):
+        return found
+    raise ConfigError([f"{text}: there is no {' or '.join(map(str, places))}"])
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError([f"{path} cannot be read: {error.strerror}"]) from None
+
+
+def _check_published(text: str, path: Path, content: bytes) -> None:
+    kind, _, digest = TEXTS[text][1].partition(":")
+    if (found := hashlib.new(kind, content, usedforsecurity=False).hexdigest()) != digest:
+        problem = f"{text}: {path} has {kind} {found}, the published file {digest}"
+        raise ConfigError([f"{problem}; {FILE}{path} scores it as it is"])
+
+
+def _documents(text: str, content: bytes, name: str) -> list[Document]:
+    if text == "wikitext2":
+        require_lm_eval([text])
+        from lm_eval.tasks.wikitext.preprocess_wikitext import wikitext_detokenizer
+
+        found = pages(decoded(content, name))
+        return [Document.of(page, wikitext_detokenizer({"page": page})) for page in found]
+    return [Document.of(decoded(last(content, TEST_BYTES) if text in TEXTS else content, name))]
+
+
+def decoded(content: bytes, name: str) -> str:
+    """The text of `content`; ConfigError, with the place, where it is not UTF-8."""
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        place = f"byte {error.start} of what is scored"
+        raise ConfigError([f"{name} is not UTF-8 text at {place}: {error.reason}"]) from None
 
 
 def last(content: bytes, size: int) -> bytes:
@@ -100,9 +145,18 @@ def last(content: bytes, size: int) -> bytes:
     return content[start:]
 
 
-def _with_origin(job: Job, data: Data) -> Job:
-    def compute() -> Result:
-        result = job()
-        return Result(result.metrics, {"data": data.origin, **result.details})
+def pages(text: str) -> list[str]:
+    """The documents of lm-eval's `wikitext`: each begins with a line ` = Title = `.
 
-    return compute
+    A blank part before the first title is left out, and so is the line end between two pages.
+    """
+    found: list[str] = []
+    lines: list[str] = []
+    for line in text.split("\n"):
+        title = line.replace("= = =", "===").replace("= =", "==").strip()
+        if title.startswith("= ") and title.endswith(" ="):
+            if "".join(lines).strip():
+                found.append("\n".join(lines))
+            lines = []
+        lines.append(line)
+    return [*found, "\n".join(lines)]

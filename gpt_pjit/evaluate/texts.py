@@ -1,21 +1,32 @@
-"""Bits per byte of texts, with a sliding window: every byte is predicted exactly once."""
+"""Losses of texts: bits per byte with a sliding window, and the same tokens in longer windows."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from gpt_pjit.core.errors import ConfigError
-from gpt_pjit.evaluate.batches import Request
-from gpt_pjit.evaluate.losses import loss_metrics, worst_tokens
-from gpt_pjit.evaluate.requests import rolling_requests
-from gpt_pjit.evaluate.scorer import Scorer
-from gpt_pjit.evaluate.statistics import Metrics, perplexity, ratio, ratio_stderr, with_stderr
+from gpt_pjit.evaluate.batches import Request, rolling_requests
+from gpt_pjit.evaluate.losses import (
+    Metrics,
+    loss_metrics,
+    perplexity,
+    ratio,
+    ratio_stderr,
+    with_stderr,
+    worst_tokens,
+)
+from gpt_pjit.evaluate.results import Job, Result
+from gpt_pjit.evaluate.scorer import Scorer, learned_limit
+
+MULTIPLES = (1, 2, 4)  # of the training context
+BUCKETS = 4  # of positions, in each training context
 
 
 @dataclass(frozen=True)
@@ -32,33 +43,11 @@ class Document:
         return cls(original if text is None else text, len(original.encode()), words)
 
 
-@dataclass(frozen=True)
-class Result:
-    """The metrics of a task, with `_stderr` beside each estimate, and what explains them."""
-
-    metrics: Metrics
-    details: dict[str, Any] = field(default_factory=dict)
-
-
-# A task whose requests are built: what can be wrong with its input has been said.
-Job = Callable[[], Result]
-
-
-def decoded(content: bytes, source: str) -> str:
-    """The text of `content`; ConfigError, with the place, where it is no UTF-8."""
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        place = f"byte {error.start} of what is scored"
-        problem = f"{source} is no UTF-8 text at {place}: {error.reason}; convert it"
-        raise ConfigError([problem]) from None
-
-
 def prepare_texts(scorer: Scorer, documents: Sequence[Document], stride: int, task: str) -> Job:
     """Bits per byte, and perplexity per token, word and byte, of documents scored one by one.
 
-    Standard errors take documents as independent, or of a single one pieces as long as a window,
-    whatever the stride.
+    Standard errors treat documents as independent, or the pieces of a window's length of a single
+    document, whatever the stride.
     """
     tokenizer = scorer.trained.tokenizer
     requests: list[Request] = []
@@ -69,7 +58,7 @@ def prepare_texts(scorer: Scorer, documents: Sequence[Document], stride: int, ta
         requests.extend(rolling)
         owner.extend([number] * (len(requests) - len(owner)))
     if not requests:
-        raise ConfigError([f"{task} holds no text; give a file with some"], "evaluation")
+        raise ConfigError([f"{task} holds no text"], "evaluation")
     details = {
         "documents": len(documents),
         "bytes": sum(document.bytes for document in documents),
@@ -80,33 +69,33 @@ def prepare_texts(scorer: Scorer, documents: Sequence[Document], stride: int, ta
         "text_changed_by_tokenizer": any(tokenizer.changes(d.text) for d in documents),
     }
 
-    def compute() -> Result:
+    def compute() -> dict[str, Result]:
         scored = scorer.score(requests, task)
         nll = np.concatenate([result.nll for result in scored])
         assert len(nll) == details["tokens"]
         owner_of_token = np.repeat(owner, [len(result.nll) for result in scored])
         greedy = np.concatenate([result.greedy for result in scored])
-        metrics = _metrics(documents, owner_of_token, nll, greedy, scorer.window)
+        metrics = _text_metrics(documents, owner_of_token, nll, greedy, scorer.window)
         worst = worst_tokens(requests, scored, tokenizer)
-        return Result(metrics, details | {"worst_tokens": worst})
+        return {task: Result(metrics, details | {"worst_tokens": worst})}
 
     return compute
 
 
-def _metrics(
+def _text_metrics(
     documents: Sequence[Document],
     owner: np.ndarray,
     nll: np.ndarray,
     greedy: np.ndarray,
     window: int,
 ) -> Metrics:
-    """`owner`, `nll` and `greedy` are [N], one for each token."""
+    """`owner`, `nll` and `greedy` are [N], one entry for each token."""
     cluster, n = owner, len(documents)
     sizes: dict[str, Any] = {
         "byte": np.array([document.bytes for document in documents], np.float64),
         "word": np.array([document.words for document in documents], np.float64),
     }
-    if n == 1:  # pieces as long as a window, each with its tokens' part of the bytes and words
+    if n == 1:  # pieces of a window's length, each with its tokens' part of the bytes and words
         cluster, n = np.arange(len(nll)) // window, -(-len(nll) // window)
         sizes = {unit: total * np.bincount(cluster) / len(nll) for unit, total in sizes.items()}
     sizes["token"] = np.bincount(cluster, minlength=n).astype(np.float64)
@@ -120,3 +109,78 @@ def _metrics(
         metrics |= perplexity(f"{unit}_perplexity", ratios[unit], errors[unit])
     metrics |= ratio("acc", right, sizes["token"])
     return metrics | loss_metrics(nll, cluster)
+
+
+def prepare_lengths(scorer: Scorer, documents: Sequence[Document], task: str) -> Job:
+    """Nats per token at 1, 2 and 4 times the training context, and by position in the window.
+
+    Every length reads the same tokens in windows that do not overlap: those of each document, up to
+    a multiple of the longest window. `loss_change_4x` is the loss at 4x minus that at 1x, token by
+    token: below zero, the model uses the longer context.
+    """
+    trained = scorer.trained
+    context = trained.config.data.sequence_length
+    if trained.config.model.positions == "learned":
+        raise ConfigError([learned_limit("tasks", task, context)])
+    longest = MULTIPLES[-1] * context
+    encoded = trained.tokenizer.encode_batch([document.text for document in documents])
+    texts = [ids[: len(ids) // longest * longest].tolist() for ids in encoded]
+    texts = [ids for ids in texts if ids]
+    if not texts:
+        problem = f"{task} needs a document of {longest:,} tokens, 4 times the training context"
+        raise ConfigError([problem], "tasks")
+    return lambda: {task: _lengths_result(scorer, texts, context, task)}
+
+
+def _lengths_result(
+    scorer: Scorer, texts: Sequence[Sequence[int]], context: int, task: str
+) -> Result:
+    longest = MULTIPLES[-1] * context
+    losses = {}
+    for multiple in reversed(MULTIPLES):  # what does not fit in memory fails at once
+        window = multiple * context
+        rows = max(1, scorer.rows * scorer.window // window)
+        reader = Scorer(scorer.trained, window=window, rows=rows)
+        requests = _windows(texts, scorer.trained.tokenizer.eot_id, window)
+        scored = reader.score(requests, f"{task} {multiple}x")
+        losses[multiple] = np.concatenate([result.nll for result in scored])
+    losses = {multiple: losses[multiple] for multiple in MULTIPLES}
+    metrics: Metrics = {}
+    for multiple, nll in losses.items():
+        metrics |= _mean_loss(f"loss_{multiple}x", nll, longest)
+        if multiple > 1:
+            metrics |= _mean_loss(f"loss_change_{multiple}x", nll - losses[1], longest)
+    by_position = [
+        part for multiple, nll in losses.items() for part in _by_position(nll, multiple, context)
+    ]
+    details = {"tokens": len(losses[1]), "training_context": context, "by_position": by_position}
+    return Result(metrics, details)
+
+
+def _windows(texts: Sequence[Sequence[int]], prefix: int, window: int) -> list[Request]:
+    """Each window starts anew from `prefix`: no token sees more than its own window."""
+    return [
+        Request((prefix, *ids[start : start + window]), window)
+        for ids in texts
+        for start in range(0, len(ids), window)
+    ]
+
+
+def _mean_loss(name: str, nll: np.ndarray, block: int) -> Metrics:
+    """Mean over tokens; blocks of `block` tokens, the longest window, count as independent."""
+    sums = nll.reshape(-1, block).sum(axis=1)
+    stderr = ratio_stderr(sums, np.full(len(sums), float(block)))
+    return with_stderr(name, float(nll.mean()), stderr)
+
+
+def _by_position(nll: np.ndarray, multiple: int, context: int) -> list[dict[str, Any]]:
+    """Mean loss of each quarter of a training context, by position in the window."""
+    window = multiple * context
+    windows = nll.reshape(-1, MULTIPLES[-1] // multiple, window)  # those in each longest window
+    borders = np.linspace(0, window, multiple * BUCKETS + 1).astype(int).tolist()
+    parts = []
+    for start, stop in pairwise(borders):
+        piece = windows[:, :, start:stop]
+        loss = _mean_loss("loss", piece.ravel(), piece[0].size)
+        parts.append({"length": f"{multiple}x", "from": start, "to": stop, **loss})
+    return parts

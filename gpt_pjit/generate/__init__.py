@@ -1,12 +1,10 @@
 """Text from a model.
 
-`generate` gives token ids, `stream` continuations that grow. Both read the prompts in one pass
-(`decode.py`), write token by token against a cache of keys and values, some tokens for each
-dispatch, draw by `sample.py`, and turn ids into text by `continuation.py`. `python -m
-gpt_pjit.generate` is the command line.
+`stream` reads the prompts in one pass and writes token by token against a cache of keys and values,
+some tokens for each dispatch (`stream.py`, `decode.py`); `continuation.py` turns ids into text.
+`python -m gpt_pjit.generate` is the command.
 """
 
-from gpt_pjit.generate.closing import sample as sample
 from gpt_pjit.generate.continuation import Continuation as Continuation
-from gpt_pjit.generate.generate import generate as generate, stream as stream
-from gpt_pjit.generate.sample import Sampling as Sampling
+from gpt_pjit.generate.decode import Sampling as Sampling
+from gpt_pjit.generate.stream import sample as sample, stream as stream

@@ -1,20 +1,21 @@
-"""What is written after one prompt: tokens to text as they come, stop strings, and why it ended."""
+"""What is written after one prompt: tokens to text as they come, stop strings, why it ended."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 from gpt_pjit.core.tokens import Tokenizer
 
-CONTEXT = 8  # tokens of the prompt that are decoded too: some decoders drop a text's first space
+CONTEXT = 8  # prompt tokens that are decoded too: some decoders drop the first space of a text
 UNFINISHED = "\ufffd"  # what a decoder makes of the first bytes of a character
 
 
 class Continuation:
-    """`text` is what is sure so far, and only grows; `finish_reason` is empty while under way.
+    """`text` is what is certain so far, and only grows; `finish_reason` is empty until the end.
 
     Reasons: `end` (the model wrote end-of-text), `stop` (a stop string; the text ends before it,
-    `tokens` with it), `length` (as many tokens as were asked for), `context` (no learned position
+    `tokens` after it), `length` (as many tokens as were asked for), `context` (no learned position
     is left). End-of-text is not among `tokens`.
     """
 
@@ -33,11 +34,10 @@ class Continuation:
         self._tokenizer, self._at_limit = tokenizer, at_limit
         self._stop = stop
         self._before = list(prompt[-CONTEXT:])
-        # Without the beginning of a character that the prompt leaves to be finished.
-        self._known = len(tokenizer.decode(self._before).rstrip(UNFINISHED))
+        self._shown = tokenizer.decode(self._before)
 
     def add(self, ids: Sequence[int]) -> None:
-        """Takes the next ids; those after the end are ignored."""
+        """Appends ids; those after the end are ignored."""
         if self.finish_reason:
             return
         old = len(self.tokens)
@@ -61,7 +61,10 @@ class Continuation:
             self.text = text[: len(text) - self._may_become_stop(text)]
 
     def _decode(self, n_tokens: int) -> str:
-        return self._tokenizer.decode(self._before + self.tokens[:n_tokens])[self._known :]
+        """The text of the first tokens, with a character that the prompt left unfinished."""
+        text = self._tokenizer.decode(self._before + self.tokens[:n_tokens])
+        pairs = zip(self._shown, text, strict=False)
+        return text[sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)) :]
 
     def _has_stop(self, text: str) -> bool:
         return self._first_stop(text) is not None
@@ -70,7 +73,7 @@ class Continuation:
         return min((text.index(stop) for stop in self._stop if stop in text), default=None)
 
     def _may_become_stop(self, text: str) -> int:
-        """How many characters at the end could be the beginning of a stop string."""
+        """The number of characters at the end that could begin a stop string."""
         return max(
             (n for stop in self._stop for n in range(1, len(stop)) if text.endswith(stop[:n])),
             default=0,

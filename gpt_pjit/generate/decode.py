@@ -1,12 +1,13 @@
-"""The two compiled programs: `prefill` reads the prompts, `decode` writes some tokens more.
+"""The two compiled programs, `prefill` and `decode`, and how a token is drawn.
 
-Prompts are filled up to one length on the right; the tokens written follow in slots of their own,
-the same for every row. So a step writes one slice of the cache, whatever the lengths.
+Prompts are padded to one length on the right; the tokens written follow in slots that all rows
+share. So a step writes one slice of the cache, whatever the lengths.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,13 +17,25 @@ from jax.sharding import PartitionSpec as P
 
 from gpt_pjit.core.model import EMPTY, Cache, with_slots
 from gpt_pjit.core.sharding import BATCH_AXES
-from gpt_pjit.generate.sample import Sampling, draw
+
+LOWEST = 1e-30  # temperature: in float32 the likeliest token is certain long before
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is drawn: `temperature` 0 takes the likeliest. Otherwise from the `top_k`
+    likeliest (0: all), after the temperature the fewest of them that hold a share of `top_p`.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
 
 
 class State(NamedTuple):
-    """What a step needs of those before it; `written` counts them.
+    """What a step needs from those before it; `written` counts them.
 
-    `seeds_B`, uint32, are what a row's draws depend on, beside its logits.
+    A row's draws depend on its logits and its seed in `seeds_B`, uint32.
     """
 
     cache: Cache
@@ -66,7 +79,7 @@ def decode(
 ) -> tuple[State, jax.Array]:
     """The state after `steps` more tokens, and the tokens, int32 [B, steps], on every device.
 
-    Only ids below `vocab_size` are drawn: the tokenizer knows no others.
+    Only ids below `vocab_size`, those of the tokenizer, are drawn.
     """
 
     def step(state: State, _: None) -> tuple[State, jax.Array]:
@@ -84,7 +97,7 @@ def decode(
 def draw_rows(
     logits_BV: jax.Array, seeds_B: jax.Array, written: jax.Array, sampling: Sampling
 ) -> jax.Array:
-    """`draw`, each device its own rows: so a draw depends neither on the mesh nor on other rows."""
+    """`draw`, on each device for its own rows: no draw depends on the mesh or on other rows."""
 
     def draw_own(logits_BV: jax.Array, seeds_B: jax.Array, written: jax.Array) -> jax.Array:
         keys_B = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), written))(seeds_B)
@@ -94,3 +107,32 @@ def draw_rows(
     return jax.shard_map(draw_own, in_specs=(P(BATCH_AXES, None), rows, P()), out_specs=rows)(
         logits_BV, seeds_B, written
     )
+
+
+def draw(logits_BV: jax.Array, keys_B: jax.Array, sampling: Sampling) -> jax.Array:
+    """A token for each row, int32 [B], which depends on its row of logits and its key alone."""
+    if sampling.temperature == 0:
+        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    # No logit above 0, and no divisor below float32's range: no temperature is too low.
+    logits_BV = logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)
+    logits_BV = logits_BV / max(sampling.temperature, LOWEST)
+    kept_BV = keep_likeliest(logits_BV, sampling.top_k, sampling.top_p)
+    return jax.vmap(jax.random.categorical)(keys_B, kept_BV).astype(jnp.int32)
+
+
+def keep_likeliest(logits_BV: jax.Array, top_k: int, top_p: float) -> jax.Array:
+    """The logits, -inf for tokens that may not be drawn; equal logits are kept or dropped together.
+
+    `top_p`, applied after `top_k`, is the nucleus of Holtzman et al. (2020): the likeliest tokens
+    up to and including the one that brings their sum to `top_p`.
+    """
+    vocabulary = logits_BV.shape[-1]
+    top_k = min(top_k, vocabulary) or vocabulary
+    if top_k == vocabulary and top_p == 1:
+        return logits_BV
+    best_BK = jax.lax.top_k(logits_BV, top_k)[0]
+    shares_BK = jax.nn.softmax(best_BK, axis=-1)
+    before_BK = jnp.cumsum(shares_BK, axis=-1) - shares_BK
+    n_kept_B1 = jnp.maximum(jnp.sum(before_BK < top_p, axis=-1, keepdims=True), 1)
+    least_B1 = jnp.take_along_axis(best_BK, n_kept_B1 - 1, axis=-1)
+    return jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_pjit.core.tokens import Tokenizer
-from gpt_pjit.evaluate import Row, results_table
+from gpt_pjit.evaluate import ModelResults, results_table
 from gpt_pjit.hf.configs import CLASSES, Form
 
 USE = """\
@@ -30,7 +30,7 @@ def model_card(
     history: str,
     n_params: int,
     max_length: int,
-    results: Row | None,
+    results: ModelResults | None,
 ) -> str:
     """README.md of an export; `history` says in a sentence where the weights come from."""
     c = form.model

@@ -15,7 +15,7 @@ from gpt_pjit.core.errors import ConfigError, Problem
 from gpt_pjit.core.model import param_shapes
 from gpt_pjit.core.runtime import new_folder, read_run
 from gpt_pjit.core.sharding import paths_and_leaves
-from gpt_pjit.evaluate import Row
+from gpt_pjit.evaluate import ModelResults
 from gpt_pjit.hf.card import history, model_card
 from gpt_pjit.hf.configs import CLASSES, Form, family_of, to_json
 from gpt_pjit.hf.names import Parameter, parameters
@@ -44,7 +44,7 @@ def export(
     *,
     dtype: str,
     max_length: int | None = None,
-    results: Row | None = None,
+    results: ModelResults | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Export:
     """Writes `checkpoint`, a workdir or one step of it, into the new folder `out`.
@@ -91,11 +91,11 @@ def export(
     return Export(out, CLASSES[form.family], step, n_params, names, longest)
 
 
-def _check_results(results: Row, workdir: Path, step: int) -> None:
+def _check_results(results: ModelResults, workdir: Path, step: int) -> None:
     settings = results.settings
     if settings.get("fingerprint") != fingerprint(workdir / "checkpoints", step):
         of = f"step {settings.get('step')} of {settings.get('checkpoint')}"
-        problem = f"{results.source} has the results of another checkpoint, {of}"
+        problem = f"{results.origin} has the results of another checkpoint, {of}"
         remedy = f"evaluate {workdir / 'checkpoints' / str(step)}, or export that one"
         raise ConfigError([f"{problem}; {remedy}"], "--results")
 

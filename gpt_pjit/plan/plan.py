@@ -26,8 +26,8 @@ COUNTED = ("kind", "dtype", "axes", "where", "times", "bytes")  # what makes a c
 def make_plan(config: Config, topology: Topology, dollars: float | None = None) -> Record:
     """Compiles the step, or estimates it where no compiler is at hand; docs/plan.md lists the keys.
 
-    `dollars` are per chip and hour. Raises ConfigError as `build_training` does, and where the compiler for
-    TPUs is not installed.
+    `dollars` are per chip and hour. Raises ConfigError as `build_training` does, and where the
+    compiler for TPUs is not installed.
     """
     devices = devices_of(topology)
     if devices is not None:

@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.generating [--turns=3 --tokens=256 --prompt=32]
 
-The quickstart's model with random weights, greedy, a row for each device, a device for each core.
-Compiled before the clock starts. Ours is the whole of `generate`, with its look at each chunk of
-tokens; the other is one scan on the device.
+The quickstart's model with random weights, greedy, one row per device and one device per core.
+Compiled before the clock starts. Ours is all of `stream`, with its look at each chunk of tokens;
+the other is one scan on the device.
 """
 
 from __future__ import annotations
@@ -29,9 +29,8 @@ def main() -> None:
     import jax
     import numpy as np
 
-    from gpt_pjit.generate import generate
     from gpt_pjit.trained import load_trained, start_devices
-    from tests.generate.reference import recompute
+    from tests.generate.reference import generate, recompute
     from tests.helpers import load_config, make_workdir
 
     start_devices()

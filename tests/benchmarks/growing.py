@@ -22,7 +22,7 @@ from gpt_pjit.core.checkpointer import Checkpointer
 from gpt_pjit.core.runtime import global_batch, read_run
 from gpt_pjit.core.sharding import make_mesh
 from gpt_pjit.core.tokens import held_out_batches, open_data, train_batches
-from gpt_pjit.core.training import Program, TrainState, build, validation_metrics
+from gpt_pjit.core.training import Training, TrainState, build_training, validation_metrics
 from gpt_pjit.trained import start_devices
 
 BATCHES = 40  # of validation
@@ -66,7 +66,7 @@ def repeated_moments(old: TrainState, new: TrainState, sources: list[int]) -> An
 
 
 def train_on(
-    config: Config, program: Program, data: Any, state: TrainState, loss_of: Callable[..., float]
+    config: Config, program: Training, data: Any, state: TrainState, loss_of: Callable[..., float]
 ) -> dict[int, float]:
     rows, total = np.arange(config.data.batch_size), config.optim.steps
     batches = train_batches(data, replace(config, seed=1), rows)
@@ -95,12 +95,12 @@ def main() -> None:
     mesh = make_mesh((1, jax.device_count(), 1))
     rows = np.arange(config.data.batch_size)
 
-    def loss_of(program: Program, params: Any) -> float:
+    def loss_of(program: Training, params: Any) -> float:
         batches = held_out_batches(data, config, rows)
-        return validation_metrics(program, params, batches, 1.0)["validation/loss"]
+        return validation_metrics(program.model, params, batches, len(rows), 1.0)["validation/loss"]
 
     with jax.set_mesh(mesh):
-        shallow = build(config, mesh)
+        shallow = build_training(config, mesh)
         old = Checkpointer(flags.run / "checkpoints", None).restore(flags.step, shallow.state)
         before = loss_of(shallow, old.params)
         print(f"{config.model.n_layers} layers: {before:.4f}")
@@ -108,7 +108,7 @@ def main() -> None:
             deep = grown_config(config, sources)
             optim = {"steps": flags.steps, "warmup_steps": 20, "peak_lr": flags.peak_lr}
             deep = replace(deep, optim=replace(deep.optim, **optim))
-            program = build(deep, mesh)
+            program = build_training(deep, mesh)
             params = grow(old.params, sources, factors)
             fresh = program.init(jax.random.key(0))
             after = loss_of(program, like(params, program.state.params))

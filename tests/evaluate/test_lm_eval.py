@@ -1,6 +1,8 @@
-"""The real lm-eval, on its own task definitions and local data, agrees with the fast path."""
+"""Tasks of lm-eval, by our command and by lm-eval's own; and the model as lm-eval asks it."""
 
+import functools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -8,21 +10,18 @@ import tomllib
 from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
 
 from gpt_pjit.core.errors import EXIT_CONFIG, ConfigError
-from gpt_pjit.core.tokens import train_bpe
-from gpt_pjit.evaluate.choices import prepare_items, read_items
-from gpt_pjit.evaluate.requests import choice_request
+from gpt_pjit.data import train_bpe
+from gpt_pjit.evaluate import tasks as tasks_module
+from gpt_pjit.evaluate.harness import Options
 from gpt_pjit.evaluate.scorer import Scorer
-from gpt_pjit.evaluate.sources import json_lines
-from gpt_pjit.evaluate.tasks import prepare_tasks
-from gpt_pjit.evaluate.wikitext import detokenize, pages
+from gpt_pjit.evaluate.tasks import pages, prepare_jobs, prepare_tasks
 from gpt_pjit.trained import load_trained
 from tests.helpers import ROOT, make_workdir, tiny
 
-pytest.importorskip("lm_eval", reason="wants the extra `eval`")
+lm_eval = pytest.importorskip("lm_eval", reason="wants the extra `eval`")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.lm_eval,
@@ -30,7 +29,11 @@ pytestmark = [
 ]
 
 SHARED = ROOT.parent / "shared/data"
-WINDOW = 512  # the longest of PIQA has more than 256 tokens
+DEFINITIONS = Path(lm_eval.__file__).parent / "tasks"
+WINDOW = 320  # lm-eval generates 256 tokens where a task does not say
+PIQA = [
+    {"goal": f"Eat {i}", "sol1": f"a spoon and {i}", "sol2": f"a rock or {i % 3}"} for i in range(9)
+]
 LAMBADA = [
     {"text": f"there are {i} ways to say that, and one is to say it is {i}"} for i in range(9)
 ]
@@ -52,123 +55,227 @@ HELLASWAG = [
         "label": "0",
     }
 ] * 2
+GSM8K = [{"question": f"What is {i} and {i}?", "answer": f"#### {2 * i}"} for i in range(3)]
+WIKITEXT = ' \n = One = \n \n It \'s a 2 @-@ way street . \n = Two = \n And the " end " . \n'
+GROUP = {
+    "group": "both",
+    "task": ["piqa", "lambada_openai"],
+    "aggregate_metric_list": [{"metric": "acc", "weight_by_size": True}],
+}
+
+
+def lines(records):
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """Published files of several tasks, small, each in a folder of its task's name."""
+    files = {
+        "piqa/valid.jsonl": lines(PIQA),
+        "piqa/valid-labels.lst": "0\n1\n1\n" * 3,
+        "piqa/train.jsonl": lines([record | {"label": 0} for record in PIQA]),
+        "hellaswag/hellaswag_val.jsonl": lines(HELLASWAG),
+        "winogrande/dev.jsonl": lines(WINOGRANDE),
+        "lambada_openai/lambada_test.jsonl": lines(LAMBADA),
+        "gsm8k/test.jsonl": lines(GSM8K),
+        "wikitext/test.jsonl": lines({"page": page} for page in pages(WIKITEXT)),
+        "wikitext2/wiki.test.raw": WIKITEXT,
+    }
+    folder = tmp_path_factory.mktemp("data")
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(content)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def few_definitions(tmp_path_factory, monkeypatch):
+    """An index of all of lm-eval's 14,000 tasks takes long; of these, and a group of two, not."""
+    from lm_eval.tasks import TaskManager
+
+    group = tmp_path_factory.mktemp("group")
+    (group / "both.yaml").write_text(json.dumps(GROUP))
+    names = ("piqa", "hellaswag", "winogrande", "lambada", "gsm8k", "wikitext")
+    paths = [group, *(DEFINITIONS / name for name in names)]
+    few = functools.partial(TaskManager, include_path=paths, include_defaults=False)
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", few)
+    return few
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A run with random parameters, and a BPE of texts like those that it is to read."""
     folder = tmp_path_factory.mktemp("lm_eval")
-    files = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), SHARED / "piqa" / "valid.jsonl"]
-    train_bpe([f.read_text() for f in files if f.exists()], 2000, folder / "tokenizer.json")
-    config = tiny(model={"vocab_size": 2048}, data={"sequence_length": WINDOW})
-    make_workdir(folder / "run", config, tokenizer=str(folder / "tokenizer.json"))
+    texts = [Path(__file__).read_text(), (ROOT / "README.md").read_text()]
+    train_bpe(texts, 1000, folder / "tokenizer.json")
+    config = tiny(model={"vocab_size": 1024}, data={"sequence_length": WINDOW})
+    make_workdir(folder / "run", config, (1, 2), str(folder / "tokenizer.json"))
     return folder / "run"
 
 
 @pytest.fixture(scope="module")
-def simple_evaluate(model, tmp_path_factory):
-    """`simple_evaluate(task, records)`: lm-eval's own definition of `task` on local records."""
-    import lm_eval
-    from lm_eval.tasks import TaskManager
+def scorer(model):
+    return Scorer(load_trained(model), rows=4)
 
-    import gpt_pjit.evaluate.lm_eval  # noqa: F401  registers the model
 
-    definitions = Path(lm_eval.__file__).parent / "tasks"
+@pytest.fixture
+def evaluate(scorer, data_dir):
+    """`evaluate(*names)`: what our command computes of them, with local data."""
 
-    def run(task, definition, split, records):
-        folder = tmp_path_factory.mktemp(task)
-        data = folder / "data.jsonl"
-        data.write_text("\n".join(map(json.dumps, records)))
-        files = json.dumps({"data_files": {split: str(data)}})
-        (folder / "task.yaml").write_text(
-            f"include: {definitions / definition}\ntask: {task}_local\ndataset_path: json\n"
-            f"dataset_name: null\ndataset_kwargs: {files}\ntraining_split: null\n"
-            f"test_split: {'test' if split == 'test' else 'null'}\n"
-            f"validation_split: {'validation' if split == 'validation' else 'null'}\n"
-        )
-        return lm_eval.simple_evaluate(
-            model="gpt_pjit",
-            model_args={"checkpoint": str(model)},
-            tasks=[f"{task}_local"],
-            task_manager=TaskManager(include_path=str(folder), include_defaults=False),
-            batch_size=4,
-            bootstrap_iters=0,
-            log_samples=True,
-        )
+    def run(*names, stride=WINDOW, **options):
+        options = Options(**{"data_dir": data_dir} | options)
+        results = {}
+        for job in prepare_jobs(prepare_tasks(names, options), scorer, stride).values():
+            results |= job()
+        return results
 
     return run
 
 
-def samples(results, task):
-    rows = results["samples"][f"{task}_local"]
-    return sorted(rows, key=lambda row: row["doc_id"])
+@pytest.fixture
+def theirs(model, few_definitions, data_dir, tmp_path):
+    """`theirs(definition, {split: file})`: lm-eval's own results on its definition and our data."""
+    import gpt_pjit.evaluate.model  # noqa: F401  registers the model
+
+    def run(definition, data_files, **flags):
+        (tmp_path / "task.yaml").write_text(
+            f"include: {DEFINITIONS / definition}\ntask: local\ndataset_path: json\n"
+            f"dataset_name: null\ndataset_kwargs: {json.dumps({'data_files': data_files})}\n"
+            + "".join(f"{kind}_split: null\n" for kind in ("test", "validation", "training"))
+            + "".join(
+                f"{'training' if split == 'train' else split}_split: {split}\n"
+                for split in data_files
+            )
+        )
+        found = lm_eval.simple_evaluate(
+            model="gpt_pjit",
+            model_args={"checkpoint": str(model)},
+            tasks=["local"],
+            task_manager=few_definitions.func(include_path=str(tmp_path), include_defaults=False),
+            batch_size=4,
+            bootstrap_iters=1000,
+            **flags,
+        )
+        return found["results"]["local"], found["samples"]["local"]
+
+    return run
 
 
-@pytest.mark.parametrize("task", ["piqa", "hellaswag", "winogrande", "lambada"])
-def test_tasks_agree(task, model, simple_evaluate):
-    if task == "piqa":
-        if not (SHARED / "piqa").exists():
-            pytest.skip("wants ../shared/data")
-        records = json_lines((SHARED / "piqa" / "valid.jsonl").read_bytes(), "valid.jsonl")
-        labels = (SHARED / "piqa" / "valid-labels.lst").read_text().split()
-        records = [r | {"label": int(x)} for r, x in zip(records, labels, strict=True)]
-    else:
-        records = {"hellaswag": HELLASWAG, "winogrande": WINOGRANDE, "lambada": LAMBADA}[task]
-    definition = {
-        "winogrande": "winogrande/default.yaml",
-        "lambada": "lambada/lambada_openai.yaml",
-    }.get(task, f"{task}/{task}.yaml")
-    split = "test" if task == "lambada" else "validation"
-    theirs = simple_evaluate(task, definition, split, records)
+@pytest.mark.parametrize(
+    ("name", "definition", "metrics"),
+    [
+        ("hellaswag", "hellaswag/hellaswag.yaml", ("acc", "acc_norm")),
+        ("winogrande", "winogrande/default.yaml", ("acc",)),
+        ("lambada_openai", "lambada/lambada_openai.yaml", ("acc", "perplexity")),
+        ("wikitext", "wikitext/wikitext.yaml", ("bits_per_byte", "word_perplexity")),
+    ],
+)
+def test_a_task_gives_what_lm_eval_gives(name, definition, metrics, evaluate, theirs, data_dir):
+    ours = evaluate(name)[name]
+    split = "validation" if "acc_norm" in metrics or name == "winogrande" else "test"
+    (file,) = (data_dir / name).iterdir()
+    reported, _ = theirs(definition, {split: str(file)})
+    assert set(metrics) <= set(ours.metrics)
+    for metric in metrics:
+        for kind in (metric, f"{metric}_stderr"):
+            expected = reported[f"{kind},none"]
+            assert ours.metrics[kind] == (None if expected == "N/A" else expected)
+    assert ours.details["items"] == (2 if name != "lambada_openai" else 9)
+    assert ours.details["num_fewshot"] == 0
+    # Where each token scored is right, there is the distribution of their losses.
+    assert ("nll_max" in ours.metrics) == (name in ("lambada_openai", "wikitext"))
 
-    scorer = Scorer(load_trained(model), rows=2)
-    items = read_items(records, task, task)
-    pairs = [pair for item in items for pair in item.pairs]
-    encode = scorer.trained.tokenizer
-    scored = scorer.score(scorer.fitted([choice_request(encode, *pair) for pair in pairs], task))
-    arguments, answers = [], []
-    for row in samples(theirs, task):
-        arguments += [tuple(a) for a in row["arguments"]]
-        answers += [answer[0] for answer in row["resps"]]
-    assert arguments == pairs  # identical requests
-    ours = np.array([result.log_likelihood for result in scored])
-    worst = np.abs(ours - np.array([answer[0] for answer in answers])).max()
-    print(f"{task}: {len(pairs)} requests, largest difference {worst:.2e} nats")
-    assert worst < 1e-4
-    assert [answer[1] for answer in answers] == [result.is_greedy for result in scored]
 
-    metrics = prepare_items(scorer, items, task)().metrics
-    reported = theirs["results"][f"{task}_local"]
-    for name in ("acc", "acc_norm"):
-        if f"{name},none" in reported and name in metrics:
-            assert metrics[name] == reported[f"{name},none"]
-            print(f"{task} {name}: {metrics[name]} by both")
-    if task == "lambada":
-        assert metrics["perplexity"] == pytest.approx(reported["perplexity,none"], rel=1e-6)
+def test_examples_and_limit_are_those_of_lm_eval(evaluate, theirs, data_dir, tmp_path):
+    """The same examples in the same prompts, from the local training split."""
+    labelled = tmp_path / "labelled.jsonl"
+    labels = [0, 1, 1] * 3
+    labelled.write_text(lines(r | {"label": n} for r, n in zip(PIQA, labels, strict=True)))
+    files = {"validation": str(labelled), "train": str(data_dir / "piqa" / "train.jsonl")}
+    reported, samples = theirs("piqa/piqa.yaml", files, num_fewshot=2, limit=4)
+    ours = evaluate("piqa", num_fewshot=2, limit=4)["piqa"]
+    assert ours.metrics["acc_norm"] == reported["acc_norm,none"]
+    assert ours.details["items"] == len(samples) == 4
+    assert ours.details["num_fewshot"] == 2
+    assert all(sample["arguments"][0][0].count("Question:") == 3 for sample in samples)
+    again, other = (evaluate("piqa", num_fewshot=n, limit=0.4)["piqa"] for n in (2, 1))
+    assert again.details["data"] == ours.details["data"]  # 0.4 of 9, rounded up
+    assert other.details["data"] != ours.details["data"]
+
+
+def test_a_group_reads_the_same_local_data(evaluate):
+    found = evaluate("both")
+    assert set(found) == {"both", "piqa", "lambada_openai"}
+    alone = evaluate("piqa")["piqa"]
+    assert found["piqa"].metrics == alone.metrics
+    acc = [found[name].metrics["acc"] for name in ("piqa", "lambada_openai")]
+    assert found["both"].metrics["acc"] == pytest.approx(sum(acc) / 2)  # of nine items each
+
+
+def test_tasks_that_generate(evaluate):
+    found = evaluate("gsm8k", num_fewshot=0, limit=1)["gsm8k"]
+    assert found.metrics["exact_match,flexible-extract"] == 0
+
+
+def test_wikitext2_is_the_text_of_wikitext(evaluate, monkeypatch):
+    """In our windows, with a standard error, and in bytes of the text as published."""
+    monkeypatch.setattr(tasks_module, "_check_published", lambda *_: None)
+    found = evaluate("wikitext2", "wikitext")
+    for metric in ("bits_per_byte", "word_perplexity", "byte_perplexity"):
+        theirs = found["wikitext"].metrics[metric]
+        assert found["wikitext2"].metrics[metric] == pytest.approx(theirs, rel=1e-9)
+    assert found["wikitext2"].metrics["bits_per_byte_stderr"] > 0
+    assert found["wikitext2"].details["bytes"] == len(WIKITEXT) - 3
 
 
 @pytest.mark.shared_data
 @pytest.mark.skipif(not (SHARED / "wikitext2").exists(), reason="wants ../shared/data")
-def test_wikitext_agrees(model, simple_evaluate):
+def test_wikitext2_has_its_published_size(scorer):
+    tasks_module._check_published(
+        "wikitext2", SHARED, (SHARED / "wikitext2" / "wiki.test.raw").read_bytes()
+    )
     raw = (SHARED / "wikitext2" / "wiki.test.raw").read_text(encoding="utf-8")
-    records = [{"page": page} for page in pages(raw)]
-    theirs = simple_evaluate("wikitext", "wikitext/wikitext.yaml", "test", records)
-    scorer = Scorer(load_trained(model), rows=4)
-    (task,) = prepare_tasks(["wikitext2"], SHARED).values()
-    metrics = task(scorer, WINDOW)().metrics
-    reported = theirs["results"]["wikitext_local"]
-    for name in ("bits_per_byte", "byte_perplexity", "word_perplexity"):
-        print(f"{name}: {metrics[name]} and {reported[f'{name},none']}")
-        assert metrics[name] == pytest.approx(reported[f"{name},none"], rel=1e-9)
-    for row, record in zip(samples(theirs, "wikitext"), records, strict=True):
-        assert row["target"] == detokenize(record["page"])
+    found = pages(raw)
+    assert len(found) == 62
+    assert sum(len(page.encode()) for page in found) == 1_290_590 - 2 - 61
+
+
+def test_what_is_wrong_with_tasks_is_one_message(evaluate, scorer, data_dir, tmp_path, monkeypatch):
+    good = WINOGRANDE[0] | {"sentence": "A\u2028 _ b"}
+    for content, words in {
+        lines([good, {"sentence": 1}]): r"winogrande: its data give no prompts: ",
+        lines([good])[:-9]: r"dev.jsonl, line 1, is not a JSON record: JSONDecodeError",
+        "[" * 1100: r"dev.jsonl, line 1, is not a JSON record: RecursionError",
+        "3": r"dev.jsonl, line 1, is not a JSON record: TypeError",
+    }.items():
+        (tmp_path / "winogrande").mkdir(exist_ok=True)
+        (tmp_path / "winogrande" / "dev.jsonl").write_text(content, encoding="utf-8")
+        with pytest.raises(ConfigError, match=words):
+            evaluate("winogrande", data_dir=tmp_path)
+    (tmp_path / "winogrande" / "dev.jsonl").write_text(lines([good]), encoding="utf-8")
+    assert evaluate("winogrande", data_dir=tmp_path)["winogrande"].details["items"] == 1
+    (tmp_path / "winogrande" / "val.jsonl").write_text(lines([good]))
+    with pytest.raises(ConfigError, match=r"dev.jsonl and val.jsonl are both of the split valid"):
+        evaluate("winogrande", data_dir=tmp_path)
+    (tmp_path / "winogrande" / "val.jsonl").rename(tmp_path / "winogrande" / "some.jsonl")
+    (tmp_path / "winogrande" / "dev.jsonl").unlink()
+    with pytest.raises(ConfigError, match=r"has no .jsonl file named after train or validation"):
+        evaluate("winogrande", data_dir=tmp_path)
+    with pytest.raises(ConfigError, match=r"2 problems:\n  piqas is neither .*\n  hellaswag can"):
+        evaluate("piqas", "hellaswag", data_dir=None)  # there is no network
+    monkeypatch.setattr(Scorer, "score", None)
+    with pytest.raises(ConfigError, match=r"piqa: 18 of the continuations .* are longer"):
+        prepare_jobs(
+            prepare_tasks(["piqa"], Options(data_dir)), Scorer(scorer.trained, window=2), 2
+        )
 
 
 def test_entry_point_is_the_model():
     """By it, releases after 0.4.13 find the model; group and form are of lm-eval's plugin guide."""
     from importlib.metadata import EntryPoint
 
-    from gpt_pjit.evaluate.lm_eval import GptPjitLM
+    from gpt_pjit.evaluate.model import GptPjitLM
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     ((name, value),) = project["entry-points"]["lm_eval.models"].items()
@@ -178,7 +285,7 @@ def test_entry_point_is_the_model():
 
 @pytest.fixture(scope="module")
 def lm(model):
-    from gpt_pjit.evaluate.lm_eval import GptPjitLM
+    from gpt_pjit.evaluate.model import GptPjitLM
 
     return GptPjitLM(str(model))
 
@@ -187,6 +294,103 @@ def instances(kind, *arguments):
     from lm_eval.api.instance import Instance
 
     return [Instance(kind, {}, pair, number) for number, pair in enumerate(arguments)]
+
+
+@pytest.fixture(scope="module")
+def merging(tmp_path_factory):
+    """A run whose tokens may span words, and its tokenizer's file."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    folder = tmp_path_factory.mktemp("merging")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=420,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    texts = ["know,\u201d replied Amber", "I do know,\u201d replied Amber then", "a b c"]
+    tokenizer.train_from_iterator(texts * 9, trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = tiny(model={"vocab_size": 512}, data={"sequence_length": 32})
+    make_workdir(folder / "run", config, tokenizer=str(folder / "tokenizer.json"))
+    return folder
+
+
+PAIRS = [
+    ("know,\u201d replied", " Amber"),
+    ("I do know,\u201d replied", " Amber"),
+    ("I do know,\u201d replied", " Amber then some"),
+    ("I do kn", "ow it"),
+    ("a b ", "c"),
+    ("what else", " is there"),
+    ("", "know"),
+]
+
+
+@pytest.mark.hf
+def test_tokens_that_span_the_end_of_the_context_are_scored(merging):
+    """As in lm-eval's `hf` backend, which fails where such a token leaves no others."""
+    transformers = pytest.importorskip("transformers")
+    from lm_eval.api.registry import get_model
+
+    from gpt_pjit.evaluate.model import GptPjitLM
+
+    ours = GptPjitLM(str(merging / "run"))
+    config = transformers.GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=512)
+    theirs = get_model("hf")(
+        pretrained=transformers.GPT2LMHeadModel(config),
+        tokenizer=transformers.PreTrainedTokenizerFast(
+            tokenizer_file=str(merging / "tokenizer.json"),
+            eos_token="<|endoftext|>",  # noqa: S106
+        ),
+        device="cpu",
+    )
+    wanted = instances("loglikelihood", *PAIRS)
+    theirs._loglikelihood_tokens = lambda requests, **_: requests
+    empty = 0
+    for (pair, context, continuation), request in zip(
+        theirs.loglikelihood(wanted), ours._requests(wanted), strict=True
+    ):
+        if not continuation:
+            empty += 1
+            spaces = pair[0][len(pair[0].rstrip()) :]  # they belong to the continuation
+            continuation = theirs.tok_encode(spaces + pair[1])
+        assert request.tokens == (*context, *continuation)
+        assert request.scored == len(continuation)
+    assert empty >= 2
+    assert all(math.isfinite(value) for value, _ in ours.loglikelihood(wanted))
+
+
+def test_a_task_with_such_tokens_is_scored_whole(merging, tmp_path):
+    (tmp_path / "lambada_openai").mkdir()
+    records = lines({"text": context + word} for context, word in PAIRS[:2])
+    (tmp_path / "lambada_openai" / "test.jsonl").write_text(records)
+    job = prepare_tasks(["lambada_openai"], Options(tmp_path))["lambada_openai"]
+    result = job(Scorer(load_trained(merging / "run")), 32)()["lambada_openai"]
+    assert result.details["items"] == 2
+    assert result.metrics["perplexity"] > 1
+
+
+def test_a_cache_of_answers_belongs_to_a_checkpoint(model, lm, tmp_path, monkeypatch):
+    """Also to a window and a dtype; and what it holds is not computed again."""
+    from lm_eval.api.model import CachingLM
+
+    from gpt_pjit.evaluate.model import GptPjitLM
+
+    wanted = instances("loglikelihood", ("one two " * 9, " three"), ("a", " b"))
+    other = GptPjitLM(str(model / "checkpoints" / "1"))
+    expected = [one.loglikelihood(wanted) for one in (lm, other)]
+    assert expected[0] != expected[1]
+    short = GptPjitLM(str(model), window=6)
+    for one, answers in ((lm, expected[0]), (other, expected[1])):
+        assert CachingLM(one, str(tmp_path / "cache.db")).loglikelihood(wanted) == answers
+    assert CachingLM(short, str(tmp_path / "cache.db")).loglikelihood(wanted) != expected[0]
+    monkeypatch.setattr(GptPjitLM, "loglikelihood", None)
+    for one, answers in ((lm, expected[0]), (other, expected[1])):
+        assert CachingLM(one, str(tmp_path / "cache.db")).loglikelihood(wanted) == answers
 
 
 def test_generation_stops(lm):
@@ -205,18 +409,19 @@ def test_generation_stops(lm):
 
 
 def test_options_of_generation_are_read_as_lm_eval_reads_them(caplog):
-    from gpt_pjit.evaluate.lm_eval.model import Wish, wish
+    from gpt_pjit.evaluate.model import GenerationOptions, generation_options
     from gpt_pjit.generate import Sampling
 
     greedy, window = Sampling(0.0), 300
-    assert wish({"do_sample": False, "temperature": 1}, window) == Wish(256, greedy, ())
-    assert wish({"max_gen_toks": None, "max_tokens": 9}, window).max_new_tokens == 9
-    assert wish({"until": ["", "."]}, window).stop == (".",)
-    assert wish({"do_sample": True}, window).sampling == Sampling(1.0)
+    options = GenerationOptions(256, greedy, ())
+    assert generation_options({"do_sample": False, "temperature": 1}, window) == options
+    assert generation_options({"max_gen_toks": None, "max_tokens": 9}, window).max_new_tokens == 9
+    assert generation_options({"until": ["", "."]}, window).stop == (".",)
+    assert generation_options({"do_sample": True}, window).sampling == Sampling(1.0)
     sampled = {"temperature": 0.5, "top_k": 4, "top_p": 0.9}
-    assert wish(sampled, window).sampling == Sampling(0.5, 4, 0.9)
+    assert generation_options(sampled, window).sampling == Sampling(0.5, 4, 0.9)
     assert not [record for record in caplog.records if "ignores" in record.message]
-    assert wish({"num_beams": 2}, window) == Wish(256, greedy, ())
+    assert generation_options({"num_beams": 2}, window) == options
     assert "generation ignores num_beams=2" in caplog.text
 
 
@@ -230,7 +435,7 @@ def test_prompts_have_room_or_it_is_said(lm, caplog):
 
 def test_batches_of_generation_are_as_large_as_asked(lm, monkeypatch):
     """As many sequences as take the memory of `batch_size` full windows on each device."""
-    import gpt_pjit.evaluate.lm_eval.model as module
+    import gpt_pjit.evaluate.model as module
 
     sizes = []
     stream = module.stream
@@ -246,18 +451,19 @@ def test_batches_of_generation_are_as_large_as_asked(lm, monkeypatch):
 
 
 def test_mistakes_are_one_message(model, lm, monkeypatch):
-    from gpt_pjit.evaluate.lm_eval import GptPjitLM
+    from gpt_pjit.evaluate.model import GptPjitLM
 
     with pytest.raises(ConfigError, match="4 problems") as error:
         GptPjitLM(windw=5, window="big", batch_size="many")
-    for words in ("windw=5: no such argument; known: checkpoint", "window='big': is no number"):
+    for words in (
+        "windw=5: no such argument; known: checkpoint",
+        "window='big': is not an integer",
+    ):
         assert words in str(error.value)
     assert GptPjitLM(str(model), batch_size="auto:4").scorer.rows == 1
     (spaces, empty) = lm.loglikelihood(instances("loglikelihood", (" ", "yes"), ("", " yes")))
     assert spaces == empty
-    with pytest.raises(
-        ConfigError, match="lm-eval: 1 of 1 continuations to be scored have no tokens"
-    ):
+    with pytest.raises(ConfigError, match="the continuation '' of 'yes' has no tokens"):
         lm.loglikelihood(instances("loglikelihood", ("yes", "")))
     with pytest.raises(ConfigError, match="leave --apply_chat_template out"):
         lm.apply_chat_template([])
@@ -266,58 +472,84 @@ def test_mistakes_are_one_message(model, lm, monkeypatch):
         lm.set_cache_hook(None)
 
 
-def test_the_module_that_runs_is_the_one_of_the_entry_point(monkeypatch):
+def test_the_module_that_runs_registers_the_class_of_the_entry_point(monkeypatch):
     """One class for both ways in, or lm-eval finds the name taken."""
     import runpy
 
     import lm_eval.__main__
-    from gpt_pjit.gpt_pjit import trained
     from lm_eval.api.registry import get_model
 
-    from gpt_pjit.evaluate.lm_eval import GptPjitLM
+    from gpt_pjit.evaluate.model import GptPjitLM
 
     seen = []
-    monkeypatch.setattr(trained, "start_devices", lambda **options: seen.append(options))
+    monkeypatch.setattr("gpt_pjit.trained.start_devices", lambda **options: seen.append(options))
     monkeypatch.setattr(lm_eval.__main__, "cli_evaluate", lambda: seen.append(sys.argv[1:]))
     monkeypatch.setattr(sys, "argv", ["lm_eval", "--distributed", "--model", "gpt_pjit"])
+    monkeypatch.delitem(sys.modules, "gpt_pjit.evaluate.lm_eval", raising=False)
     runpy.run_module("gpt_pjit.evaluate.lm_eval", run_name="__main__")
     assert seen == [{"distributed": True}, ["--model", "gpt_pjit"]]
     assert get_model("gpt_pjit") is GptPjitLM
 
 
-def test_command_line(model, tmp_path):
-    """lm-eval's own command line, alone and as two processes; a mistake is one message."""
-    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, LAMBADA)))
-    files = json.dumps({"data_files": {"test": str(tmp_path / "data.jsonl")}})
+def test_command_line(model, data_dir, tmp_path, monkeypatch, capsys):
+    """lm-eval's own command, alone and as two processes; a mistake is one message."""
+    from gpt_pjit.evaluate import lm_eval as command
+
+    data_files = {"test": str(data_dir / "lambada_openai" / "lambada_test.jsonl")}
     (tmp_path / "local.yaml").write_text(
-        "task: last_words\noutput_type: loglikelihood\ndataset_path: json\ntest_split: test\n"
-        f"dataset_kwargs: {files}\n"
-        "doc_to_text: \"{{text.split(' ')[:-1]|join(' ')}}\"\n"
-        "doc_to_target: \"{{' '+text.split(' ')[-1]}}\"\n"
-        "metric_list:\n  - metric: perplexity\n"
+        f"include: {DEFINITIONS / 'lambada/lambada_openai.yaml'}\ntask: last_words\n"
+        f"dataset_path: json\ndataset_name: null\n"
+        f"dataset_kwargs: {json.dumps({'data_files': data_files})}\n"
     )
-    alone = [sys.executable, "-m", "gpt_pjit.evaluate.lm_eval"]
+
+    def flags(checkpoint, out):
+        return [
+            *("--model", "gpt_pjit", "--model_args", f"checkpoint={checkpoint}"),
+            *("--tasks", "last_words", "--include_path", str(tmp_path), "--output_path", str(out)),
+        ]
+
+    def perplexity(out):
+        (path,) = out.rglob("results_*.json")  # of one process
+        return json.loads(path.read_text())["results"]["last_words"]["perplexity,none"]
+
+    monkeypatch.setattr(command, "start_devices", lambda **_: None)
+    monkeypatch.setattr(sys, "argv", ["lm_eval", *flags(model, tmp_path / "alone")])
+    command.main()
     script = str(ROOT / "launch" / "local.sh")
-    module = "--module=gpt_pjit.evaluate.lm_eval"
-    together = [script, "--processes=2", "--devices=2", module, "--distributed"]
+    together = [script, "--processes=2", "--devices=2", "--module=gpt_pjit.evaluate.lm_eval"]
+    done = subprocess.run(
+        [*together, "--distributed", *flags(model, tmp_path / "together")],
+        cwd=ROOT,
+        env=os.environ | {"PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    alone = perplexity(tmp_path / "alone")
+    assert perplexity(tmp_path / "together") == pytest.approx(alone, rel=1e-5)
+    monkeypatch.setattr(sys, "argv", ["lm_eval", *flags(tmp_path / "nothing", tmp_path)])
+    with pytest.raises(SystemExit) as stop:
+        command.main()
+    assert stop.value.code == EXIT_CONFIG
+    assert "is no folder; give the --workdir of a run" in capsys.readouterr().err
 
-    def run(command, checkpoint, *flags):
-        flags = (*flags, "--tasks", "last_words", "--include_path", str(tmp_path))
-        flags = ("--model", "gpt_pjit", "--model_args", f"checkpoint={checkpoint}", *flags)
-        environment = os.environ | {"PYTHON": sys.executable}
-        return subprocess.run(
-            [*command, *flags], cwd=ROOT, env=environment, capture_output=True, text=True,
-            timeout=300,
-        )  # fmt: skip
 
-    found = []
-    for name, command in (("alone", alone), ("together", together)):
-        done = run(command, model, "--output_path", str(tmp_path / name))
-        assert done.returncode == 0, done.stderr
-        (path,) = (tmp_path / name).rglob("results_*.json")  # of one process
-        found.append(json.loads(path.read_text())["results"]["last_words"]["perplexity,none"])
-    assert found[0] == pytest.approx(found[1], rel=1e-5)
-    wrong = run(alone, tmp_path / "nothing")
-    assert wrong.returncode == EXIT_CONFIG
-    assert "is no folder; give the --workdir of a run" in wrong.stderr
-    assert "Traceback" not in wrong.stderr
+def test_two_processes_score_a_task_as_one_does(model, data_dir, evaluate, tmp_path):
+    script = str(ROOT / "launch" / "local.sh")
+    flags = [f"--checkpoint={model}", "--tasks=piqa,lambada_openai", f"--data_dir={data_dir}"]
+    flags += [f"--out={tmp_path}", "--limit=8"]
+    done = subprocess.run(
+        [script, "--processes=2", "--devices=2", "--module=gpt_pjit.evaluate", *flags],
+        cwd=ROOT,
+        env=os.environ | {"PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    together = json.loads((tmp_path / "results.json").read_text())
+    for name, result in evaluate("piqa", "lambada_openai", limit=8).items():
+        for metric, value in result.metrics.items():
+            assert together[name][metric] == pytest.approx(value, rel=1e-5), metric
+        assert together["settings"]["tasks"][name]["data"] == result.details["data"]

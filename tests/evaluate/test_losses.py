@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from gpt_pjit.evaluate.losses import WORST, loss_metrics, warning
+from gpt_pjit.evaluate.losses import WORST, loss_metrics, perplexity, ratio_stderr, warning
 from gpt_pjit.evaluate.report import notes
-from gpt_pjit.evaluate.results import results_record, row_of
+from gpt_pjit.evaluate.results import from_record, results_record
 from gpt_pjit.evaluate.scorer import Scorer
 from gpt_pjit.evaluate.texts import Document, prepare_texts
 
@@ -35,21 +35,18 @@ def cast(logits):
     return jax.lax.reduce_precision(shifted(logits), exponent_bits=8, mantissa_bits=7)
 
 
-def row(with_logits, table, change):
+def results(with_logits, table, change):
     scorer = Scorer(with_logits(table, change))
-    result = prepare_texts(scorer, [Document.of(OWN_TEXT[:2000])], scorer.window, "text")()
-    return row_of(
-        results_record(
-            {"text": result}, {"name": "m", "step": 1, "checkpoint": "c", "dtype": "float32"}
-        )
-    )
+    scored = prepare_texts(scorer, [Document.of(OWN_TEXT[:2000])], scorer.window, "text")()
+    settings = {"name": "m", "step": 1, "checkpoint": "c", "dtype": "float32"}
+    return from_record(results_record(scored, settings))
 
 
 def test_logits_in_bfloat16_are_flagged_while_accuracy_stays(with_logits):
     table = bigrams(OWN_TEXT)
-    sound = row(with_logits, table, shifted)
-    broken = row(with_logits, table, cast)
-    well, badly = sound.results["text"], broken.results["text"]
+    sound = results(with_logits, table, shifted)
+    broken = results(with_logits, table, cast)
+    well, badly = sound.tasks["text"], broken.tasks["text"]
     assert badly["acc"] == well["acc"] > 0.2
     assert well["nll_max"] < 20 < 30 < badly["nll_max"]
     assert well["share_above_20"] == 0
@@ -65,7 +62,7 @@ def test_worst_tokens_have_their_text(with_logits):
     table[:, ord("#")] = -15.0  # the model cannot believe a #
     text = "a plain text, and then # comes; " * 2 + "no more of it " * 20
     scorer = Scorer(with_logits(table))
-    result = prepare_texts(scorer, [Document.of(text)], scorer.window, "text")()
+    result = prepare_texts(scorer, [Document.of(text)], scorer.window, "text")()["text"]
     worst = result.details["worst_tokens"]
     assert len(worst) == WORST
     assert [w["text"] for w in worst[:3]].count("#") == 2
@@ -86,3 +83,14 @@ def test_tail_and_quantiles():
     rare = np.array([6.0] * 99999 + [21.0])  # bad luck
     assert warning(loss_metrics(rare, np.arange(100000))) is None
     assert warning({"acc": 0.5}) is None
+
+
+def test_standard_errors_are_those_of_repeated_draws():
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(50, 150, (4000, 40)).astype(float)
+    parts = sizes * 2 + rng.normal(0, 10, sizes.shape)
+    ratios = parts.sum(1) / sizes.sum(1)
+    estimates = [ratio_stderr(p, s) for p, s in zip(parts[:200], sizes[:200], strict=True)]
+    assert np.mean(estimates) == pytest.approx(ratios.std(), rel=0.05)
+    assert perplexity("p", 2.0, 0.1)["p_stderr"] == pytest.approx(0.1 * np.exp(2.0))
+    assert ratio_stderr(np.ones(1), np.ones(1)) is None

@@ -1,24 +1,23 @@
-"""Bits per byte: against a plain computation, and with the bytes of the file."""
+"""Bits per byte against a plain computation; longer windows read the same tokens."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 
 from gpt_pjit.core.errors import ConfigError
+from gpt_pjit.evaluate import texts
 from gpt_pjit.evaluate.batches import Request
 from gpt_pjit.evaluate.scorer import Scorer
-from gpt_pjit.evaluate.statistics import mean, perplexity, ratio_stderr
-from gpt_pjit.evaluate.tasks import last
-from gpt_pjit.evaluate.texts import Document, decoded, prepare_texts
-from gpt_pjit.evaluate.wikitext import detokenize, pages
+from gpt_pjit.evaluate.texts import Document, prepare_lengths, prepare_texts
 
 TEXT = "Dass es regnet, wei\N{LATIN SMALL LETTER SHARP S} man; why, nobody knows.\n"
 
 
 def test_a_short_text_is_scored_as_a_whole(trained, plain):
     document = Document.of("to be or not to be")
-    result = prepare_texts(Scorer(trained), [document], 32, "text")()
+    result = prepare_texts(Scorer(trained), [document], 32, "text")()["text"]
     ids = list(document.text.encode())
     nll, greedy = plain(Request((256, *ids), len(ids)))
     metrics = result.metrics
@@ -33,7 +32,7 @@ def test_a_short_text_is_scored_as_a_whole(trained, plain):
 def test_each_byte_once_whatever_the_stride(trained, stride):
     text = TEXT * 3
     documents = [Document.of(text), Document.of(TEXT[:5])]
-    result = prepare_texts(Scorer(trained), documents, stride, "text")()
+    result = prepare_texts(Scorer(trained), documents, stride, "text")()["text"]
     assert result.details["bytes"] == len(text.encode()) + 5
     assert result.details["tokens"] == result.details["bytes"]  # the tokenizer is that of bytes
     assert (result.details["window"], result.details["stride"]) == (32, stride)
@@ -47,19 +46,18 @@ def test_a_standard_error_does_not_shrink_with_the_stride(with_logits):
     scorer = Scorer(with_logits(table))
     document = Document.of(("a" * 64 + "b" * 64) * 10)
     wide, narrow = (
-        prepare_texts(scorer, [document], stride, "text")().metrics["bits_per_byte_stderr"]
+        prepare_texts(scorer, [document], stride, "text")()["text"].metrics["bits_per_byte_stderr"]
         for stride in (32, 4)
     )
     assert narrow == pytest.approx(wide, rel=1e-4)
 
 
 def test_bytes_are_those_of_the_original(trained):
-    page = "it 's a 2 @-@ way @,@ street ."
-    result = prepare_texts(Scorer(trained), [Document.of(page, detokenize(page))], 32, "text")()
-    assert detokenize(page) == "it's a 2-way,street ."
+    page, read = "it 's a 2 @-@ way @,@ street .", "it's a 2-way,street ."
+    result = prepare_texts(Scorer(trained), [Document.of(page, read)], 32, "text")()["text"]
     assert (result.details["bytes"], result.details["words"]) == (len(page), 9)
     nats = result.metrics["bits_per_byte"] * math.log(2) * len(page)
-    assert math.log(result.metrics["token_perplexity"]) * len(detokenize(page)) == (
+    assert math.log(result.metrics["token_perplexity"]) * len(read) == (
         pytest.approx(nats, rel=1e-6)
     )
 
@@ -69,41 +67,55 @@ def test_tokens_of_one_document_are_not_independent(with_logits):
     table = np.zeros((257, 512))
     table[:, ord("a")] = 9
     documents = [Document.of(letter * 200) for letter in "aabb"]
-    metrics = prepare_texts(Scorer(with_logits(table)), documents, 32, "text")().metrics
+    metrics = prepare_texts(Scorer(with_logits(table)), documents, 32, "text")()["text"].metrics
     assert metrics["acc"] == 0.5
     assert metrics["acc_stderr"] == pytest.approx(math.sqrt(1 / 3) / 2)
     assert metrics["word_perplexity"] is metrics["word_perplexity_stderr"] is None  # above e^700
     assert math.isfinite(metrics["byte_perplexity"])
 
 
-def test_pages_begin_at_titles():
-    raw = " \n = One = \n \n text \n = = Part = = \n more \n = Two = \n end \n"
-    assert pages(raw) == [" = One = \n \n text \n = = Part = = \n more ", " = Two = \n end \n"]
-    assert sum(map(len, pages(raw))) == len(raw) - len(" \n") - 1  # blank start; one line end
+LINES = "".join(f"line {i} of a text that goes on and on\n" for i in range(20))
 
 
-def test_the_end_of_a_file_begins_with_a_whole_character():
-    content = TEXT.encode() * 2
-    sharp_s = content.index(b"\xc3")
-    assert last(content, len(content) - sharp_s) == content[sharp_s:]
-    assert last(content, len(content) - sharp_s - 1) == content[sharp_s + 2 :]
-    assert last(content, 1000) == content
-    assert last(b"\x93", 5) == b"\x93"  # nothing is cut here, and nothing lost unsaid
+def lengths_of(scorer, *documents):
+    return prepare_lengths(scorer, [Document.of(text) for text in documents], "lengths:t")()[
+        "lengths:t"
+    ]
 
 
-@pytest.mark.parametrize(("content", "place"), [(b"ab\xffcd", 2), (b"\x93ab", 0), (b"caf\xe9", 3)])
-def test_what_is_no_utf8_is_said_and_not_left_out(content, place):
-    with pytest.raises(ConfigError, match=rf"f is no UTF-8 text at byte {place} .*; convert it"):
-        decoded(content, "f")
+def test_longer_windows_read_the_same_tokens_in_the_memory_that_was_asked(trained, monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        texts, "Scorer", lambda *a, **sizes: made.append(sizes) or Scorer(*a, **sizes)
+    )
+    result = lengths_of(Scorer(trained, rows=6), LINES, "short")
+    assert [(sizes["window"], sizes["rows"]) for sizes in made] == [(128, 1), (64, 3), (32, 6)]
+    assert result.details["tokens"] == len(LINES) // 128 * 128
+    assert {f"loss_{m}x" for m in (1, 2, 4)} < set(result.metrics)
+    assert result.metrics["loss_4x_stderr"] > 0
+    change = result.metrics["loss_4x"] - result.metrics["loss_1x"]
+    assert result.metrics["loss_change_4x"] == pytest.approx(change, abs=1e-9)
+    by_position = result.details["by_position"]
+    assert [(p["from"], p["to"]) for p in by_position if p["length"] == "1x"] == [
+        (0, 8), (8, 16), (16, 24), (24, 32),
+    ]  # fmt: skip
+    assert len(by_position) == 4 + 8 + 16
+    assert all(0 < part["loss_stderr"] < 0.5 for part in by_position)
+    longest = [p["loss"] for p in by_position if p["length"] == "4x"]
+    assert np.mean(longest) == pytest.approx(result.metrics["loss_4x"])
 
 
-def test_standard_errors_are_those_of_repeated_draws():
-    rng = np.random.default_rng(0)
-    sizes = rng.integers(50, 150, (4000, 40)).astype(float)
-    parts = sizes * 2 + rng.normal(0, 10, sizes.shape)
-    ratios = parts.sum(1) / sizes.sum(1)
-    estimates = [ratio_stderr(p, s) for p, s in zip(parts[:200], sizes[:200], strict=True)]
-    assert np.mean(estimates) == pytest.approx(ratios.std(), rel=0.05)
-    assert mean("acc", [True, False, True, True])["acc_stderr"] == pytest.approx(0.25)
-    assert perplexity("p", 2.0, 0.1)["p_stderr"] == pytest.approx(0.1 * math.exp(2.0))
-    assert ratio_stderr(np.ones(1), np.ones(1)) is None
+def test_a_bigram_model_gains_nothing_but_at_the_borders(with_logits):
+    """Its loss depends on the last token alone, which only the first of a window lacks."""
+    result = lengths_of(Scorer(with_logits(np.zeros((257, 512)))), LINES)
+    assert result.metrics["loss_change_4x"] == pytest.approx(0, abs=1e-6)
+
+
+def test_lengths_that_cannot_be_measured_are_said(trained):
+    with pytest.raises(ConfigError, match=r"needs a document of 128 tokens, 4 times"):
+        lengths_of(Scorer(trained), "short")
+    model = dataclasses.replace(trained.config.model, positions="learned")
+    config = dataclasses.replace(trained.config, model=model)
+    learned = dataclasses.replace(trained, config=config)
+    with pytest.raises(ConfigError, match=r"tasks='lengths:t': model.positions is learned and"):
+        lengths_of(Scorer(learned), LINES)

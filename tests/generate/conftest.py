@@ -10,7 +10,7 @@ import pytest
 
 from gpt_pjit.core.sharding import paths_and_leaves
 from gpt_pjit.core.tokens import load_tokenizer
-from gpt_pjit.trained import Trained, of_program
+from gpt_pjit.trained import Trained
 from tests.helpers import program_on, tiny, with_fields
 
 LEARNED = 96  # positions, where they are learned
@@ -30,7 +30,8 @@ def model(shape: tuple[int, int, int] = (1, 1, 1), layout: str = "zero", **field
         leaves.append(jax.device_put(values.astype(np.float32), leaf.sharding))
     params = jax.tree.unflatten(jax.tree.structure(program.state.params), leaves)
     with jax.set_mesh(program.mesh):
-        return of_program(program, params, config, Path("none"), 0, load_tokenizer("bytes"))
+        weights, tokenizer = program.model.weights(params), load_tokenizer("bytes")
+        return Trained(program.model, weights, tokenizer, config, Path("none"), 0)
 
 
 @pytest.fixture(scope="session")

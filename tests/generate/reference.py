@@ -1,4 +1,4 @@
-"""Greedy continuation without a cache: the whole window is computed anew for each token."""
+"""Ids that `stream` writes; and greedy ones without a cache, each from the whole window anew."""
 
 from __future__ import annotations
 
@@ -12,7 +12,24 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 
 from gpt_pjit.core.sharding import BATCH_AXES
+from gpt_pjit.generate import Sampling, stream
 from gpt_pjit.trained import Trained
+
+
+def generate(
+    trained: Trained,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    **options: Any,
+) -> list[list[int]]:
+    """The ids that `stream` writes after each prompt."""
+    sampling = Sampling(temperature, top_k, top_p)
+    *_, rows = [], *stream(trained, prompts, max_new_tokens, sampling, **options)
+    return [row.tokens for row in rows]
 
 
 def recompute(trained: Trained, prompts: Sequence[Sequence[int]], n_tokens: int) -> np.ndarray:

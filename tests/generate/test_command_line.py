@@ -1,5 +1,6 @@
 """The command: prompts from flags, files and stdin; text as it comes, or JSON; mistakes."""
 
+import functools
 import io
 import json
 import os
@@ -9,9 +10,12 @@ import sys
 
 import pytest
 
+from gpt_pjit.commandline import run_command
 from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_DONE
-from gpt_pjit.generate import __main__ as command
+from gpt_pjit.core.tokens import load_tokenizer
+from gpt_pjit.generate import command
 from gpt_pjit.generate.continuation import Continuation
+from gpt_pjit.trained import load_trained
 from tests.helpers import ROOT, make_workdir, tiny
 
 
@@ -22,19 +26,24 @@ def workdir(tmp_path_factory):
     return folder
 
 
+load_once = functools.cache(load_trained)  # so that what it compiled is found again
+
+
 @pytest.fixture
 def run(workdir, monkeypatch, capsys):
     """Runs the command in this process, whose devices are started; gives exit code and outputs."""
     monkeypatch.setattr(command, "start_devices", lambda **_: None)
+    monkeypatch.setattr(command, "load_trained", load_once)
 
     def run(*arguments, stdin="", checkpoint=workdir):
         given = stdin if isinstance(stdin, bytes) else stdin.encode()
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given), encoding="utf-8"))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given), encoding="ascii"))
+        argv = [f"--checkpoint={checkpoint}", *arguments]
         code = EXIT_DONE
         try:
-            command.main([f"--checkpoint={checkpoint}", *arguments])
-        except SystemExit as exit:
-            code = exit.code
+            run_command("gpt_pjit.generate.command", prog="gpt_pjit generate", argv=argv)
+        except SystemExit as stop:
+            code = stop.code
         return code, *capsys.readouterr()
 
     return run
@@ -67,9 +76,9 @@ def test_json_and_terminal_say_the_same(run, tmp_path):
     assert error.startswith(f"{sum(len(result['tokens']) for result in results)} tokens")
 
 
-def test_a_prompt_from_stdin_may_be_empty(run):
+def test_a_prompt_from_stdin_is_utf8_and_may_be_empty(run):
     flags = ["--max_new_tokens=16", "--json"]
-    for given, prompt in (("", ""), ("say:\n", "say:")):
+    for given, prompt in (("", ""), ("s\u00e4y:\n", "s\u00e4y:")):
         code, output, _ = run(*flags, stdin=given)
         (result,) = json.loads(output)["results"]
         assert (code, result["prompt"]) == (EXIT_DONE, prompt)
@@ -80,13 +89,13 @@ def test_a_prompt_from_stdin_may_be_empty(run):
     ("flags", "words"),
     [
         (["--prompt=a", "--top_p=1.5"], "top_p=1.5: must be in (0, 1]"),
-        (["--prompt=a", "--temperature=nan"], "temperature=nan: must be 0 or above"),
+        (["--prompt=a", "--temperature=nan"], "temperature=nan: must be finite, 0 or above"),
         (["--prompt=a", "--tensor=32"], "tensor=32: must divide the model's 4 heads; try 1, 2, 4"),
-        (["--prompt=a", "--num_samples=0"], "--num_samples: '0' is no number from 1 on"),
+        (["--prompt=a", "--num_samples=0"], "--num_samples: '0' is not a positive integer"),
         (["--prompt=a", "--dtype=float16"], "invalid choice: 'float16'"),
         (["--prompt=a", "--prompt=\udcff"], "--prompt is not UTF-8"),
         (["--prompt=a", "--max_new_tokens=0", "--checkpoint=nowhere"], "max_new_tokens=0: must be"),
-        (["--prompt_file=nowhere.txt"], "--prompt_file='nowhere.txt': No such file"),
+        (["--prompt_file=nowhere.txt"], "nowhere.txt cannot be read: No such file"),
         (["--prompt=a", "--checkpoint=nowhere"], "nowhere is no folder; give the --workdir"),
     ],
 )
@@ -97,7 +106,17 @@ def test_a_mistake_is_one_message(run, flags, words):
     assert "Traceback" not in error
 
 
-def test_stdin_that_is_not_utf8_is_one_message(run, monkeypatch):
+def test_what_the_terminal_cannot_print_is_escaped(run, monkeypatch):
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="ascii"))
+    code, _, error = run("--prompt=Gr\u00fc\u4e16", "--max_new_tokens=16")
+    sys.stdout.flush()
+    assert code == EXIT_DONE
+    assert "Traceback" not in error
+    assert printed.getvalue().startswith(b"Gr\\xfc\\u4e16")
+
+
+def test_stdin_that_is_not_utf8_is_one_message(run):
     code, _, error = run(stdin=b"caf\xe9")
     assert code == EXIT_CONFIG
     assert "stdin is not UTF-8" in error
@@ -114,8 +133,6 @@ def test_a_reader_that_goes_away_ends_it_in_silence(run, monkeypatch):
 
 
 def test_the_terminal_shows_rows_in_order_as_they_grow(capsys):
-    from gpt_pjit.core.tokens import load_tokenizer
-
     rows = [Continuation(load_tokenizer("bytes"), [], 4) for _ in range(2)]
     transcript = command.Transcript(["A:", "B:"])
     expected = ["--- 1 of 2\nA:a", "b", "cd\n--- 2 of 2\nB:xy", "z!\n"]
@@ -154,5 +171,5 @@ def test_two_processes_write_what_one_does_and_only_the_first_speaks(workdir):
         [line for line in output.splitlines() if "[Gloo]" not in line]  # JAX's own, on stdout
         for output in (first, second)
     )
-    assert json.loads(*first)["results"] == json.loads(alone.stdout)["results"]
+    assert json.loads("".join(first))["results"] == json.loads(alone.stdout)["results"]
     assert second == []

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from gpt_pjit.core.tokens import load_tokenizer, train_bpe
-from gpt_pjit.core.tokens.tokenizers import train_unigram
+from gpt_pjit.core.tokens import load_tokenizer
+from gpt_pjit.data import train_bpe, train_unigram
 from gpt_pjit.generate import Continuation
 
 TEXT = "Grüße, 世界! 🙂 and on it goes; the end\n"
@@ -111,6 +111,24 @@ def test_the_limit_and_what_comes_after_the_end():
 def test_a_character_that_the_prompt_begins_is_shown():
     row, shown = write(BYTES, b"\xa9s", 1, prompt=b"caf\xc3")
     assert (row.text, shown[0]) == ("és", "é")
+
+
+@pytest.mark.parametrize("prompt", ["caf\ufffd", "\ufffd\ufffd", "\ufffd and\ufffd"])
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+def test_what_the_prompt_ends_in_is_not_written_again(tokenizer, prompt, chunk):
+    """Also where it ends in the sign that stands for the bytes of an unfinished character."""
+    ids, written = tokenizer.encode(prompt).tolist(), tokenizer.encode("\ufffd s").tolist()
+    row, shown = write(tokenizer, [*written, tokenizer.eot_id], chunk, prompt=ids)
+    whole = tokenizer.decode([*ids, *written])
+    assert whole == prompt + row.text
+    assert all(row.text.startswith(text) for text in shown)
+
+
+def test_bytes_that_never_become_a_character_are_shown_once():
+    row, shown = write(BYTES, [*b"s", EOT], 1, prompt=b"caf\xc3")
+    assert (row.text, shown) == ("s", ["s", "s"])
+    row, shown = write(BYTES, [*b"\x82\xac", EOT], 1, prompt=b"\xe2")
+    assert (row.text, shown) == ("\u20ac", ["", "\u20ac", "\u20ac"])
 
 
 def test_random_bytes_give_the_same_in_any_chunks():

@@ -35,7 +35,7 @@ def test_an_export_has_all_that_is_needed(run, tmp_path):
     folder, params = run
     path = tmp_path / "results.json"
     tasks = {"lambada": {"items": 1200, "window": 32}}
-    settings = {"name": "m", "step": 5, "dtype": "float32", "tasks": tasks}
+    settings = {"name": "m", "step": 5, "checkpoint": "c", "dtype": "float32", "tasks": tasks}
     settings["fingerprint"] = fingerprint(folder / "checkpoints", 5)
     figures = {"acc": 0.25, "acc_stderr": 0.0125, "perplexity": 1.23456e7, "nll_max": 3.5}
     path.write_text(json.dumps({"lambada": figures, "settings": settings}))

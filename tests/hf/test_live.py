@@ -149,7 +149,7 @@ def test_a_second_runtime_continues_alike(exported, tmp_path):
 def test_lm_eval_scores_each_request_alike_through_both(theirs, imported):
     """The same checkpoint through lm-eval's `hf` backend and through ours."""
     pytest.importorskip("lm_eval.models", reason="wants lm-eval")  # and registers `hf`
-    pytest.importorskip("gpt_pjit.evaluate.lm_eval")
+    pytest.importorskip("gpt_pjit.evaluate.model")
     from lm_eval.api.instance import Instance
     from lm_eval.api.registry import get_model
 
@@ -186,7 +186,7 @@ def test_trained_averaged_exported_the_same_bits_per_byte(tmp_path, monkeypatch,
     from gpt_pjit.core.tokens import held_out_batches, open_data
     from gpt_pjit.core.train import train
     from gpt_pjit.evaluate import __main__ as evaluate, read_results
-    from gpt_pjit.evaluate.requests import rolling_requests
+    from gpt_pjit.evaluate.batches import rolling_requests
     from gpt_pjit.trained import held_out_metrics
 
     (tmp_path / "text.txt").write_text("".join(f"{i} squared is {i * i}\n" for i in range(3000)))

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import pytest
 
-from gpt_pjit.core.training import Program
+from gpt_pjit.core.training import Training
 from gpt_pjit.pages import Record
 from gpt_pjit.plan.collectives import Collective, collectives_of, whole_shapes
 from gpt_pjit.plan.compile import Executable, compile_lowered, lower, training_for
@@ -21,7 +21,7 @@ LAYOUTS = ("ddp", "zero1", "zero", "fsdp")
 class Planned(NamedTuple):
     """A step compiled for CPU devices, and its plan."""
 
-    program: Program
+    program: Training
     executable: Executable
     record: Record
 

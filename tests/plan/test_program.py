@@ -21,7 +21,7 @@ class BuiltError(Exception):
 def program_of_main(config, monkeypatch, tmp_path):
     """The program that `train` builds, stopped before it opens its workdir."""
     built = []
-    monkeypatch.setattr(train, "build", lambda *a: built.append(build(*a)) or built[-1])
+    monkeypatch.setattr(train, "build_training", lambda *a: built.append(build(*a)) or built[-1])
 
     def stop(*_):
         raise BuiltError

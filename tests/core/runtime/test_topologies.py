@@ -1,4 +1,4 @@
-"""On every topology of plan up to 256 hosts: every mesh is made, every row read where it is held."""
+"""Topologies of up to 256 hosts: every mesh is made, every row is read where it is held."""
 
 import os
 

@@ -5,44 +5,24 @@ from __future__ import annotations
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 
+from gpt_pjit.config import Config
 from gpt_pjit.core.errors import ConfigError, Problem
+from gpt_pjit.core.model import Model
 from gpt_pjit.core.sharding import BATCH_AXES
+from gpt_pjit.core.tokens import Tokenizer
 from gpt_pjit.generate.continuation import Continuation
-from gpt_pjit.generate.decode import State, decode, prefill
-from gpt_pjit.generate.sample import Sampling
+from gpt_pjit.generate.decode import Sampling, State, decode, prefill
 from gpt_pjit.trained import Trained
 
-CHUNK = 16  # tokens written between two looks at them: the time of a dispatch is small beside it
-ROWS = 64  # at once, if not told otherwise
-
-
-def generate(
-    trained: Trained,
-    prompts: Sequence[Sequence[int]],
-    *,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    stop: Sequence[str] = (),
-    seed: int = 0,
-    batch_size: int = ROWS,
-) -> list[list[int]]:
-    """The ids written after each prompt, which see its ids and nothing else.
-
-    A row ends with the token that completes one of the strings `stop`, or before end-of-text. The
-    other arguments, and the errors, are those of `stream`.
-    """
-    sampling = Sampling(temperature, top_k, top_p)
-    under_way = stream(trained, prompts, max_new_tokens, sampling, stop, seed, batch_size)
-    rows: list[Continuation]
-    *_, rows = [], *under_way
-    return [row.tokens for row in rows]
+CHUNK = 16  # tokens written between two looks at them, so that dispatch takes little of the time
+ROWS = 64  # continuations at once by default
 
 
 def stream(
@@ -56,9 +36,9 @@ def stream(
 ) -> Iterator[list[Continuation]]:
     """The continuations of all prompts, each time that some have grown, until all are finished.
 
-    An empty prompt is that of end-of-text. What is drawn depends on `seed`, the prompt's ids and
-    how often the same prompt came before: not on the mesh, on other prompts or on `batch_size`, how
-    many are under way at once. One shape is compiled for all batches. Raises ConfigError with all
+    An empty prompt stands for end-of-text. A draw depends on `seed`, the prompt's ids and how many
+    equal prompts came before: not on the mesh, other prompts, or `batch_size`, the number of
+    continuations at once. One shape is compiled for all batches. Raises ConfigError with everything
     that is wrong with the arguments.
     """
     ids = [list(map(int, prompt)) or [trained.tokenizer.eot_id] for prompt in prompts]
@@ -89,7 +69,7 @@ def _write(
     shape: tuple[int, int],
     sampling: Sampling,
 ) -> Iterator[list[list[int]]]:
-    """Chunks of the tokens of each row; `size` rows, of which those without a prompt are idle."""
+    """Chunks of each row's tokens, for `size` rows; those without a prompt are idle."""
     length, chunks = shape
     tokens = np.zeros((size, length), np.int32)
     lengths = np.ones(size, np.int32)
@@ -102,7 +82,7 @@ def _write(
         slots = length + chunks * CHUNK
         state: State = prefill(trained.extend, trained.weights, *arrays, slots=slots)
     for _ in range(chunks):
-        with jax.set_mesh(trained.mesh):  # not held while the caller looks at the tokens
+        with jax.set_mesh(trained.mesh):  # released while the caller looks at the tokens
             state, written = decode(
                 trained.extend,
                 trained.weights,
@@ -117,46 +97,37 @@ def _write(
 
 def setting_problems(
     max_new_tokens: int, sampling: Sampling, stop: Sequence[str], batch_size: int
-) -> list[Problem]:
-    """What cannot be of the arguments of `stream` that are the same for every model."""
-    problems: list[Problem] = []
-
-    def need(holds: bool, field: str, value: object, constraint: str, remedy: str) -> None:
-        if not holds:
-            problems.append(Problem(field, value, constraint, remedy))
-
-    need(max_new_tokens >= 1, "max_new_tokens", max_new_tokens, "must be at least 1", "try 200")
-    need(batch_size >= 1, "batch_size", batch_size, "must be at least 1", f"try {ROWS}")
+) -> list[Problem | str]:
+    """What is wrong with the arguments of `stream`, whatever the model."""
     temperature, top_k, top_p = sampling.temperature, sampling.top_k, sampling.top_p
-    finite = 0 <= temperature < float("inf")
-    need(finite, "temperature", temperature, "must be 0 or above", "0 takes the likeliest token")
-    need(top_k >= 0, "top_k", top_k, "must be 0 or above", "0 keeps all tokens")
-    need(0 < top_p <= 1, "top_p", top_p, "must be in (0, 1]", "1 keeps all tokens, 0.9 is usual")
-    need("" not in stop, "stop", "", "an empty string is everywhere", "remove it")
-    return problems
+    checks = (
+        (max_new_tokens >= 1, f"max_new_tokens={max_new_tokens}: must be at least 1"),
+        (batch_size >= 1, f"batch_size={batch_size}: must be at least 1"),
+        (0 <= temperature < float("inf"), f"temperature={temperature}: must be finite, 0 or above"),
+        (top_k >= 0, f"top_k={top_k}: must be 0, for all tokens, or above"),
+        (0 < top_p <= 1, f"top_p={top_p}: must be in (0, 1]"),
+        ("" not in stop, "stop: an empty string is everywhere"),
+    )
+    return [problem for holds, problem in checks if not holds]
 
 
-def _prompt_problems(trained: Trained, prompts: Sequence[Sequence[int]]) -> list[Problem]:
-    """Each prompt that the model cannot read, once, by the number of the first like it."""
+def _prompt_problems(trained: Trained, prompts: Sequence[Sequence[int]]) -> list[str]:
+    """Each prompt that the model cannot read, once, by the number of the first one like it."""
     problems, first = [], dict[tuple[int, ...], int]()
     for number, prompt in enumerate(prompts, 1):
         first.setdefault(tuple(prompt), number)
     context, vocab_size = learned_context(trained), trained.config.model.vocab_size
     for prompt, number in first.items():
-        field = f"prompt {number}"
         if context is not None and len(prompt) > context:
-            constraint = f"the model has learned {context:,} positions and can read no more"
-            remedy = f"shorten it by {len(prompt) - context:,}"
-            problems.append(Problem(field, f"{len(prompt):,} tokens", constraint, remedy))
+            found = f"prompt {number} has {len(prompt):,} tokens"
+            problems.append(f"{found}; the model has learned {context:,} positions")
         if wrong := [i for i in prompt if not 0 <= i < vocab_size]:
-            constraint = f"the model has ids 0 to {vocab_size - 1}"
-            remedy = "encode it with the run's tokenizer"
-            problems.append(Problem(field, wrong[:3], constraint, remedy))
+            problems.append(f"prompt {number} has id {wrong[0]}; the last is {vocab_size - 1}")
     return problems
 
 
 def learned_context(trained: Trained) -> int | None:
-    """How many positions the model has learned; None where it needs none and text has no end."""
+    """How many positions the model has learned; None where it needs none, so text has no end."""
     c = trained.config
     return c.data.sequence_length if c.model.positions == "learned" else None
 
@@ -165,14 +136,14 @@ def _continuation(
     trained: Trained, prompt: Sequence[int], max_new_tokens: int, stop: Sequence[str]
 ) -> Continuation:
     context = learned_context(trained)
-    # The last position still predicts a token, which is then not read.
+    # The last position still predicts a token, which is not read.
     room = max_new_tokens if context is None else context + 1 - len(prompt)
     at_limit = "length" if max_new_tokens <= room else "context"
     return Continuation(trained.tokenizer, prompt, min(max_new_tokens, room), stop, at_limit)
 
 
 def _row_seeds(prompts: Sequence[Sequence[int]], seed: int) -> list[int]:
-    """uint32 for each row, of the seed, the prompt, and how many equal prompts came before it."""
+    """A uint32 for each row, from the seed, the prompt, and how many equal prompts precede it."""
     before: Counter[tuple[int, ...]] = Counter()
     seeds = []
     for prompt in map(tuple, prompts):
@@ -184,3 +155,12 @@ def _row_seeds(prompts: Sequence[Sequence[int]], seed: int) -> list[int]:
 def _bucket(length: int) -> int:
     """The next power of two, at least `CHUNK`: prompts of similar length share a program."""
     return max(CHUNK, 1 << (length - 1).bit_length())
+
+
+def sample(model: Model, params: Any, config: Config, tokenizer: Tokenizer) -> str:
+    """The text that closes a run: `config.sample.prompt`, continued."""
+    prompt = [tokenizer.eot_id, *tokenizer.encode(config.sample.prompt)]
+    trained = Trained(model, model.weights(params), tokenizer, config, Path(), 0)
+    sampling = Sampling(temperature=config.sample.temperature)
+    *_, rows = stream(trained, [prompt], config.sample.tokens, sampling, seed=config.seed)
+    return f"sample:\n{config.sample.prompt}{rows[0].text}\n"

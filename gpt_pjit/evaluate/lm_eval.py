@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import sys
 
-import gpt_pjit.evaluate.lm_eval  # noqa: F401  registers the model
 from gpt_pjit.commandline import report_errors
+from gpt_pjit.evaluate.harness import require_lm_eval
 from gpt_pjit.trained import start_devices
 
 DISTRIBUTED = "--distributed"
 
 
 def main() -> None:
-    from lm_eval.__main__ import cli_evaluate
-
     with report_errors():
+        require_lm_eval(["this command"])
+        from lm_eval.__main__ import cli_evaluate
+
+        import gpt_pjit.evaluate.model  # noqa: F401  registers the model
+
         start_devices(distributed=DISTRIBUTED in sys.argv)
         sys.argv = [argument for argument in sys.argv if argument != DISTRIBUTED]
         cli_evaluate()
