@@ -95,7 +95,7 @@ class Ends(nnx.Module):
             self.positions = Embedding(sequence_length, c.d_model, rngs=rngs)
         self.norm_final = LayerNorm(c.d_model, c.bias)
 
-    def enter(self, tokens_BT: jax.Array, positions_BT: jax.Array | None) -> jax.Array:
+    def enter(self, tokens_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
         """The residual stream [B, T, D] before the first block."""
         with jax.named_scope("embedding"):
             x_BTD = self.embed(tokens_BT)

@@ -91,7 +91,7 @@ def local_rows(
     On most pods they are not one range: a mesh follows the torus, not the hosts.
     """
     process = jax.process_index() if process is None else process
-    indices = sharding.devices_indices_map(shape).items()
+    indices: Any = sharding.devices_indices_map(shape).items()
     rows = [index[0] for device, index in indices if device.process_index == process]
     return np.unique(np.concatenate([np.arange(shape[0])[part] for part in rows]))
 
@@ -102,7 +102,7 @@ def global_array(sharding: NamedSharding, local: np.ndarray, n_rows: int) -> jax
     rows = local_rows(sharding, shape)
     assert len(rows) == len(local), (len(rows), local.shape)
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: Any) -> np.ndarray:
         start, stop, _ = index[0].indices(n_rows)
         first = np.searchsorted(rows, start)
         return local[(slice(first, first + stop - start), *index[1:])]
