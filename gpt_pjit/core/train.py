@@ -15,10 +15,10 @@ from gpt_pjit.core.model import count_params
 from gpt_pjit.core.runtime import (
     Interrupt,
     StepLog,
-    check_data,
     global_batch,
     local_rows,
     open_workdir,
+    record_start,
     wait_for_all,
 )
 from gpt_pjit.core.sharding import make_mesh, mesh_shape
@@ -44,7 +44,7 @@ def train(
     open_workdir(workdir, config)
     data = _open_data(config, workdir, prepare)
     tokenizer = data.tokenizer()
-    check_data(workdir, data.identity(), (tokenizer.file, tokenizer.content))
+    record_start(workdir, config, data.identity(), (tokenizer.file, tokenizer.content))
     checkpointer = Checkpointer(workdir / "checkpoints", config.checkpoint.keep)
     with jax.set_mesh(program.mesh):
         start = checkpointer.latest_step() or 0
