@@ -103,8 +103,9 @@ def stored_tensors(folder: Path, source: str = "") -> dict[str, Stored]:
         name = tensor.name
         full = name if name.startswith(PREFIX) or name == HEAD else PREFIX + name
         if full in tensors:
-            problem = f"{tensor.file} holds {name}, and {tensors[full].file} holds it too"
-            raise ConfigError([f"{problem}; only one can be imported"], "import")
+            first = tensors[full]
+            problem = f"{name} in {tensor.file.name} and {first.name} in {first.file.name} are both"
+            raise ConfigError([f"{problem} {full}; keep one"], str(folder))
         tensors[full] = tensor
     return tensors
 
