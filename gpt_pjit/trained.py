@@ -142,7 +142,9 @@ def find_checkpoint(path: Path) -> tuple[Path, int]:
         return workdir, step
     if missing := missing_parts(workdir / "checkpoints", wanted):
         problem = f"step {wanted} of {workdir} is damaged: it has no {', '.join(missing)}"
-        raise ConfigError([f"{problem}; {other_steps(workdir / 'checkpoints', wanted)}"], "checkpoint")
+        raise ConfigError(
+            [f"{problem}; {other_steps(workdir / 'checkpoints', wanted)}"], "checkpoint"
+        )
     return workdir, wanted
 
 

@@ -161,7 +161,7 @@ def _losses(
 
 
 def _own_data(workdir: Path, config: Config, run: Run) -> TrainingData:
-    """What the run trained on; tokenised text is in its workdir, or in that its weights are from."""
+    """What the run trained on; tokenised text may be in the workdir its weights came from."""
     wanted, folder, source = config.data, workdir, run.get("source")
     while not (folder / "data").exists() and source:
         folder, source = Path(source["from"]), source.get("source")

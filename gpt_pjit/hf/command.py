@@ -56,10 +56,16 @@ def define(parser: Parser) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     export_ = commands.add_parser("export", help="a checkpoint as a folder for transformers")
     export_.set_defaults(run=export_command)
-    export_.add_argument("--checkpoint", type=local_path, required=True, help="a workdir, or one step of it")
+    export_.add_argument(
+        "--checkpoint", type=local_path, required=True, help="a workdir, or one step of it"
+    )
     export_.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    export_.add_argument("--max_length", type=int, help="longest context; default 4 times that of training")
-    export_.add_argument("--results", type=local_path, help="results.json of evaluate, for the card")
+    export_.add_argument(
+        "--max_length", type=int, help="longest context; default 4 times that of training"
+    )
+    export_.add_argument(
+        "--results", type=local_path, help="results.json of evaluate, for the card"
+    )
     import_ = commands.add_parser("import", help="a workdir from such a folder")
     import_.set_defaults(run=import_command)
     import_.add_argument("--source", required=True, help="a folder, or a name on the hub")

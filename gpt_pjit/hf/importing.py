@@ -155,7 +155,11 @@ def _wrong_tensors(table: list[Parameter], tensors: dict[str, Stored]) -> list[s
 def _why_not_left_out(name: str, tensors: dict[str, Stored]) -> list[str]:
     """A tensor that is no parameter of ours must be equal to what we compute instead of it."""
     stored = tensors[name]
-    if name == HEAD and EMBEDDING in tensors and {stored.dtype, tensors[EMBEDDING].dtype} <= {*DTYPES}:
+    if (
+        name == HEAD
+        and EMBEDDING in tensors
+        and {stored.dtype, tensors[EMBEDDING].dtype} <= {*DTYPES}
+    ):
         embedding = tensors[EMBEDDING].read().astype(np.float32)
         if np.array_equal(stored.read().astype(np.float32), embedding):
             return []

@@ -195,7 +195,7 @@ def from_json(fields: dict[str, Any], source: str) -> HFModel:
 
 
 def _dtype(fields: dict[str, Any]) -> str:
-    """That of the weights if we compute in it, otherwise float32, which loses nothing of float16."""
+    """That of the weights if our model has it; float16 is computed in float32."""
     theirs = fields.get("dtype") or fields.get("torch_dtype")  # the name of older versions
     return "bfloat16" if theirs == "bfloat16" else "float32"
 
@@ -208,7 +208,7 @@ def _field(fields: dict[str, Any], name: str, default: Any) -> Any:
 
 @dataclass(frozen=True)
 class Parameter:
-    """The shape of an array of ours, and the names of theirs, one for each layer if it is stacked."""
+    """An array of ours and the names of theirs: one, or one for each layer if it is stacked."""
 
     path: str
     shape: jax.ShapeDtypeStruct

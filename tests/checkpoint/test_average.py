@@ -47,7 +47,9 @@ def test_too_few_checkpoints_are_refused():
     message = r"the last 20% of 800 steps has 1 checkpoints, 800, not 4; use a larger --fraction"
     with pytest.raises(ConfigError, match=message):
         steps_to_average((400, 800), 4, 0.2)
-    with pytest.raises(ConfigError, match="the last 90% of 1000 steps has 1 checkpoints, 1000, not 2"):
+    with pytest.raises(
+        ConfigError, match="the last 90% of 1000 steps has 1 checkpoints, 1000, not 2"
+    ):
         steps_to_average((100, 1000), 2, 0.9)
     with pytest.raises(ConfigError, match="2 problems"):
         steps_to_average((400, 800), 0, 1.5)
@@ -182,7 +184,9 @@ def test_damage_inside_a_file_is_one_message(tmp_path, call):
 def test_weights_without_optimizer_state_have_no_mean(tmp_path, call):
     config = tiny()
     write_run(tmp_path / "run", config, (0, 4))
-    assert "has a single checkpoint: nothing has been trained" in call("average", tmp_path / "run")[2]
+    assert (
+        "has a single checkpoint: nothing has been trained" in call("average", tmp_path / "run")[2]
+    )
     begin(tmp_path / "run", config)
     code, _, error = call("average", tmp_path / "run", "--steps=0", "--noloss")
     assert code == EXIT_CONFIG

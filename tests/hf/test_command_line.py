@@ -39,7 +39,10 @@ def test_out_and_in_again(call, tmp_path):
     [
         (("export", "--out=x", "--checkpoint=x", "--source=y"), "unrecognized arguments: --source"),
         (("export", "--checkpoint=nowhere"), "the following arguments are required: --out"),
-        (("export", "--checkpoint=nowhere", "--out=x"), "nowhere is not a folder; give the --workdir"),
+        (
+            ("export", "--checkpoint=nowhere", "--out=x"),
+            "nowhere is not a folder; give the --workdir",
+        ),
         (("import", "--source=x", "--out=y", "--dtype=float32"), "unrecognized arguments: --dtype"),
         (("export", "--checkpoint=gs://b/run", "--out=x"), "'gs://b/run' is a URL; give a path on"),
         ((), "the following arguments are required: command"),

@@ -56,7 +56,7 @@ def test_an_export_has_all_that_is_needed(run, tmp_path):
         "- lambada: 1,200 items, window 32\n- scored in float32",
         "contexts of 32 tokens; this export takes up to 777",
         "257 tokens, and 255 rows of padding",
-        f"for 5 steps, {5 * 64 * 32:,} tokens. Origin of the weights, latest first: imported from test.",
+        f"for 5 steps, {5 * 64 * 32:,} tokens. Origin of the weights, latest first: imported",
     ):
         assert words in card
     assert "note" not in card
@@ -74,7 +74,9 @@ def test_one_step_in_shards(run, tmp_path):
     stored = stored_tensors(out)["transformer.wte.weight"]
     assert np.array_equal(stored.read(), params[3]["embed"]["embedding"])
     (out / done.files[2]).unlink()
-    with pytest.raises(ConfigError, match=rf"lacks {done.files[2]}, which .* lists; fetch it again"):
+    with pytest.raises(
+        ConfigError, match=rf"lacks {done.files[2]}, which .* lists; fetch it again"
+    ):
         stored_tensors(out)
     deep = "[" * 1100 + "]" * 1100
     for damaged in ("", "{}", '{"weight_map": [1]}', '{"weight_map": {"a": 1}}', deep):
@@ -141,6 +143,8 @@ def test_weights_that_are_not_finite_are_not_exported(run, tmp_path):
     params[5]["norm_final"]["scale"][3] = np.inf
     write_state(tmp_path / "run" / "checkpoints", 7, {"params": params[5]})
     (tmp_path / "run" / "run.json").write_bytes((folder / "run.json").read_bytes())
-    with pytest.raises(ConfigError, match="step 7 of .* holds NaN or infinity in norm_final/scale"):
+    with pytest.raises(
+        ConfigError, match=r"step 7 of .* holds NaN or infinity in norm_final/scale"
+    ):
         export(tmp_path / "run", tmp_path / "out", dtype="float32")
     assert not (tmp_path / "out").exists()

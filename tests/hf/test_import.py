@@ -40,9 +40,7 @@ def test_an_import_names_every_tensor_that_is_wrong(tmp_path):
     weights.write_bytes(whole.replace(b'"F32"', b'"F16"', 1))
     with pytest.raises(ConfigError, match=r"is damaged or cut short"):
         import_model(str(folder), tmp_path / "run")
-    with pytest.raises(
-        ConfigError, match=r"revision='main': is of the hub, but .* is a folder"
-    ):
+    with pytest.raises(ConfigError, match=r"revision='main': is of the hub, but .* is a folder"):
         import_model(str(folder), tmp_path / "run", "main")
     assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
 
@@ -55,7 +53,10 @@ def test_an_import_names_every_tensor_that_is_wrong(tmp_path):
         ({"attn_config": {"clip_qkv": 6}}, "attn_config.clip_qkv=6: our model supports only None"),
         ({"attn_config": "none"}, "attn_config.alibi='none': our model supports only True"),
         ({"trained_sequence_length": "x"}, "trained_sequence_length='x': must be a positive"),
-        ({"attn_config": {"alibi": False}}, "attn_config.alibi=False: our model supports only True"),
+        (
+            {"attn_config": {"alibi": False}},
+            "attn_config.alibi=False: our model supports only True",
+        ),
         ({"d_model": None}, "d_model=None: must be a positive integer"),
         ({"n_heads": 5}, "d_model=32: must be divisible by n_heads=5"),
     ],
@@ -119,7 +120,11 @@ def embedding(tmp_path):
         ("transformer.h.0.attn.bias", lambda e: np.ones((1, 1, 8, 8), bool), "not the causal mask"),
         ("transformer.h.0.attn.bias", lambda e: np.ones(3, bool), "not the causal mask"),
         ("h.1.attn.masked_bias", lambda e: np.array(-1.0), "not the causal mask"),
-        ("wte.weight", lambda e: e * 2, "wte.weight in model.safetensors and transformer.wte.weight in"),
+        (
+            "wte.weight",
+            lambda e: e * 2,
+            "wte.weight in model.safetensors and transformer.wte.weight in",
+        ),
         ("score.weight", lambda e: e[:2].copy(), "score.weight is not part of this model"),
         (WTE, lambda e: np.where(e == e.max(), np.nan, e), "wte.weight holds NaN or infinity"),
         (WTE, lambda e: e.astype(np.float64), "wte.weight: expected F32 or BF16 or F16, got F64"),
@@ -166,7 +171,9 @@ def test_a_folder_that_is_not_a_model_says_what_it_is(tmp_path):
     folder = write_checkpoint(tmp_path / "theirs", "gpt2")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     command = r"python -c .*from_pretrained\('.*/theirs'\).save_pretrained\('NEW'\)"
-    with pytest.raises(ConfigError, match=rf"has no model.safetensors; .* a Python pickle.*{command}"):
+    with pytest.raises(
+        ConfigError, match=rf"has no model.safetensors; .* a Python pickle.*{command}"
+    ):
         import_model(str(folder), tmp_path / "run")
     (folder / "config.json").unlink()
     with pytest.raises(ConfigError, match=r"theirs has no config.json, so it is not a model"):

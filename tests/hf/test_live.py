@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from gpt_pjit.config import ModelConfig
-from gpt_pjit.core.tokens import load_tokenizer
 from gpt_pjit.core.errors import ConfigError
+from gpt_pjit.core.tokens import load_tokenizer
 from gpt_pjit.data import prepare_text, train_bpe, train_unigram
 from gpt_pjit.hf import export, import_model
 from tests.helpers import tiny

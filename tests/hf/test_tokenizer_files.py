@@ -91,5 +91,7 @@ def test_the_older_files_of_gpt2_are_read(tmp_path):
     with pytest.raises(ConfigError, match=r"vocab.json and merges.txt in .* are damaged: "):
         read_tokenizer(folder)
     (folder / "merges.txt").unlink()
-    with pytest.raises(ConfigError, match=r"has no tokenizer: tokenizer.json, tokenizer.model, or vocab"):
+    with pytest.raises(
+        ConfigError, match=r"has no tokenizer: tokenizer.json, tokenizer.model, or vocab"
+    ):
         read_tokenizer(folder)

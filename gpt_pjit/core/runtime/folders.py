@@ -36,7 +36,9 @@ def check_new(out: Path) -> None:
     """Raises ConfigError unless nothing is at `out`, or an empty folder that can be replaced."""
     with file_errors(f"{out} cannot be made", "--out"):
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise ConfigError([f"{out} already exists; choose another --out, or delete it"], "--out")
+            raise ConfigError(
+                [f"{out} already exists; choose another --out, or delete it"], "--out"
+            )
         if out.is_mount() or out.resolve() == Path.cwd():
             problem = f"{out} is a mount point or the current folder; choose a new folder in it"
             raise ConfigError([problem], "--out")
@@ -72,7 +74,9 @@ def read_json(path: Path) -> dict[str, Any]:
 def _too_deep(value: Any) -> bool:
     level, depth = [value], 0
     while level and depth <= DEEPEST:
-        inside = [v.values() if isinstance(v, dict) else v for v in level if type(v) in (dict, list)]
+        inside = [
+            v.values() if isinstance(v, dict) else v for v in level if type(v) in (dict, list)
+        ]
         level, depth = [child for children in inside for child in children], depth + 1
     return bool(level)
 

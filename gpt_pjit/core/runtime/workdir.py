@@ -46,7 +46,9 @@ def open_workdir(workdir: Path, config: Config) -> None:
             raise ConfigError([f"{workdir} is a file; choose a folder"], "--workdir")
         elif workdir.exists() and any(workdir.iterdir()):
             remedy = "choose an empty or new folder"
-            raise ConfigError([f"{workdir} is not empty and has no run.json; {remedy}"], "--workdir")
+            raise ConfigError(
+                [f"{workdir} is not empty and has no run.json; {remedy}"], "--workdir"
+            )
         wait_for_all("workdir checked")
         if jax.process_index() == 0 and not path.exists():
             workdir.mkdir(parents=True, exist_ok=True)
