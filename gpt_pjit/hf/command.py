@@ -16,7 +16,7 @@ import dataclasses
 
 from absl import logging
 
-from gpt_pjit.commandline import Answer, Parser, local_path
+from gpt_pjit.commandline import Answer, Parser, local_path, positive
 from gpt_pjit.core.errors import EXIT_DONE
 from gpt_pjit.evaluate import read_results
 from gpt_pjit.hf.exporting import export
@@ -61,7 +61,7 @@ def define(parser: Parser) -> None:
     )
     export_.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     export_.add_argument(
-        "--max_length", type=int, help="longest context; default 4 times that of training"
+        "--max_length", type=positive, help="longest context; default 4 times that of training"
     )
     export_.add_argument(
         "--results", type=local_path, help="results.json of evaluate, for the card"

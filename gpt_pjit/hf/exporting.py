@@ -163,9 +163,6 @@ def _longest(hf: HFModel, wanted: int | None) -> int:
             constraint = f"learned positions are for exactly {trained} tokens"
             raise ConfigError([Problem("max_length", wanted, constraint, "leave it out")], "export")
         return trained
-    if wanted is not None and wanted < 1:
-        problem = Problem("max_length", wanted, "must be 1 or more", f"try {LONGEST * trained}")
-        raise ConfigError([problem], "export")
     return wanted or LONGEST * trained
 
 

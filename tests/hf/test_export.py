@@ -143,8 +143,6 @@ def test_weights_that_are_not_finite_are_not_exported(run, tmp_path):
     params[5]["norm_final"]["scale"][3] = np.inf
     write_state(tmp_path / "run" / "checkpoints", 7, {"params": params[5]})
     (tmp_path / "run" / "run.json").write_bytes((folder / "run.json").read_bytes())
-    with pytest.raises(
-        ConfigError, match=r"step 7 of .* holds NaN or infinity in norm_final/scale"
-    ):
+    with pytest.raises(ConfigError, match=r"step 7 of .* holds NaN or infinity in norm_final"):
         export(tmp_path / "run", tmp_path / "out", dtype="float32")
     assert not (tmp_path / "out").exists()
