@@ -10,6 +10,7 @@ from gpt_pjit.core.checkpointer import (
     Checkpointer,
     newest_step,
     read_arrays,
+    restore_params,
     saved_steps,
     write_state,
 )
@@ -104,15 +105,22 @@ def test_a_run_whose_steps_are_all_damaged_does_not_start_over(tmp_path):
         Checkpointer(tmp_path, None)
 
 
-# Orbax closes its loop at the first read that fails; the other reads still call back to it.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_what_cannot_be_restored_is_one_sentence(tmp_path):
-    save(tmp_path, 1, 2)
+    one = {"a": STATE["a"]}  # Orbax abandons its other reads when one fails, and they complain
+    target = {"a": TARGET["a"]}
+    checkpointer = Checkpointer(tmp_path, None)
+    for step in (1, 2):
+        checkpointer.save(step, {"params": one})
+    checkpointer.wait()
     for file in (tmp_path / "2").rglob("d/*"):
         file.write_bytes(b"")
-    with pytest.raises(ConfigError, match=r"step 2 of .* cannot be read: .*other steps here: 1"):
-        values_of(tmp_path, 2)
-    assert values_of(tmp_path, 1)[0] == 1
+    message = r"step 2 of .* cannot be read: .*other steps here: 1"
+    with pytest.raises(ConfigError, match=message):
+        checkpointer.restore(2, {"params": target})
+    with pytest.raises(ConfigError, match=message):
+        restore_params(tmp_path, 2, target)
+    assert np.array_equal(restore_params(tmp_path, 1, target)["a"], one["a"])
+    checkpointer.close()
 
 
 @pytest.mark.parametrize("then", ["close", "save"])

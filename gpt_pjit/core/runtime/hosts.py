@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
 from gpt_pjit.config import Config
-from gpt_pjit.core import console
+from gpt_pjit.core.console import mute
 from gpt_pjit.core.cores import usable_cores
 
 
@@ -38,7 +38,7 @@ def start(config: Config, distributed: bool = False) -> None:
     ):
         jax.config.update("jax_num_cpu_devices", cpu_devices(config, usable_cores()))
     if jax.process_index() != 0:
-        console.mute()
+        mute()
 
 
 def cpu_devices(config: Config, cores: int) -> int:
