@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import re
 import shlex
 import sys
@@ -83,6 +84,13 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
     return int(text)
+
+
+def local_path(text: str) -> Path:
+    """The type of a flag that takes a file or folder of this machine; `~` is the home folder."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is a URL; give a path on this machine")
+    return Path(os.path.expanduser(text))
 
 
 def comma_separated(text: str) -> list[str]:

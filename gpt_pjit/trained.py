@@ -16,11 +16,11 @@ from jax.sharding import Mesh
 from gpt_pjit.config import Config, MeshConfig
 from gpt_pjit.core.checkpointer import (
     missing_parts,
+    newest_step,
     other_steps,
     restore_params,
     saved_steps,
 )
-from gpt_pjit.core.console import warn
 from gpt_pjit.core.errors import ConfigError, Problem
 from gpt_pjit.core.model import Cache, Model, build_model
 from gpt_pjit.core.runtime import initialize_devices, pod_devices, read_run
@@ -118,17 +118,16 @@ def find_checkpoint(path: Path) -> tuple[Path, int]:
     if wanted is not None and wanted not in steps:
         problem = f"{workdir} holds no step {wanted}; it holds {', '.join(map(str, steps))}"
         raise ConfigError([problem], "checkpoint")
-    missing = {step: ", ".join(missing_parts(workdir / "checkpoints", step)) for step in steps}
-    whole = [step for step in steps if not missing[step]]
-    step = wanted if wanted is not None else max(whole, default=steps[-1])
-    if missing[step]:
-        problem = f"step {step} of {workdir} is damaged, it has no {missing[step]}"
-        has = ", ".join(map(str, whole)) or "none"
-        raise ConfigError([f"{problem}; whole steps here: {has}"], "checkpoint")
-    if wanted is None and missing[steps[-1]]:
-        lacks = missing[steps[-1]]
-        warn(f"step {steps[-1]} of {workdir} is damaged, it has no {lacks}; step {step} is taken")
-    return workdir, step
+    if wanted is None:
+        step = newest_step(workdir / "checkpoints")
+        assert step is not None
+        return workdir, step
+    if missing := missing_parts(workdir / "checkpoints", wanted):
+        problem = f"step {wanted} of {workdir} is damaged: it has no {', '.join(missing)}"
+        raise ConfigError(
+            [f"{problem}; {other_steps(workdir / 'checkpoints', wanted)}"], "checkpoint"
+        )
+    return workdir, wanted
 
 
 def _check(n_heads: int, tensor: int, dtype: str) -> None:
@@ -159,12 +158,12 @@ def _check_finite(params: Any, workdir: Path, step: int) -> None:
 def run_tokenizer(workdir: Path, record: dict[str, Any]) -> Tokenizer:
     """The tokenizer of a run, by its `run.json`; ConfigError if another lies in the workdir."""
     tokenizer = saved_tokenizer(workdir)
-    recorded = record["data"][0]["tokenizer"]
-    if tokenizer.sha256 != recorded:
+    recorded = record["tokenizer"]
+    if tokenizer.sha256 != recorded["sha256"]:
         found = f"{tokenizer.file} is another" if tokenizer.file else "there is none"
         problem = (
-            f"the run's tokenizer, of SHA-256 {recorded}, should lie in {workdir}, and {found}; "
-            f"copy tokenizer.json or tokenizer.model from its data, {record['data'][0]['path']}"
+            f"the tokenizer of SHA-256 {recorded['sha256']} should be in {workdir}, but {found}; "
+            f"copy tokenizer.json or tokenizer.model from {recorded['path']}"
         )
         raise ConfigError([problem], "checkpoint")
     return tokenizer

@@ -16,7 +16,7 @@ import pytest
 from gpt_pjit.commandline import run_command
 from gpt_pjit.config import Config, from_config_dict, replaced as with_fields
 from gpt_pjit.core.checkpointer import Checkpointer
-from gpt_pjit.core.runtime import check_data, open_workdir
+from gpt_pjit.core.runtime import open_workdir, record_start
 from gpt_pjit.core.sharding import make_mesh
 from gpt_pjit.core.tokens import load_tokenizer
 from gpt_pjit.core.training import Training, build_training
@@ -81,6 +81,15 @@ def random_tokens(config: Config, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, config.model.vocab_size, shape, np.int32)
 
 
+def begin(folder: Path, config: Config, tokenizer: str = "bytes") -> None:
+    """A run that has come as far as its data, and no further."""
+    open_workdir(folder, config)
+    loaded = load_tokenizer(tokenizer)
+    size = loaded.vocab_size
+    identity = {"path": "none", "tokenizer": loaded.sha256, "vocab_size": size, "sha256": ""}
+    record_start(folder, config, [identity], (loaded.file, loaded.content))
+
+
 def make_workdir(
     folder: Path, config: Config, steps: Sequence[int] = (1,), tokenizer: str = "bytes"
 ) -> dict[int, Any]:
@@ -89,11 +98,7 @@ def make_workdir(
     With the tokenizer of bytes, `model.vocab_size` must be 257 or more. Returns the
     parameters of each step.
     """
-    open_workdir(folder, config)
-    loaded = load_tokenizer(tokenizer)
-    size = loaded.vocab_size
-    identity = {"path": "none", "tokenizer": loaded.sha256, "vocab_size": size, "sha256": ""}
-    check_data(folder, [identity], (loaded.file, loaded.content))
+    begin(folder, config, tokenizer)
     program = program_on(config, (1, 1, 1))
     checkpointer = Checkpointer(folder / "checkpoints", keep=None)
     params = {}

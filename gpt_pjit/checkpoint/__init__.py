@@ -1,6 +1,3 @@
-"""Checkpoints looked at, averaged, grown; workdirs made of other weights."""
+"""Checkpoints listed, averaged and grown, and the workdirs that are made of such weights."""
 
-from gpt_pjit.checkpoint.derived import (
-    derived_workdir as derived_workdir,
-    no_data_yet as no_data_yet,
-)
+from gpt_pjit.checkpoint.derive import derived_workdir as derived_workdir

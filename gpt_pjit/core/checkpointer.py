@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from flax.traverse_util import unflatten_dict
+from jax.experimental import multihost_utils
 
+from gpt_pjit.core.console import warn
 from gpt_pjit.core.errors import ConfigError
 
 ITEM = "default"  # the name that Orbax gives a checkpoint of one item
@@ -18,60 +24,111 @@ MANIFEST = f"{ITEM}/manifest.ocdbt"
 PARTS = ("_CHECKPOINT_METADATA", f"{ITEM}/_METADATA", MANIFEST)
 
 
+class _Folder(type(epath.Path("/"))):  # type: ignore[misc]
+    """A local folder for Orbax. The path class of etils, which Orbax would use, expands the name
+    of the folder itself as a pattern, so that nothing is found in `run[1]`, and takes /s3/run for
+    s3://run.
+    """
+
+    _uri_scheme = None
+
+    def glob(self, pattern: str) -> Iterator[Any]:
+        return (self / match for match in glob.glob(pattern, root_dir=self))
+
+
 class Checkpointer:
     """Checkpoints of one run under `directory`, the newest `keep` of them (None: all)."""
 
     def __init__(self, directory: Path, keep: int | None):
+        self.directory = directory
+        self._unchecked: int | None = None  # the step that is being written
+        _set_damaged_steps_aside(directory)
         # Our loop decides when to save; Orbax only writes, in the background, and prunes.
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self.manager = ocp.CheckpointManager(directory.resolve(), options=options)
+        self._manager = ocp.CheckpointManager(_Folder(directory.resolve()), options=options)
 
     def latest_step(self) -> int | None:
-        return self.manager.latest_step()
+        return newest_step(self.directory)
 
     def save(self, step: int, state: Any) -> None:
-        """Copies the state off the devices and returns; the write goes on in the background."""
-        self.manager.save(step, args=ocp.args.StandardSave(state))
+        """Copies the state off the devices and returns; the write continues in the background.
+
+        Raises ConfigError if the write before it failed.
+        """
+        self.wait()
+        with _one_sentence(f"step {step} of {self.directory.parent} cannot be saved"):
+            saved = self._manager.save(step, args=ocp.args.StandardSave(state))
+        assert saved, f"Orbax skipped step {step}, which is not after {self._manager.latest_step()}"
+        self._unchecked = step
+
+    def wait(self) -> None:
+        """Waits for the write under way; raises ConfigError if it failed or is incomplete."""
+        step, self._unchecked = self._unchecked, None
+        with _one_sentence(f"step {step} of {self.directory.parent} was not saved"):
+            self._manager.wait_until_finished()
+        if step is not None and jax.process_index() == 0:
+            _check_written(self.directory, step)
 
     def restore(self, step: int, target: Any) -> Any:
-        """The state of `step` as `target`, ShapeDtypeStructs with shardings of any mesh, says."""
-        return self.manager.restore(step, args=ocp.args.StandardRestore(target))
+        """The state of `step` with the shapes, dtypes and shardings of `target`, on any mesh."""
+        with _read_errors(self.directory, step):
+            return self._manager.restore(step, args=ocp.args.StandardRestore(target))
 
     def close(self) -> None:
-        """Waits for the last write; raises its error if it failed."""
-        self.manager.wait_until_finished()
-        self.manager.close()
+        """Waits for the last write; raises ConfigError if it failed."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
 
 
 def saved_steps(directory: Path) -> list[int]:
-    """The steps under `directory` that were written to their end, in ascending order."""
+    """The steps under `directory` whose writing was finished, in ascending order."""
     if not directory.is_dir():
         return []
-    return sorted(ocp.utils.checkpoint_steps(directory.resolve()))
+    return sorted(int(p.name) for p in directory.iterdir() if p.name.isdecimal() and p.is_dir())
+
+
+def newest_step(directory: Path) -> int | None:
+    """The newest step under `directory` that has all its parts, or None if nothing was saved.
+
+    Warns of newer steps that lack a part; raises ConfigError if every step does.
+    """
+    steps = saved_steps(directory)
+    missing = {step: ", ".join(missing_parts(directory, step)) for step in steps}
+    newest = max((step for step in steps if not missing[step]), default=None)
+    for step in reversed(steps):
+        if not missing[step]:
+            break
+        damage = f"step {step} of {directory.parent} is damaged: it has no {missing[step]}"
+        if newest is None:
+            raise ConfigError([f"{damage}; no step here is whole"], "checkpoint")
+        warn(f"{damage}; step {newest} is used")
+    return newest
 
 
 def other_steps(directory: Path, step: int) -> str:
-    """The remedy where `step` will not do."""
+    """Which other steps there are, for the message about one that cannot be used."""
     others = ", ".join(str(other) for other in saved_steps(directory) if other != step)
     return f"other steps here: {others or 'none'}"
 
 
 def missing_parts(directory: Path, step: int) -> list[str]:
-    """The files that `step` should have and has not, as after a copy that was cut short.
+    """The files that `step` should have but has not, as after an interrupted copy.
 
-    They are looked for, not read: damage inside a file does not show here.
+    Only their names are checked: damage inside a file does not show here.
     """
     return [part for part in PARTS if not (directory / str(step) / part).exists()]
 
 
 def fingerprint(directory: Path, step: int) -> str:
-    """What tells a written checkpoint from any other; that of a copy is the same."""
+    """Identifies the content of a checkpoint; copies share it."""
     # Orbax's list of the files with the data, whose names are drawn at random.
     return hashlib.sha256((directory / str(step) / MANIFEST).read_bytes()).hexdigest()
 
 
 def restore_params(directory: Path, step: int, target: Any) -> Any:
-    """Only the parameters of `step`, as `target` says; its optimizer state is not read.
+    """The parameters of `step` as `target` describes them; the optimizer state is not read.
 
     Raises ConfigError where Orbax cannot read them.
     """
@@ -86,7 +143,7 @@ def restore_params(directory: Path, step: int, target: Any) -> Any:
 def read_arrays(directory: Path, step: int, tree: Any) -> Any:
     """The arrays of `step` that `tree`, a part of a state, names: NumPy arrays on this host.
 
-    Raises ConfigError where it does not hold them all, or Orbax cannot read them.
+    Raises ConfigError where the step does not hold them all, or Orbax cannot read them.
     """
     args = ocp.args.PyTreeRestore(
         item=tree,
@@ -94,20 +151,12 @@ def read_arrays(directory: Path, step: int, tree: Any) -> Any:
         partial_restore=True,
     )
     read = _read(directory, step, args)
-    # Orbax leaves what it has not found as it was asked for.
+    # Orbax leaves the placeholder where it finds no array.
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(read)):
         problem = f"{directory / str(step)} does not hold all of {', '.join(tree)}"
-        remedy = "choose a step that was trained: imported and grown ones are parameters alone"
+        remedy = "choose a step that was trained: imported and grown ones hold parameters alone"
         raise ConfigError([f"{problem}; {remedy}"], "checkpoint")
     return read
-
-
-def write_state(directory: Path, step: int, state: Any) -> None:
-    """Writes a state, or a part of one, that is in NumPy arrays, and waits for it."""
-    # Not in the background: for that, Orbax would copy all arrays first.
-    options = ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=False)
-    with ocp.CheckpointManager(directory.resolve(), options=options) as manager:
-        manager.save(step, args=ocp.args.StandardSave(state))
 
 
 def read_parameter(directory: Path, step: int, path: str, shape: jax.ShapeDtypeStruct) -> Any:
@@ -116,12 +165,53 @@ def read_parameter(directory: Path, step: int, path: str, shape: jax.ShapeDtypeS
     return jax.tree.leaves(read_arrays(directory, step, tree))[0]
 
 
+def write_state(directory: Path, step: int, state: Any) -> None:
+    """Writes a state, or a part of one, of NumPy arrays, and waits until it is written."""
+    # Not in the background: for that, Orbax would copy all arrays first.
+    options = ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=False)
+    with (
+        _one_sentence(f"step {step} cannot be written to {directory}"),
+        ocp.CheckpointManager(_Folder(directory.resolve()), options=options) as manager,
+    ):
+        manager.save(step, args=ocp.args.StandardSave(state))
+    _check_written(directory, step)
+
+
 def _read(directory: Path, step: int, args: ocp.args.PyTreeRestore) -> Any:
+    with _read_errors(directory, step), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        return reader.restore(_Folder(directory.resolve()) / str(step) / ITEM, args=args)
+
+
+@contextmanager
+def _read_errors(directory: Path, step: int) -> Iterator[None]:
+    remedy = f"if a file is damaged, {other_steps(directory, step)}"
+    with _one_sentence(f"step {step} of {directory.parent} cannot be read", f"; {remedy}"):
+        yield
+
+
+@contextmanager
+def _one_sentence(problem: str, remedy: str = "") -> Iterator[None]:
+    """Any error of Orbax, which has no class for its own, as a ConfigError."""
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            return reader.restore(directory.resolve() / str(step) / ITEM, args=args)
-    except Exception as error:  # Orbax raises just that where data are cut short
+        yield
+    except Exception as error:
         reason = str(error).split("\n", 1)[0][:300]
-        problem = f"step {step} of {directory.parent} cannot be read: {reason}"
-        remedy = f"if a file is damaged, {other_steps(directory, step)}"
-        raise ConfigError([f"{problem}; {remedy}"], "checkpoint") from error
+        raise ConfigError([f"{problem}: {reason}{remedy}"], "checkpoint") from error
+
+
+def _check_written(directory: Path, step: int) -> None:
+    """A save counts once its parts are there, by their own names."""
+    if missing := missing_parts(directory, step):
+        problem = f"step {step} of {directory.parent} was not saved: it has no {missing[0]}"
+        raise ConfigError([problem], "checkpoint")
+
+
+def _set_damaged_steps_aside(directory: Path) -> None:
+    """Renames steps newer than the one a run resumes from: Orbax skips saves that precede them."""
+    newest = newest_step(directory)
+    if newest is not None and jax.process_index() == 0:
+        for step in saved_steps(directory):
+            if step > newest:
+                (directory / str(step)).rename(directory / f"{step}.damaged")
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("damaged steps set aside")

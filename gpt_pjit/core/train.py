@@ -16,11 +16,11 @@ from gpt_pjit.core.model import Model, count_params
 from gpt_pjit.core.runtime import (
     Interrupt,
     StepLog,
-    check_data,
     global_batch,
     local_rows,
     open_workdir,
     pod_devices,
+    record_start,
     wait_for_all,
 )
 from gpt_pjit.core.sharding import make_mesh, mesh_shape
@@ -57,7 +57,7 @@ def train(config: Config, workdir: Path, prepare: Prepare, sample: Sample) -> in
     open_workdir(workdir, config)
     data = _open_data(config, workdir, prepare)
     tokenizer = data.tokenizer()
-    check_data(workdir, data.identity(), (tokenizer.file, tokenizer.content))
+    record_start(workdir, config, data.identity(), (tokenizer.file, tokenizer.content))
     checkpointer = Checkpointer(workdir / "checkpoints", config.checkpoint.keep)
     with jax.set_mesh(mesh):
         start = checkpointer.latest_step() or 0

@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from pathlib import Path
 
 from absl import logging
 
-from gpt_pjit.commandline import Answer, Parser
+from gpt_pjit.commandline import Answer, Parser, local_path, positive
 from gpt_pjit.core.errors import EXIT_DONE
 from gpt_pjit.evaluate import read_results
 from gpt_pjit.hf.exporting import export
@@ -43,28 +42,34 @@ def export_command(flags: argparse.Namespace) -> Answer:
 
 def import_command(flags: argparse.Namespace) -> Answer:
     logging.set_verbosity(logging.ERROR)
-    form = import_model(flags.source, flags.out, flags.revision)
-    record = {"workdir": str(flags.out), "source": flags.source, **dataclasses.asdict(form)}
-    c = form.model
+    hf = import_model(flags.source, flags.out, flags.revision)
+    record = {"workdir": str(flags.out), "source": flags.source, **dataclasses.asdict(hf)}
+    c = hf.model
     shown = (
-        f"{flags.out}: {form.family}, {c.n_layers} layers, {c.n_heads} heads, width {c.d_model:,}, "
-        f"vocabulary {c.vocab_size:,}, context {form.sequence_length:,}"
+        f"{flags.out}: {hf.family}, {c.n_layers} layers, {c.n_heads} heads, width {c.d_model:,}, "
+        f"vocabulary {c.vocab_size:,}, context {hf.sequence_length:,}"
     )
     return Answer(EXIT_DONE, record, [shown])
 
 
 def define(parser: Parser) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
-    to = commands.add_parser("export", help="a checkpoint as a folder for transformers")
-    to.set_defaults(run=export_command)
-    to.add_argument("--checkpoint", type=Path, required=True, help="a workdir, or one step of it")
-    to.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    to.add_argument("--max_length", type=int, help="longest context; default 4 times the trained")
-    to.add_argument("--results", type=Path, help="results.json of evaluate, for the card")
-    of = commands.add_parser("import", help="a workdir from such a folder")
-    of.set_defaults(run=import_command)
-    of.add_argument("--source", required=True, help="a folder, or a name on the hub")
-    of.add_argument("--revision", help="a commit or tag of the hub")
-    for command in (to, of):
-        command.add_argument("--out", type=Path, required=True, help="the folder to make")
-        command.add_argument("--json", action="store_true", help="JSON instead of words")
+    export_ = commands.add_parser("export", help="a checkpoint as a folder for transformers")
+    export_.set_defaults(run=export_command)
+    export_.add_argument(
+        "--checkpoint", type=local_path, required=True, help="a workdir, or one step of it"
+    )
+    export_.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    export_.add_argument(
+        "--max_length", type=positive, help="longest context; default 4 times that of training"
+    )
+    export_.add_argument(
+        "--results", type=local_path, help="results.json of evaluate, for the card"
+    )
+    import_ = commands.add_parser("import", help="a workdir from such a folder")
+    import_.set_defaults(run=import_command)
+    import_.add_argument("--source", required=True, help="a folder, or a name on the hub")
+    import_.add_argument("--revision", help="a commit or tag of the hub")
+    for command in (export_, import_):
+        command.add_argument("--out", type=local_path, required=True, help="the folder to make")
+        command.add_argument("--json", action="store_true", help="JSON instead of text")

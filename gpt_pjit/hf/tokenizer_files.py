@@ -1,4 +1,4 @@
-"""The tokenizer of a model as files that transformers reads, and from such files."""
+"""The tokenizer of a model as files that transformers reads, and back."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.tokens import END_OF_TEXT, BytesTokenizer, Tokenizer, tokenizer_from_bytes
 
 SPACE = "\u2581"  # sentencepiece's sign
-NO_TEXT = -1e6  # the score of pieces that are no text: to spell them out is always likelier
+NOT_TEXT = -1e6  # the score of control pieces: spelling them out is always likelier
 JSON, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
 
 
 def tokenizer_files(tokenizer: Tokenizer, max_length: int) -> dict[str, bytes]:
-    """Name and content of each file, for `AutoTokenizer`; the ids of a text are those of ours.
+    """Name and content of each file, for `AutoTokenizer`; a text has the same ids as here.
 
     Raises ConfigError for a sentencepiece model that has no equal there.
     """
@@ -38,23 +38,24 @@ def tokenizer_files(tokenizer: Tokenizer, max_length: int) -> dict[str, bytes]:
         "bos_token": eot,
         "eos_token": eot,
         "pad_token": eot,
-        "unk_token": eot,  # never met; some runtimes want one
+        "unk_token": eot,  # never occurs; some runtimes require one
+        "padding_side": "left",  # generation continues the last token of each row
         "model_max_length": max_length,
-        "clean_up_tokenization_spaces": False,  # decoding gives back the text, not a nicer one
+        "clean_up_tokenization_spaces": False,  # decoding gives back the exact text
     }
     files["tokenizer_config.json"] = (json.dumps(settings, indent=2) + "\n").encode()
     return files
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a folder of transformers; ConfigError if it has none that we read."""
-    for name in (SENTENCEPIECE, JSON):  # our exports of the first have the second too
+    """The tokenizer of a folder of transformers; ConfigError if it has none that we can read."""
+    for name in (SENTENCEPIECE, JSON):  # our exports of the first contain the second too
         if (folder / name).exists():
             tokenizer = tokenizer_from_bytes(name, (folder / name).read_bytes())
             return BytesTokenizer() if _is_bytes(tokenizer) else tokenizer
     if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
         return tokenizer_from_bytes(JSON, _content(_gpt2(folder)))
-    problem = f"{folder} has no {JSON}, {SENTENCEPIECE}, or vocab.json and merges.txt; fetch them"
+    problem = f"{folder} has no tokenizer: {JSON}, {SENTENCEPIECE}, or vocab.json and merges.txt"
     raise ConfigError([problem], "import")
 
 
@@ -63,7 +64,7 @@ def _content(model: tokenizers.Tokenizer) -> bytes:
 
 
 def _text_only(content: bytes) -> bytes:
-    """A tokenizer.json without what cuts a text, fills it up or adds tokens to it, as ours do not.
+    """A tokenizer.json without truncation, padding and post-processors that add tokens.
 
     A byte-level post-processor adds none, so that the files of most GPTs stay as they are.
     """
@@ -74,7 +75,7 @@ def _text_only(content: bytes) -> bytes:
 
 
 def _bytes() -> tokenizers.Tokenizer:
-    """Ids 0 to 255 for the bytes, 256 for end-of-text: byte-level BPE without a merge."""
+    """Ids 0 to 255 for the bytes, 256 for end-of-text: byte-level BPE without merges."""
     vocabulary = {character: byte for byte, character in enumerate(_byte_characters())}
     model = tokenizers.Tokenizer(models.BPE(vocabulary, []))
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -84,7 +85,7 @@ def _bytes() -> tokenizers.Tokenizer:
 
 
 def _byte_characters() -> list[str]:
-    """GPT-2's character for each byte: itself if it is visible, else one from 256 on."""
+    """GPT-2's character for each byte: itself if visible, otherwise the next one from 256."""
     visible = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)}
     hidden = [byte for byte in range(256) if byte not in visible]
     return [chr(b) if b in visible else chr(256 + hidden.index(b)) for b in range(256)]
@@ -102,7 +103,7 @@ def _gpt2(folder: Path) -> tokenizers.Tokenizer:
     try:
         model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
     except Exception as error:  # the library has no class of its own
-        problem = f"vocab.json and merges.txt of {folder} cannot be read: {error}; fetch them again"
+        problem = f"vocab.json and merges.txt in {folder} are damaged: {error}; fetch them again"
         raise ConfigError([problem], "import") from None
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -112,7 +113,7 @@ def _gpt2(folder: Path) -> tokenizers.Tokenizer:
 
 
 def _unigram(content: bytes) -> tokenizers.Tokenizer:
-    """A sentencepiece unigram model that normalises nothing, as those of `train_tokenizer` are."""
+    """From a sentencepiece unigram model that normalises nothing, as `train_tokenizer` makes."""
     spec = proto.ModelProto.FromString(content)  # type: ignore[attr-defined]
     plain = spec.normalizer_spec
     if (
@@ -122,15 +123,15 @@ def _unigram(content: bytes) -> tokenizers.Tokenizer:
         or plain.remove_extra_whitespaces
     ):
         problem = (
-            "the sentencepiece model is not a unigram without normalisation, dummy prefix and "
-            "removal of spaces, which alone has an equal tokenizer.json; convert it by hand"
+            "only a sentencepiece unigram without normalisation, dummy prefix and removal of "
+            "spaces has an equal tokenizer.json, and this model is not one"
         )
         raise ConfigError([problem], "export")
     kinds = proto.ModelProto.SentencePiece  # type: ignore[attr-defined]
     text = (kinds.NORMAL, kinds.USER_DEFINED)
     model = tokenizers.Tokenizer(
         models.Unigram(
-            [(p.piece, p.score if p.type in text else NO_TEXT) for p in spec.pieces],
+            [(p.piece, p.score if p.type in text else NOT_TEXT) for p in spec.pieces],
             spec.trainer_spec.unk_id,
             spec.trainer_spec.byte_fallback,
         )

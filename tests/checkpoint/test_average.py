@@ -1,4 +1,4 @@
-"""The mean of checkpoints: of the right steps, exact in float32, a run that goes on."""
+"""The mean of checkpoints: of the right steps, exact in float32, a run that continues."""
 
 import json
 import re
@@ -7,14 +7,14 @@ import jax
 import numpy as np
 import pytest
 
-from gpt_pjit.checkpoint import __main__ as command_line
-from gpt_pjit.checkpoint.average import mean_params, steps_to_average
+from gpt_pjit.checkpoint import command
+from gpt_pjit.checkpoint.derive import mean_params, steps_to_average
 from gpt_pjit.core.checkpointer import Checkpointer
 from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_DONE, ConfigError
 from gpt_pjit.core.model import param_shapes
 from gpt_pjit.core.runtime import open_workdir, read_run
 from gpt_pjit.trained import load_trained
-from tests.helpers import make_workdir, program_on, tiny
+from tests.helpers import begin, make_workdir, program_on, tiny
 from tests.hf.ours import write_run
 
 STEPS = (60, 80, 85, 90, 100)
@@ -44,10 +44,12 @@ def test_steps_are_spread_evenly_over_the_end(saved, last, fraction, expected):
 
 
 def test_too_few_checkpoints_are_refused():
-    message = r"the last 20% of 800 steps holds 1 of 4 checkpoints, 800; --last=4 needs"
+    message = r"the last 20% of 800 steps has 1 checkpoints, 800, not 4; use a larger --fraction"
     with pytest.raises(ConfigError, match=message):
         steps_to_average((400, 800), 4, 0.2)
-    with pytest.raises(ConfigError, match="the last 90% of 1000 steps holds 1 of 2"):
+    with pytest.raises(
+        ConfigError, match="the last 90% of 1000 steps has 1 checkpoints, 1000, not 2"
+    ):
         steps_to_average((100, 1000), 2, 0.9)
     with pytest.raises(ConfigError, match="2 problems"):
         steps_to_average((400, 800), 0, 1.5)
@@ -68,7 +70,7 @@ def test_the_mean_is_that_of_numpy(run):
         np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-9)
 
 
-def test_the_result_is_a_run_that_goes_on_from_the_newest_state(run, tmp_path, call):
+def test_the_result_is_a_run_that_continues_from_the_newest_state(run, tmp_path, call):
     folder, params = run
     out = tmp_path / "averaged"
     code, output, _ = call("average", "--last", 2, folder, f"--out={out}", "--noloss", "--json")
@@ -90,7 +92,7 @@ def test_the_result_is_a_run_that_goes_on_from_the_newest_state(run, tmp_path, c
     scale = state.params["embed"]["embedding"]
     expected = (params[90]["embed"]["embedding"] + params[100]["embed"]["embedding"]) / 2
     np.testing.assert_allclose(scale, expected, rtol=1e-6)
-    open_workdir(out, config)  # the run's own config goes on with it
+    open_workdir(out, config)  # the run's own config continues it
     assert load_trained(out).step == 100
 
 
@@ -101,12 +103,12 @@ def test_nothing_is_left_of_an_average_that_fails(run, tmp_path, monkeypatch, ca
     def broken(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(command_line, "mean_params", broken)
-    with pytest.raises(OSError, match="disk full"):
-        command_line.main(["average", str(folder), "--steps=60,80", new])
+    monkeypatch.setattr(command, "mean_params", broken)
+    code, _, error = call("average", folder, "--steps=60,80", new)
+    assert (code, "new cannot be written: disk full" in error) == (EXIT_CONFIG, True)
     assert not list(tmp_path.iterdir())
     (tmp_path / "new").write_text("something")
-    assert "is there already" in call("average", folder, new)[2]
+    assert "already exists" in call("average", folder, new)[2]
 
 
 def test_list_tells_of_unfinished_checkpoints(tmp_path, call, monkeypatch):
@@ -122,7 +124,7 @@ def test_list_tells_of_unfinished_checkpoints(tmp_path, call, monkeypatch):
     assert found == [(1, True), (2, False), (3, False)]
     assert record["checkpoints"][0]["size"] > 100_000
     assert record["source"]["from"] == "a/test"
-    assert "\nbegan with kind import, from a/test\n" in call("list", tmp_path / "run")[1]
+    assert "\nmade by kind import, from a/test\n" in call("list", tmp_path / "run")[1]
 
     def pruned(*_):
         raise FileNotFoundError
@@ -136,14 +138,14 @@ def test_list_tells_of_unfinished_checkpoints(tmp_path, call, monkeypatch):
     [
         (("average", "--last=2"), "the following arguments are required: DIR"),
         (("average", "RUN", "--layers=3"), "unrecognized arguments: --layers=3"),
-        (("average", "RUN", "--steps="), "'' is no list of steps, as 700,800 is"),
-        (("average", "RUN", "--steps=60,x"), "'60,x' is no list of steps"),
-        (("average", "RUN", "--steps=60,61"), "no whole step 61; it has 60, 80, 85, 90, 100"),
-        (("average", "RUN/checkpoints/60"), "is one step, and average takes a run; give"),
-        (("list", "RUN/checkpoints/60"), "is one step, and list takes a run; give"),
-        (("list", "nowhere"), "nowhere is no folder; give the --workdir"),
+        (("average", "RUN", "--steps="), "'' is not a list of steps like 700,800"),
+        (("average", "RUN", "--steps=60,x"), "'60,x' is not a list of steps"),
+        (("average", "RUN", "--steps=60,61"), "no complete step 61; it has 60, 80, 85, 90, 100"),
+        (("average", "RUN/checkpoints/60"), "is one step, but average takes a run; give"),
+        (("list", "RUN/checkpoints/60"), "is one step, but list takes a run; give"),
+        (("list", "nowhere"), "nowhere is not a folder; give the --workdir"),
         (("grow", "RUN"), "the following arguments are required: --layers"),
-        (("grow", "RUN", "--layers=1"), "the model has 2, and only grows; try 3"),
+        (("grow", "RUN", "--layers=1"), "the model has 2, and can only grow; try 3"),
         (("shrink", "RUN"), "invalid choice: 'shrink'"),
     ],
 )
@@ -153,7 +155,7 @@ def test_a_mistake_is_one_message(run, call, command, says):
     assert says in error
 
 
-def test_help_is_no_mistake(call):
+def test_help_is_not_a_mistake(call):
     code, output, _ = call("average", "--help")
     assert code == EXIT_DONE
     assert "--fraction" in output
@@ -174,16 +176,16 @@ def test_damage_inside_a_file_is_one_message(tmp_path, call):
     assert (code, output) == (EXIT_CONFIG, "")
     assert re.search(r"step 2 of .*run cannot be read: .*OUT_OF_RANGE", error)
     assert error.endswith("; if a file is damaged, other steps here: 1\n")
-    with pytest.raises(ConfigError, match="cannot be read: "):
-        load_trained(tmp_path / "run")
     assert load_trained(tmp_path / "run" / "checkpoints" / "1").step == 1
 
 
 def test_weights_without_optimizer_state_have_no_mean(tmp_path, call):
     config = tiny()
     write_run(tmp_path / "run", config, (0, 4))
-    assert "was made by import and nothing has trained" in call("average", tmp_path / "run")[2]
-    open_workdir(tmp_path / "run", config)
+    assert (
+        "has a single checkpoint: nothing has been trained" in call("average", tmp_path / "run")[2]
+    )
+    begin(tmp_path / "run", config)
     code, _, error = call("average", tmp_path / "run", "--steps=0", "--noloss")
     assert code == EXIT_CONFIG
     assert "0 does not hold all of step, opt_state; choose a step that was trained" in error

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_pjit.checkpoint import __main__ as command_line
-from gpt_pjit.checkpoint.grow import grown_config, layer_sources
+from gpt_pjit.checkpoint import command
+from gpt_pjit.checkpoint.derive import grown_config, layer_sources
 from gpt_pjit.core.checkpointer import read_arrays, saved_steps
 from gpt_pjit.core.errors import EXIT_DONE, ConfigError
 from gpt_pjit.core.model import forward, param_shapes
@@ -16,6 +16,8 @@ from gpt_pjit.core.runtime import read_run
 from gpt_pjit.core.sharding import make_mesh
 from gpt_pjit.core.tokens import open_data
 from gpt_pjit.core.train import train
+from gpt_pjit.data import prepare_text
+from gpt_pjit.generate import sample
 from tests.helpers import tiny, with_fields
 from tests.hf.ours import write_run
 
@@ -27,16 +29,16 @@ from tests.hf.ours import write_run
         (4, 6, [0, 0, 1, 2, 2, 3]),
         (3, 4, [0, 0, 1, 2]),
         (1, 3, [0, 0, 0]),
+        (2, 2, [0, 1]),
     ],
 )
 def test_each_layer_repeats_one_in_order(old, new, expected):
     assert layer_sources(old, new) == expected
 
 
-@pytest.mark.parametrize("layers", [1, 2])
-def test_a_model_does_not_shrink(layers):
-    with pytest.raises(ConfigError, match=rf"--layers={layers}: the model has 2, and only grows"):
-        layer_sources(2, layers)
+def test_a_model_does_not_shrink():
+    with pytest.raises(ConfigError, match=r"--layers=1: the model has 2, and can only grow"):
+        layer_sources(2, 1)
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -70,39 +72,40 @@ def test_factors_by_layer_are_repeated_too():
     assert grown.optim.decay_rules == ((".*", 1),)
 
 
-def test_no_loss_is_reported_of_other_data_than_the_runs_and_none_are_made(tmp_path, call):
+def test_no_loss_is_reported_on_data_other_than_the_runs(tmp_path, call):
     (tmp_path / "text.txt").write_text("the quick brown fox " * 600)
     data = {"text": str(tmp_path / "text.txt"), "validation_split": "tail"}
     config = tiny(data=data | {"tokenizer": "bpe:300"})
     run = tmp_path / "run"
     write_run(run, config)
     _, output, _ = call("grow", run, "--layers=3", f"--out={tmp_path / 'untrained'}")
-    assert "validation loss not measured: nothing has trained here yet" in output
+    assert "validation loss not measured: nothing has been trained here yet" in output
     record = json.loads((run / "run.json").read_text())
-    record["data"][0]["sha256"] = "that of the data"
-    (run / "run.json").write_text(json.dumps(record))
+    identity = {"path": "", "tokenizer": "", "vocab_size": 257, "sha256": "the data's"}
+    (run / "run.json").write_text(json.dumps(record | {"data": [identity]}))
     _, output, _ = call("grow", run, "--layers=3")
-    assert "validation loss not measured, the run's data are not here: " in output
+    assert "validation loss not measured, the run's data cannot be read: " in output
     assert not (run / "data").exists()
-    open_data(config.data, run / "data", 512)
+    prepare_text(config, run / "data")
     _, output, _ = call("grow", run, "--layers=3", f"--out={tmp_path / 'other'}")
     assert "validation loss not measured" in output
     assert "the run had" in output  # the tokenizer of bytes
 
 
-def test_what_is_made_is_told_when_ctrl_c_comes_while_it_is_measured(tmp_path, call, monkeypatch):
+def test_ctrl_c_while_the_loss_is_measured_keeps_the_workdir(tmp_path, call, monkeypatch):
     (tmp_path / "text.txt").write_text("the quick brown fox " * 600)
     data = {"text": str(tmp_path / "text.txt"), "validation_split": "tail", "tokenizer": "bytes"}
     config = tiny(data=data)
     write_run(tmp_path / "run", config)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
+    prepare_text(config, tmp_path / "run" / "data")
     record["data"] = open_data(config.data, tmp_path / "run" / "data", 512).identity()
     (tmp_path / "run" / "run.json").write_text(json.dumps(record))
 
     def stopped(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command_line, "held_out_metrics", stopped)
+    monkeypatch.setattr(command, "held_out_metrics", stopped)
     code, output, _ = call("grow", tmp_path / "run", "--layers=3")
     assert code == EXIT_DONE
     assert "grown: 3 layers" in output
@@ -110,7 +113,7 @@ def test_what_is_made_is_told_when_ctrl_c_comes_while_it_is_measured(tmp_path, c
 
 
 @pytest.mark.slow
-def test_training_goes_on_from_it_with_a_config_of_its_own(tmp_path, call):
+def test_training_continues_from_it_with_a_config_of_its_own(tmp_path, call):
     (tmp_path / "text.txt").write_text("the quick brown fox " * 600)
     data = {
         "text": str(tmp_path / "text.txt"),
@@ -120,7 +123,7 @@ def test_training_goes_on_from_it_with_a_config_of_its_own(tmp_path, call):
     }
     settings = {"data": data, "optim": {"steps": 12, "warmup_steps": 1, "peak_lr": 3e-3}}
     config = tiny(**settings, eval={"every": 12}, checkpoint={"every": 12}, log={"every": 12})
-    assert train(config, tmp_path / "run") == 0
+    assert train(config, tmp_path / "run", prepare_text, sample) == 0
     # Of an average, which has no data of its own: those of the run.
     assert call("average", tmp_path / "run", "--last=1", "--json")[0] == EXIT_DONE
     made = f"--out={tmp_path / 'grown'}"
@@ -130,10 +133,10 @@ def test_training_goes_on_from_it_with_a_config_of_its_own(tmp_path, call):
     assert losses["before"] < 4.5  # of 5.5 for equal chances
     assert not (tmp_path / "run" / "averaged" / "data").exists()
     with pytest.raises(ConfigError, match=r"model.n_layers=2: the run in .* has 3"):
-        train(config, tmp_path / "grown")
+        train(config, tmp_path / "grown", prepare_text, sample)
     deeper = with_fields(config, {"model.n_layers": 3, "optim.peak_lr": 1e-3, "eval.every": 1})
     deeper = with_fields(deeper, {"optim.steps": 2})
-    assert train(deeper, tmp_path / "grown") == 0
+    assert train(deeper, tmp_path / "grown", prepare_text, sample) == 0
     assert saved_steps(tmp_path / "grown" / "checkpoints") == [0, 2]
     metrics = (tmp_path / "grown" / "metrics.jsonl").read_text().splitlines()
     first = next(line for line in metrics if "validation/loss" in line)

@@ -127,7 +127,7 @@ def test_another_config_is_refused_and_nothing_changes(corpus, finished):
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
     result = run(command(*flags(corpus, workdir, **{"optim.peak_lr": 0.1, "seed": 5})))
     assert result.returncode == EXIT_CONFIG
-    assert f"optim.peak_lr=0.1: the run in {workdir} has 0.002; use another" in result.stderr
+    assert f"optim.peak_lr=0.1: the run in {workdir} has 0.002; keep that value" in result.stderr
     assert "seed=5" in result.stderr
     assert before == {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
 

@@ -1,17 +1,17 @@
-"""Tiny checkpoints in the form of transformers, the same on every machine."""
+"""Tiny checkpoints in the form of transhf_modelers, the same on every machine."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from gpt_pjit.config import ModelConfig
 from gpt_pjit.core.tokens import BytesTokenizer
-from gpt_pjit.hf.configs import Form, to_json
-from gpt_pjit.hf.names import parameters
-from gpt_pjit.hf.tensors import write_tensors
+from gpt_pjit.hf.exporting import write_tensors
+from gpt_pjit.hf.models import HFModel, parameters, to_json
 from gpt_pjit.hf.tokenizer_files import tokenizer_files
 
 TRAINED, LONGEST = 24, 96  # contexts: what the config says of training, and what may be asked for
@@ -21,14 +21,14 @@ SOME = slice(7, None, 8)  # the places whose logits are kept
 REFERENCE = Path(__file__).parent / "reference.npz"
 
 
-def _mpt(n_heads: int, d_model: int) -> Form:
+def _mpt(n_heads: int, d_model: int) -> HFModel:
     model = ModelConfig(
         n_layers=2, n_heads=n_heads, d_model=d_model, d_ff=4 * d_model, vocab_size=VOCABULARY
     )
-    return Form("mpt", model, TRAINED)
+    return HFModel("mpt", model, TRAINED)
 
 
-def _gpt2(activation: str) -> Form:
+def _gpt2(activation: str) -> HFModel:
     model = ModelConfig(
         n_layers=2,
         n_heads=4,
@@ -39,10 +39,10 @@ def _gpt2(activation: str) -> Form:
         activation=activation,
         bias=True,
     )
-    return Form("gpt2", model, LONGEST)
+    return HFModel("gpt2", model, LONGEST)
 
 
-FORMS = {
+MODELS = {
     "mpt-4": _mpt(4, 32),
     "mpt-6": _mpt(6, 96),
     "mpt-12": _mpt(12, 96),
@@ -53,16 +53,21 @@ FORMS = {
 
 def write_checkpoint(folder: Path, name: str) -> Path:
     """A folder of the model `name`, with weights large enough for attention to matter."""
-    form = FORMS[name]
+    hf_model = MODELS[name]
     folder.mkdir(parents=True)
-    config = to_json(form, LONGEST, BytesTokenizer.eot_id, "float32")
+    config = to_json(hf_model, LONGEST, BytesTokenizer.eot_id, "float32")
     (folder / "config.json").write_text(json.dumps(config))
     for file, content in tokenizer_files(BytesTokenizer(), LONGEST).items():
         (folder / file).write_bytes(content)
-    table = list(parameters(form.family, form.model, form.sequence_length))
+    table = list(parameters(hf_model.family, hf_model.model, hf_model.sequence_length))
     shapes = {name: p.their_shape for p in table for name in p.names}
-    write_tensors(folder, shapes, (_weights(n, s) for n, s in shapes.items()), "float32")
+    write_weights(folder, {name: _weights(name, shape) for name, shape in shapes.items()})
     return folder
+
+
+def write_weights(folder: Path, tensors: dict[str, np.ndarray], **settings: Any) -> None:
+    sizes = {name: array.size for name, array in tensors.items()}
+    write_tensors(folder, sizes, iter(tensors.items()), "float32", **settings)
 
 
 def some_tokens() -> np.ndarray:

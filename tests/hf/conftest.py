@@ -3,10 +3,10 @@
 import pytest
 
 from gpt_pjit.hf import import_model
-from tests.hf.checkpoints import FORMS, write_checkpoint
+from tests.hf.checkpoints import MODELS, write_checkpoint
 
 
-@pytest.fixture(scope="session", params=FORMS)
+@pytest.fixture(scope="session", params=MODELS)
 def name(request):
     return request.param
 

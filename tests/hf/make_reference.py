@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.hf.checkpoints import FORMS, N_NEW, REFERENCE, SOME, some_tokens, write_checkpoint
+from tests.hf.checkpoints import MODELS, N_NEW, REFERENCE, SOME, some_tokens, write_checkpoint
 
 
 def logits_and_greedy(folder: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -38,7 +38,7 @@ def logits_and_greedy(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 def main() -> None:
     arrays = {}
     with tempfile.TemporaryDirectory() as scratch:
-        for name in FORMS:
+        for name in MODELS:
             logits, greedy = logits_and_greedy(write_checkpoint(Path(scratch) / name, name))
             arrays[f"{name}.logits"] = logits[:, SOME]
             arrays[f"{name}.greedy"] = greedy

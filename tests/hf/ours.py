@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt_pjit.checkpoint import derived_workdir, no_data_yet
+from gpt_pjit.checkpoint import derived_workdir
 from gpt_pjit.config import Config
 from gpt_pjit.core.checkpointer import read_arrays, saved_steps, write_state
 from gpt_pjit.core.model import forward, param_shapes
@@ -55,14 +55,8 @@ def write_run(
     loaded = load_tokenizer(tokenizer)
     shapes = param_shapes(config.model, config.data.sequence_length)
     made = {}
-    with derived_workdir(
-        folder,
-        config,
-        source={"kind": "import", "from": "a/test"},
-        data=no_data_yet("a test", loaded.sha256, loaded.vocab_size),
-        tokenizer=(loaded.file, loaded.content),
-        starts=[],
-    ) as draft:
+    source = {"kind": "import", "from": "a/test"}
+    with derived_workdir(folder, config, loaded, source) as draft:
         for step in steps:
             random = np.random.default_rng(step)
             made[step] = jax.tree.map(

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from gpt_pjit.commandline import run_command
 from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_DONE
-from gpt_pjit.hf import __main__ as command_line
 from tests.helpers import tiny
 from tests.hf.ours import write_run
 
@@ -14,7 +14,7 @@ from tests.hf.ours import write_run
 def call(capsys):
     def call(*arguments):
         with pytest.raises(SystemExit) as ended:
-            command_line.main(list(map(str, arguments)))
+            run_command("gpt_pjit.hf.command", "gpt_pjit hf", list(map(str, arguments)))
         return ended.value.code, *capsys.readouterr()
 
     return call
@@ -31,7 +31,7 @@ def test_out_and_in_again(call, tmp_path):
     assert "mpt, 2 layers, 4 heads, width 64, vocabulary 512, context 32" in output
     code, output, error = call("export", *given)
     assert (code, output) == (EXIT_CONFIG, "")
-    assert "is there already" in error
+    assert "already exists" in error
 
 
 @pytest.mark.parametrize(
@@ -39,8 +39,12 @@ def test_out_and_in_again(call, tmp_path):
     [
         (("export", "--out=x", "--checkpoint=x", "--source=y"), "unrecognized arguments: --source"),
         (("export", "--checkpoint=nowhere"), "the following arguments are required: --out"),
-        (("export", "--checkpoint=nowhere", "--out=x"), "nowhere is no folder; give the --workdir"),
+        (
+            ("export", "--checkpoint=nowhere", "--out=x"),
+            "nowhere is not a folder; give the --workdir",
+        ),
         (("import", "--source=x", "--out=y", "--dtype=float32"), "unrecognized arguments: --dtype"),
+        (("export", "--checkpoint=gs://b/run", "--out=x"), "'gs://b/run' is a URL; give a path on"),
         ((), "the following arguments are required: command"),
     ],
 )
@@ -50,7 +54,7 @@ def test_a_mistake_is_one_message(call, flags, says):
     assert says in error
 
 
-def test_help_is_no_mistake(call):
+def test_help_is_not_a_mistake(call):
     code, output, _ = call("--help")
     assert code == EXIT_DONE
     assert "export" in output

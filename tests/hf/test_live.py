@@ -1,21 +1,26 @@
-"""Against transformers itself, lm-eval on top of it, and a second runtime. Wants the extra `hf`."""
+"""Against transformers, lm-eval on top of it, and CTranslate2. Needs the extra `hf`."""
 
 import json
+import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from gpt_pjit.config import ModelConfig
-from gpt_pjit.core.tokens import load_tokenizer, train_bpe, train_unigram
-from gpt_pjit.hf import export
+from gpt_pjit.core.errors import ConfigError
+from gpt_pjit.core.tokens import load_tokenizer
+from gpt_pjit.data import prepare_text, train_bpe, train_unigram
+from gpt_pjit.hf import export, import_model
 from tests.helpers import tiny
-from tests.hf.checkpoints import N_NEW, REFERENCE, SOME, some_tokens
+from tests.hf.checkpoints import REFERENCE, SOME, some_tokens, write_checkpoint
 from tests.hf.make_reference import logits_and_greedy
 from tests.hf.ours import greedy, logits_of, write_run
 
-torch = pytest.importorskip("torch", reason="wants the extra hf")
-transformers = pytest.importorskip("transformers", reason="wants the extra hf")
+torch = pytest.importorskip("torch", reason="needs the extra hf")
+transformers = pytest.importorskip("transformers", reason="needs the extra hf")
 pytestmark = [
     pytest.mark.hf,
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # theirs
@@ -25,7 +30,7 @@ pytestmark = [
 TEXTS = ["def main(argv):\n\treturn  0\n", " Größe, 你好, \U0001f600", "   spaces   and 12345"]
 SPELT = "1 < 2 > look: <unk> and <|endoftext|> are text"
 TRAINED, TIMES = 32, 4
-# A GPT-2 whose vocabulary is padded beyond its tokenizer is more than CTranslate2 reads.
+# CTranslate2 refuses a GPT-2 whose vocabulary is larger than its tokenizer.
 LEARNED = {"positions": "learned", "d_ff": 200, "vocab_size": 257}
 SHAPES = {
     "alibi-4": {"n_heads": 4},
@@ -123,27 +128,54 @@ def test_auto_tokenizer_gives_our_ids(kind, tmp_path):
     assert theirs.model_max_length == TIMES * TRAINED
 
 
-def test_a_second_runtime_continues_alike(exported, tmp_path):
-    """CTranslate2, a C++ runtime: its logits, and its greedy text with its own cache."""
-    ctranslate2 = pytest.importorskip("ctranslate2")
-    from ctranslate2.converters import transformers as converters
+def test_prompts_in_a_batch_continue_as_they_do_alone(exported):
+    """The tokenizer pads on the left, so that every row ends with its prompt's last token."""
+    _, folder, length = exported
+    model, tokenizer = load(folder), transformers.AutoTokenizer.from_pretrained(folder)
+    settings = {"max_new_tokens": min(8, length - 20), "do_sample": False, "eos_token_id": None}
+    prompts = ["a", "def main(argv):", "12345"]
+    rows = tokenizer(prompts, return_tensors="pt", padding=True)
+    together = model.generate(**rows, **settings)[:, rows["input_ids"].shape[1] :]
+    for prompt, row in zip(prompts, together, strict=True):
+        inputs = tokenizer(prompt, return_tensors="pt")
+        alone = model.generate(**inputs, **settings)[0, inputs["input_ids"].shape[1] :]
+        assert alone.tolist() == row.tolist()
 
-    run, folder, length = exported
-    # Written for the model's own code; transformers spells the class MptConfig.
-    loaders = converters._MODEL_LOADERS
-    loaders.setdefault("MptConfig", loaders["MPTConfig"])
-    converters.TransformersConverter(str(folder)).convert(str(tmp_path / "ct2"))
+
+def test_ctranslate2_converts_and_continues_a_gpt2_export(tmp_path):
+    """A C++ runtime, with its own converter: its logits, and its greedy text with its own cache."""
+    ctranslate2 = pytest.importorskip("ctranslate2")
+    from ctranslate2.converters import TransformersConverter
+
+    run, folder, length = tmp_path / "run", tmp_path / "hf", TRAINED
+    write_run(run, tiny(model=SHAPES["learned"]))
+    export(run, folder, dtype="float32")
+    TransformersConverter(str(folder)).convert(str(tmp_path / "ct2"))
     runtime = ctranslate2.Generator(str(tmp_path / "ct2"), intra_threads=1)
     tokens = np.random.default_rng(1).integers(0, 256, (1, length), np.int32)
     ours = logits_of(run)
     theirs = np.array(runtime.forward_batch(tokens.tolist()))
     assert np.abs(ours(tokens) - theirs).max() < 1e-4
     names = transformers.AutoTokenizer.from_pretrained(folder).convert_ids_to_tokens(tokens[0, :8])
-    n_new = min(N_NEW, length - 8)
+    n_new = length - 8
     (result,) = runtime.generate_batch(
         [names], max_length=n_new, sampling_topk=1, include_prompt_in_result=False, end_token=[]
     )
     assert result.sequences_ids[0] == greedy(ours, tokens[:, :8], n_new)[0].tolist()
+
+
+def test_the_command_that_converts_a_pickle_works(tmp_path):
+    folder = write_checkpoint(tmp_path / "theirs", "gpt2")
+    torch.save(load(folder).state_dict(), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ConfigError) as raised:
+        import_model(str(folder), tmp_path / "run")
+    command = re.search(r"python -c \"(.*)\" and import NEW", str(raised.value))[1]
+    subprocess.run([sys.executable, "-c", command], cwd=tmp_path, check=True, capture_output=True)
+    import_model(str(tmp_path / "NEW"), tmp_path / "run")
+    ours = logits_of(tmp_path / "run")(some_tokens())[:, SOME]
+    with np.load(REFERENCE) as stored:
+        assert np.abs(ours - stored["gpt2.logits"]).max() < 1e-4
 
 
 def test_lm_eval_scores_each_request_alike_through_both(theirs, imported):
@@ -178,16 +210,18 @@ def test_lm_eval_scores_each_request_alike_through_both(theirs, imported):
 @pytest.mark.slow
 def test_trained_averaged_exported_the_same_bits_per_byte(tmp_path, monkeypatch, capsys):
     """From text to a model in transformers, by the commands' own functions; then evaluated."""
-    from gpt_pjit.checkpoint import derived_workdir
-    from gpt_pjit.checkpoint.average import mean_params, steps_to_average
-    from gpt_pjit.core.checkpointer import read_arrays, saved_steps, write_state
-    from gpt_pjit.core.model import param_shapes
+    from gpt_pjit.commandline import run_command
     from gpt_pjit.core.runtime import read_run
     from gpt_pjit.core.tokens import held_out_batches, open_data
     from gpt_pjit.core.train import train
     from gpt_pjit.evaluate import __main__ as evaluate, read_results
     from gpt_pjit.evaluate.batches import rolling_requests
     from gpt_pjit.trained import held_out_metrics
+
+    def call(module, argv):
+        with pytest.raises(SystemExit) as ended:
+            run_command(module, "gpt_pjit", argv)
+        assert not ended.value.code
 
     (tmp_path / "text.txt").write_text("".join(f"{i} squared is {i * i}\n" for i in range(3000)))
     model = ModelConfig(
@@ -198,22 +232,11 @@ def test_trained_averaged_exported_the_same_bits_per_byte(tmp_path, monkeypatch,
     config = replace(config, model=model)
     config = replace(config, checkpoint=replace(config.checkpoint, every=2, keep=20))
     run = tmp_path / "run"
-    assert train(config, run) == 0
-    steps = steps_to_average(saved_steps(run / "checkpoints"), 4, 0.2)
-    shapes = param_shapes(model, config.data.sequence_length)
-    _, record = read_run(run)
-    with derived_workdir(
-        tmp_path / "averaged",
-        config,
-        source={"kind": "average", "from": str(run), "steps": steps},
-        data=record["data"],
-        tokenizer=(None, b""),
-        starts=record["starts"],
-    ) as draft:
-        mean = {"params": mean_params(run / "checkpoints", steps, shapes)}
-        write_state(draft / "checkpoints", steps[-1], mean)
-    assert read_arrays(tmp_path / "averaged" / "checkpoints", 40, {"params": shapes})
-    opened = open_data(config.data, run / "data", model.vocab_size)
+    assert train(config, run, prepare_text, lambda *_: "") == 0
+    monkeypatch.setattr("gpt_pjit.checkpoint.command.start_devices", lambda: None)
+    call("gpt_pjit.checkpoint.command", ["average", str(run), f"--out={tmp_path / 'averaged'}"])
+    assert len(read_run(tmp_path / "averaged")[1]["source"]["steps"]) == 4
+    opened = open_data(replace(config.data, text="", path=str(run / "data")), run / "data", 288)
     ours = held_out_metrics(tmp_path / "averaged", opened)["validation/bits_per_byte"]
     export(tmp_path / "averaged", tmp_path / "hf", dtype="float32")
     theirs, nats = load(tmp_path / "hf"), 0.0
@@ -240,7 +263,7 @@ def test_trained_averaged_exported_the_same_bits_per_byte(tmp_path, monkeypatch,
     task = f"file:{tmp_path / 'held_out.txt'}"
     out = tmp_path / "results"
     flags = [f"--checkpoint={tmp_path / 'averaged'}", f"--tasks={task}", f"--out={out}"]
-    evaluate.main([*flags, "--json"])
+    call("gpt_pjit.evaluate.command", [*flags, "--json"])
     ours = json.loads(capsys.readouterr().out)[task]["bits_per_byte"]
     results = read_results(out / "results.json")
     export(tmp_path / "averaged", tmp_path / "carded", dtype="float32", results=results)

@@ -10,8 +10,17 @@ import pytest
 
 from gpt_pjit.core.runtime import read_run
 from gpt_pjit.hf import export, import_model
-from gpt_pjit.hf.tensors import stored_tensors, write_tensors
-from tests.hf.checkpoints import FORMS, LONGEST, N_NEW, REFERENCE, SOME, TRAINED, some_tokens
+from gpt_pjit.hf.importing import stored_tensors
+from tests.hf.checkpoints import (
+    LONGEST,
+    MODELS,
+    N_NEW,
+    REFERENCE,
+    SOME,
+    TRAINED,
+    some_tokens,
+    write_weights,
+)
 from tests.hf.ours import greedy, logits_of
 
 
@@ -46,11 +55,11 @@ def test_an_export_of_an_import_is_the_same_model(name, theirs, imported, tmp_pa
 
 
 def test_sizes_and_tokenizer_are_found_again(name, imported):
-    form = FORMS[name]
+    hf_model = MODELS[name]
     config, record = read_run(imported)
-    assert config.model == replace(form.model, dtype="float32")  # as transformers computes
+    assert config.model == replace(hf_model.model, dtype="float32")  # as transformers computes
     assert config.data.sequence_length == (TRAINED if name.startswith("mpt") else LONGEST)
-    assert record["data"][0]["vocab_size"] == 257
+    assert record["tokenizer"]["vocab_size"] == 257
     assert not (imported / "tokenizer.json").exists()  # it was seen to be that of bytes
 
 
@@ -59,7 +68,8 @@ def test_names_and_leftovers_of_the_hubs_gpt2(theirs, tmp_path, name, reference)
     if name != "gpt2":
         pytest.skip("GPT-2 only")
     tensors = {k.removeprefix("transformer."): t.read() for k, t in stored_tensors(theirs).items()}
-    tensors["h.0.attn.bias"] = np.ones((1, 1, 96, 96), np.float32)
+    tensors["h.0.attn.bias"] = np.tri(96)[None, None]
+    tensors["h.0.attn.masked_bias"] = np.array(-1e4)
     tensors["lm_head.weight"] = tensors["wte.weight"]
     hub = tmp_path / "hub"
     hub.mkdir()
@@ -67,8 +77,7 @@ def test_names_and_leftovers_of_the_hubs_gpt2(theirs, tmp_path, name, reference)
     kept = ("model_type", "n_layer", "n_head", "n_embd", "n_positions", "n_inner", "vocab_size")
     (hub / "config.json").write_text(json.dumps({k: config[k] for k in kept}))
     (hub / "tokenizer.json").write_bytes((theirs / "tokenizer.json").read_bytes())
-    shapes = {k: t.shape for k, t in tensors.items()}
-    write_tensors(hub, shapes, tensors.values(), "float32", shard_bytes=20_000)
+    write_weights(hub, tensors, shard_bytes=20_000)
     assert len(list(hub.glob("model-*.safetensors"))) > 2
     import_model(str(hub), tmp_path / "run")
     logits = logits_of(tmp_path / "run")(some_tokens())[:, SOME]

@@ -1,4 +1,8 @@
-"""The workdir of a run, and `run.json` in it: what was asked for, by which code, on what."""
+"""The workdir of a run, and `run.json` in it: what was asked for, by which code, on what data.
+
+`run.json` holds the `config`, the `tokenizer`, and once a run has begun its `data`, one entry for
+each token set, and its `starts`. Imported, grown and averaged weights add their `source`.
+"""
 
 from __future__ import annotations
 
@@ -17,38 +21,80 @@ import jax
 
 from gpt_pjit.config import FIXED_BY_WEIGHTS, FREE_ON_RESUME, Config, differences, from_config_dict
 from gpt_pjit.core.errors import ConfigError, Problem
-from gpt_pjit.core.runtime.folders import write_whole
+from gpt_pjit.core.runtime.folders import file_errors, read_json, write_whole
 from gpt_pjit.core.runtime.hosts import wait_for_all
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "gpt_pjit")
 
 
 def open_workdir(workdir: Path, config: Config) -> None:
-    """Creates the workdir or checks that it holds this config's run; records this start.
+    """Creates the workdir, or checks that a run of this config can start or resume there.
 
-    Raises ConfigError, with every field that differs, where it holds another run; changes nothing
-    then. Fields of `FREE_ON_RESUME` may differ: they do not change what is computed. Where the
-    workdir holds weights that were imported or grown, and nothing has started from them, only
-    what they fix must be the same. Where no start has come as far as its data, any config will do.
+    Raises ConfigError, with every field that differs, where it holds another run. Fields of
+    `FREE_ON_RESUME` may differ: they do not change what is computed. Where no run has begun, any
+    config will do that fits the weights, if the workdir holds imported or grown ones.
     """
     path = workdir / "run.json"
-    record: dict[str, Any] = {"config": None, "starts": []}
-    if path.exists():
-        old, record = _read(path)
-        changed = differences(old, config) if "data" in record else {}
-        _check_unchanged(changed if record["starts"] else _of_weights(changed, old), workdir)
-    elif workdir.exists() and not workdir.is_dir():
-        raise ConfigError([f"{workdir} is a file; choose a folder with --workdir"], "workdir")
-    elif workdir.exists() and any(workdir.iterdir()):
-        remedy = "choose an empty or new folder with --workdir"
-        raise ConfigError([f"{workdir} is not empty and holds no run.json; {remedy}"], "workdir")
-    wait_for_all("workdir checked")
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        record["config"] = dataclasses.asdict(config)
-        record["starts"].append(this_start())
-        write_record(path, record)
+    with file_errors(f"the workdir {workdir} cannot be used", "--workdir"):
+        if path.exists():
+            old, record = read_run(workdir)
+            changed = differences(old, config)
+            if not has_begun(record):
+                changed = _fixed_by_weights(changed, old) if "source" in record else {}
+            _check_unchanged(changed, workdir, old)
+        elif workdir.exists() and not workdir.is_dir():
+            raise ConfigError([f"{workdir} is a file; choose a folder"], "--workdir")
+        elif workdir.exists() and any(workdir.iterdir()):
+            remedy = "choose an empty or new folder"
+            raise ConfigError(
+                [f"{workdir} is not empty and has no run.json; {remedy}"], "--workdir"
+            )
+        wait_for_all("workdir checked")
+        if jax.process_index() == 0 and not path.exists():
+            workdir.mkdir(parents=True, exist_ok=True)
+            write_record(path, {"config": dataclasses.asdict(config), "starts": []})
     wait_for_all("workdir open")
+
+
+def record_start(
+    workdir: Path,
+    config: Config,
+    data: list[dict[str, Any]],
+    tokenizer: tuple[str | None, bytes],
+) -> None:
+    """Records a start with its config and data; ConfigError if the run had other data before.
+
+    `data` has one entry for each set; the path in it may change. The tokenizer's file (its name,
+    if it has one, and content) is copied: whoever reads the checkpoints needs it. Imported or grown
+    weights bring their tokenizer and no data: any of that tokenizer will do.
+    """
+    check_same_data(workdir, data)
+    _, record = read_run(workdir)
+    wait_for_all("data checked")
+    if jax.process_index() != 0:
+        return
+    name, content = tokenizer
+    if name and not has_begun(record):
+        with file_errors(f"{workdir / name} cannot be written", "--workdir"):
+            (workdir / name).write_bytes(content)
+    used = {"tokenizer": tokenizer_record(data[0]), "data": data} if not has_begun(record) else {}
+    starts = [*record["starts"], this_start()]
+    now = {"config": dataclasses.asdict(config), "starts": starts, **used}
+    write_record(workdir / "run.json", record | now)
+
+
+def has_begun(record: dict[str, Any]) -> bool:
+    """Whether some start has come as far as its data, which binds later ones to both."""
+    return "data" in record
+
+
+def tokenizer_record(identity: dict[str, Any]) -> dict[str, Any]:
+    """Which tokenizer weights belong to, from the identity of a token set."""
+    return {
+        "sha256": identity["tokenizer"],
+        "vocab_size": identity["vocab_size"],
+        "path": identity["path"],
+    }
 
 
 def read_run(workdir: Path) -> tuple[Config, dict[str, Any]]:
@@ -56,77 +102,77 @@ def read_run(workdir: Path) -> tuple[Config, dict[str, Any]]:
     path = workdir / "run.json"
     if not path.is_file():
         remedy = "give the --workdir of a run, or one step of it, WORKDIR/checkpoints/STEP"
-        what = "holds no run.json, so it is no run" if workdir.is_dir() else "is no folder"
+        what = "has no run.json, so it is not a run" if workdir.is_dir() else "is not a folder"
         raise ConfigError([f"{workdir} {what}; {remedy}"], "checkpoint")
-    return _read(path)
-
-
-def _read(path: Path) -> tuple[Config, dict[str, Any]]:
+    record = read_json(path)
     try:
-        record = json.loads(path.read_text())
         config, _ = record["config"], record["starts"]
-    except (ValueError, KeyError, TypeError) as error:
+        _update_record(record)
+    except (KeyError, TypeError, IndexError) as error:
         problem = f"{path} is damaged ({type(error).__name__}: {error}); restore it from a copy"
         raise ConfigError([problem], "workdir") from None
     return from_config_dict(config, str(path)), record
 
 
-def check_data(
-    workdir: Path, identity: list[dict[str, Any]], tokenizer: tuple[str | None, bytes]
-) -> None:
-    """Records what data the run has, or raises ConfigError if it had other data before.
-
-    `identity` has one entry for each set; the path in it may change. The tokenizer's file (its
-    name, if it has one, and content) is copied: whoever reads the checkpoints needs it. Weights
-    that were imported or grown bring their tokenizer and no data: any of that tokenizer will do.
+def _update_record(record: dict[str, Any]) -> None:
+    """Records written before there was `tokenizer` had it in `data`, with a hash of None where no
+    run had begun.
     """
-    path = workdir / "run.json"
-    record = json.loads(path.read_text())
-    wait_for_all("data checked")
-    was = record.get("data")
-    if was is not None:
-        check_same_data(was, identity, workdir)
-    if (was is None or has_no_data(was)) and jax.process_index() == 0:
-        name, content = tokenizer
-        if name:
-            (workdir / name).write_bytes(content)
-        write_record(path, record | {"data": identity})
+    if "data" in record and "tokenizer" not in record:
+        record["tokenizer"] = tokenizer_record(record["data"][0])
+        if record["data"][0]["sha256"] is None:
+            del record["data"]
 
 
-def check_same_data(was: list[dict[str, Any]], now: list[dict[str, Any]], workdir: Path) -> None:
-    """Raises ConfigError where the sets `now` are not those, or of the tokenizer, of `workdir`."""
-    names: tuple[str, ...] = ("tokenizer", "vocab_size", "sha256")
-    if has_no_data(was):
-        was, names = was * len(now), ("tokenizer",)
-    problems = [
-        f"{name} of {new['path']} is {new[name]}, the run had {old[name]} of {old['path']}"
-        for old, new in zip(was, now, strict=False)
-        for name in names
-        if old[name] != new[name]
-    ]
-    if len(was) != len(now):
-        problems.append(f"it is {len(now)} sets, the run had {len(was)}")
+def check_same_data(workdir: Path, now: list[dict[str, Any]]) -> None:
+    """Raises ConfigError where the sets `now` are not those of the run in `workdir`, or where none
+    has begun, not of the tokenizer of its weights.
+    """
+    config, record = read_run(workdir)
+    problems = []
+    if has_begun(record):
+        was, remedy = record["data"], f"use the run's data, or {new_run_from(workdir, config)}"
+        problems = [
+            f"{name} of {new['path']} is {new[name]}, the run had {old[name]} of {old['path']}"
+            for old, new in zip(was, now, strict=False)
+            for name in ("tokenizer", "vocab_size", "sha256")
+            if old[name] != new[name]
+        ]
+        if len(was) != len(now):
+            problems.append(f"there are {len(now)} sets, the run had {len(was)}")
+    elif "tokenizer" in record:
+        own, remedy = record["tokenizer"], "use data of that tokenizer, or another --workdir"
+        problems = [
+            f"tokenizer of {new['path']} is {new['tokenizer']}, the weights from {own['path']} "
+            f"have {own['sha256']}"
+            for new in now
+            if new["tokenizer"] != own["sha256"]
+        ]
     if problems:
-        problems[-1] += "; use the run's data, or another --workdir"
+        problems[-1] += f"; {remedy}"
         raise ConfigError(problems, f"data of the run in {workdir}")
 
 
-def has_no_data(identity: list[dict[str, Any]]) -> bool:
-    """Whether it is that of weights from which no run has begun."""
-    return identity[0]["sha256"] is None
+def new_run_from(workdir: Path, config: Config) -> str:
+    """How to train on from the weights of `workdir` with another config."""
+    layers = config.model.n_layers
+    copy = f"gpt_pjit checkpoint grow {shlex.quote(str(workdir))} --layers={layers} --out=NEW"
+    return f"start a new run from its weights: {copy}, then train with --workdir=NEW"
 
 
-def _of_weights(changed: dict[str, Any], old: Config) -> dict[str, Any]:
+def _fixed_by_weights(changed: dict[str, Any], old: Config) -> dict[str, Any]:
     length = ("data.sequence_length",) if old.model.positions == "learned" else ()
     return {name: changed[name] for name in (*FIXED_BY_WEIGHTS, *length) if name in changed}
 
 
-def _check_unchanged(changed: dict[str, tuple[Any, Any]], workdir: Path) -> None:
-    remedy = "use another --workdir, or the config of that run"
+def _check_unchanged(changed: dict[str, tuple[Any, Any]], workdir: Path, old: Config) -> None:
+    changed = {n: values for n, values in changed.items() if not n.startswith(FREE_ON_RESUME)}
+    remedy = "keep that value, or use another --workdir"
+    if not _fixed_by_weights(changed, old):
+        remedy = f"keep that value, or {new_run_from(workdir, old)}"
     problems = [
         Problem(name, now, f"the run in {workdir} has {was!r}", remedy)
         for name, (was, now) in changed.items()
-        if not name.startswith(FREE_ON_RESUME)
     ]
     if problems:
         raise ConfigError(problems, "config")
@@ -138,7 +184,7 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
 
 
 def this_start() -> dict[str, Any]:
-    """When, by which command and code, on what."""
+    """When, by which command and code, with which packages, on which devices."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join([sys.executable, *sys.orig_argv[1:]]),

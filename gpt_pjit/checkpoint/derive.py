@@ -1,0 +1,141 @@
+"""Workdirs made of other weights rather than by training: averages, deeper models, imports."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from gpt_pjit.config import Config
+from gpt_pjit.core.checkpointer import read_parameter
+from gpt_pjit.core.errors import ConfigError, Problem
+from gpt_pjit.core.runtime import new_folder, this_start, write_record
+from gpt_pjit.core.tokens import Tokenizer
+
+Run = dict[str, Any]  # a run.json
+
+BLOCKS = "blocks/"
+OUTPUTS = (  # what a block adds to the residual stream is linear in these
+    "blocks/attention/out/kernel",
+    "blocks/attention/out/bias",
+    "blocks/mlp/down/kernel",
+    "blocks/mlp/down/bias",
+)
+
+
+@contextmanager
+def derived_workdir(
+    out: Path,
+    config: Config,
+    tokenizer: Tokenizer,
+    source: dict[str, Any],
+    run: Run | None = None,
+) -> Iterator[Path]:
+    """The new workdir `out` with its `run.json` and tokenizer; the block writes the checkpoints.
+
+    `source` says what the weights are made of. It continues `run`, if given; otherwise a new run
+    starts there, from step 0.
+    """
+    record: Run = {"config": dataclasses.asdict(config), "starts": []}
+    owner = {"sha256": tokenizer.sha256, "vocab_size": tokenizer.vocab_size, "path": source["from"]}
+    record["tokenizer"] = owner
+    record |= {name: run[name] for name in ("starts", "tokenizer", "data")} if run else {}
+    with new_folder(out) as draft:
+        if tokenizer.file:
+            (draft / tokenizer.file).write_bytes(tokenizer.content)
+        write_record(draft / "run.json", record | {"source": source | {"made": this_start()}})
+        yield draft
+
+
+def steps_to_average(saved: Sequence[int], last: int, fraction: float) -> list[int]:
+    """`last` steps spread evenly over those `saved` in the last `fraction` of the run, the newest
+    included. Raises ConfigError where there are fewer.
+    """
+    problems = []
+    if last < 1:
+        problems.append(Problem("--last", last, "must be at least 1", "try 4"))
+    if not 0 <= fraction <= 1:
+        problems.append(Problem("--fraction", fraction, "must be from 0 to 1", "try 0.2"))
+    if problems:
+        raise ConfigError(problems, "average")
+    newest = max(saved)
+    reach = max(1, round(fraction * newest, 6))  # 0.9 of 1,000 steps is 900, not 900.0000001
+    late = [step for step in sorted(saved) if newest - step < reach]
+    if len(late) < last:
+        problem = (
+            f"the last {fraction:.0%} of {newest} steps has {len(late)} checkpoints, "
+            f"{', '.join(map(str, late))}, not {last}; use a larger --fraction or a smaller --last"
+        )
+        raise ConfigError([problem], "average")
+    return [late[len(late) - 1 - i * len(late) // last] for i in reversed(range(last))]
+
+
+def mean_params(directory: Path, steps: Sequence[int], shapes: Any) -> Any:
+    """The mean of the parameters of `steps`, float32 NumPy arrays in the tree of `shapes`.
+
+    Holds the result and two more arrays, however many steps there are.
+    """
+    mean = {}
+    for path, shape in flatten_dict(shapes, sep="/").items():
+        total = np.zeros(shape.shape, np.float32)
+        for step in steps:
+            total += read_parameter(directory, step, path, shape)
+        total /= len(steps)
+        mean[path] = total
+    return unflatten_dict(mean, sep="/")
+
+
+def layer_sources(old: int, new: int) -> list[int]:
+    """Which of `old` layers each of `new` layers repeats: layer i repeats floor(i * old / new)."""
+    if new < old:
+        problem = f"--layers={new}: the model has {old}, and can only grow; try {old + old // 2}"
+        raise ConfigError([problem], "grow")
+    return [i * old // new for i in range(new)]
+
+
+def is_copy(sources: Sequence[int]) -> np.ndarray:
+    """Which layers repeat the layer before them: bool [L]."""
+    return np.array([i > 0 and sources[i - 1] == source for i, source in enumerate(sources)])
+
+
+def grown_params(directory: Path, step: int, shapes: Any, sources: Sequence[int]) -> Any:
+    """The parameters of `step` with layers repeated, NumPy arrays; `shapes` are before growing.
+
+    Copies start with output projections of zero, so that they add nothing: the loss stays what it
+    was, and the copies learn from the first step on.
+    """
+    grown = {}
+    for path, shape in flatten_dict(shapes, sep="/").items():
+        array = read_parameter(directory, step, path, shape)
+        if path.startswith(BLOCKS):
+            array = array[np.asarray(sources)]
+            if path in OUTPUTS:
+                array[is_copy(sources)] = 0
+        grown[path] = array
+    return unflatten_dict(grown, sep="/")
+
+
+def grown_config(config: Config, sources: Sequence[int]) -> Config:
+    """The config with as many layers as `sources`; its factors by layer are repeated too."""
+    old = config.model.n_layers
+
+    def repeated(rules: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(
+            (regex, tuple(value[s] for s in sources))
+            if isinstance(value, tuple) and len(value) == old
+            else (regex, value)
+            for regex, value in rules
+        )
+
+    optim = dataclasses.replace(
+        config.optim,
+        decay_rules=repeated(config.optim.decay_rules),
+        lr_rules=repeated(config.optim.lr_rules),
+    )
+    model = dataclasses.replace(config.model, n_layers=len(sources))
+    return dataclasses.replace(config, model=model, optim=optim)
