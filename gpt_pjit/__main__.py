@@ -27,15 +27,20 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     argv = sys.argv[1:] if argv is None else argv
     with report_errors():
-        parser = Parser(prog="gpt_pjit", description="Train GPT language models on many hosts.")
-        commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
-        for name, (module, summary) in COMMANDS.items():
-            command = commands.add_parser(name, help=summary)
+        parser = Parser(prog="gpt_pjit", description=_description())
+        commands = parser.add_subparsers(required=True, metavar="COMMAND", help="one of these")
+        for name, (module, _) in COMMANDS.items():
+            command = commands.add_parser(name)
             if argv[:1] == [name]:  # the others are not imported: --help is instant
                 loaded = importlib.import_module(module)
                 command.description = loaded.__doc__
                 loaded.define(command)
         run_parsed(parser.parse(argv))
+
+
+def _description() -> str:
+    lines = (f"  {name:12}{summary}" for name, (_, summary) in COMMANDS.items())
+    return "\n".join(("Train GPT language models on many hosts.", "", "commands:", *lines))
 
 
 if __name__ == "__main__":

@@ -33,14 +33,13 @@ from gpt_pjit.checkpoint.derive import (
     steps_to_average,
 )
 from gpt_pjit.commandline import Answer, Parser, local_path
-from gpt_pjit.config import Config, MeshConfig
+from gpt_pjit.config import Config
 from gpt_pjit.core.checkpointer import missing_parts, read_arrays, saved_steps, write_state
 from gpt_pjit.core.errors import EXIT_DONE, ConfigError
 from gpt_pjit.core.model import param_shapes
 from gpt_pjit.core.runtime import check_new, check_same_data, has_begun, read_run
-from gpt_pjit.core.sharding import make_mesh
 from gpt_pjit.core.tokens import TrainingData, open_data
-from gpt_pjit.core.training import build_training
+from gpt_pjit.core.training import TrainState, make_optimizer
 from gpt_pjit.trained import (
     find_checkpoint,
     held_out_metrics,
@@ -99,17 +98,15 @@ def average_command(flags: argparse.Namespace) -> Answer:
     config, run = read_run(path)
     steps = _steps_of(path, run, flags)
     directory = path / "checkpoints"
-    # One device and one microbatch: the state has the same shapes on any mesh.
-    optim = dataclasses.replace(config.optim, microbatches=1)
-    alone = dataclasses.replace(config, optim=optim, mesh=MeshConfig())
-    state = build_training(alone, make_mesh((1, 1, 1), jax.devices()[:1])).state
+    shapes = param_shapes(config.model, config.data.sequence_length)
+    opt_state = jax.eval_shape(make_optimizer(config, shapes).init, shapes)
     source = _source("average", path, run, steps=steps)
     with derived_workdir(out, config, run_tokenizer(path, run), source, run) as draft:
-        params = mean_params(directory, steps, state.params)
+        params = mean_params(directory, steps, shapes)
         # The step and moments of the newest: the run can continue from here.
-        rest = {"step": state.step, "opt_state": state.opt_state}
+        rest = {"step": jax.ShapeDtypeStruct((), np.int32), "opt_state": opt_state}
         rest = read_arrays(directory, steps[-1], rest)
-        write_state(draft / "checkpoints", steps[-1], state._replace(params=params, **rest))
+        write_state(draft / "checkpoints", steps[-1], TrainState(params=params, **rest))
     losses, words = _losses(path, steps[-1], out, flags.loss)
     shown = f"{out}: the mean of steps {', '.join(map(str, steps))} of {path}\n{words}"
     return Answer(EXIT_DONE, {"workdir": str(out), **source, "validation_loss": losses}, [shown])

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -158,15 +159,25 @@ def test_ctrl_c_saves_and_the_same_command_resumes_bit_for_bit(corpus, finished,
 
 def test_a_start_that_found_no_data_does_not_bind_the_workdir(corpus, tmp_path):
     workdir = tmp_path / "run"
-    (tmp_path / "one.txt").write_text("a single document\n" * 400)
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n" * 100)
-    for wrong in ("none/*.txt", f"{tmp_path}/one.txt", f"{tmp_path}/latin.txt"):
+    for wrong in ("none/*.txt", f"{tmp_path}/latin.txt"):
         result = run(command(*flags(corpus, workdir, **{"data.text": wrong})))
         assert result.returncode == EXIT_CONFIG
-    good = {"data.text": f"{tmp_path}/one.txt", "data.validation_split": "tail", "optim.steps": 2}
-    result = run(command(*flags(corpus, workdir, **good, **{"optim.warmup_steps": 1})))
+    result = run(command(*flags(corpus, workdir, **{"optim.steps": 2})))
     assert result.returncode == EXIT_DONE, result.stderr
     assert max(metrics(workdir)) == 2
+
+
+def test_a_corpus_too_small_for_validation_trains_without(tmp_path):
+    """And a run shorter than its warm-up says what it does instead."""
+    (tmp_path / "one.txt").write_text("a single document\n" * 400)
+    few = {"data.text": f"{tmp_path}/one.txt", "data.validation_fraction": 0.0, "optim.steps": 3}
+    result = run(command(*flags(tmp_path, tmp_path / "run", **few)))
+    assert result.returncode == EXIT_DONE, result.stderr
+    assert "no validation tokens, so no validation" in result.stdout
+    assert "warm-up: 0 steps, a tenth of the run" in result.stdout
+    assert max(metrics(tmp_path / "run")) == 3
+    assert metrics(tmp_path / "run", "validation/loss") == {}
 
 
 def test_training_goes_on_when_its_reader_is_gone(corpus, tmp_path):
@@ -178,18 +189,18 @@ def test_training_goes_on_when_its_reader_is_gone(corpus, tmp_path):
     assert max(metrics(workdir)) == 10
 
 
-@pytest.mark.parametrize("seconds", [0.3, 0.6, 0.9, 1.3])
-def test_ctrl_c_while_it_starts_is_no_traceback(seconds):
-    arguments = [sys.executable, "-m", "gpt_pjit.evaluate", "--checkpoint=nowhere", "--tasks=piqa"]
+def test_ctrl_c_while_it_imports_is_one_word():
+    arguments = [sys.executable, "-m", "gpt_pjit", "evaluate", "--checkpoint=nowhere", "--tasks=x"]
     with subprocess.Popen(
         arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, env=ENVIRONMENT
     ) as process:
-        time.sleep(seconds)
+        maps = Path(f"/proc/{process.pid}/maps")
+        while "jaxlib" not in maps.read_text():  # JAX is being imported
+            time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         errors = process.stderr.read().decode()
-    assert "Traceback" not in errors
-    # Before it hears, by the signal; in time, with a word; or it was done before.
-    assert process.returncode in (-signal.SIGINT, EXIT_INTERRUPTED, EXIT_CONFIG)
+    assert errors == "\nstopped\n"
+    assert process.returncode == EXIT_INTERRUPTED
 
 
 @pytest.mark.slow

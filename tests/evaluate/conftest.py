@@ -1,6 +1,7 @@
 """A run with random parameters, and models that are a table of bigrams."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +51,13 @@ def plain(run):
     return compute
 
 
+def with_forward(trained, forward):
+    """`trained` with another forward pass."""
+    model = trained.model
+    parts = {"config": model.config, "mesh": model.mesh, "extend": model.extend}
+    return dataclasses.replace(trained, model=SimpleNamespace(**parts, forward=forward))
+
+
 @pytest.fixture
 def with_logits(trained):
     """`with_logits(table, change)`: a model whose logits are `change` of the last byte's row."""
@@ -61,6 +69,6 @@ def with_logits(trained):
 
         with jax.set_mesh(trained.mesh):
             weights = jax.device_put(np.asarray(table_VV, np.float32), P(None, None))
-        return dataclasses.replace(trained, forward=table_forward, weights=weights)
+        return with_forward(dataclasses.replace(trained, weights=weights), table_forward)
 
     return build

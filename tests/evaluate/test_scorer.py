@@ -10,6 +10,7 @@ from gpt_pjit.evaluate import scorer as scoring
 from gpt_pjit.evaluate.batches import PrefixGroup, Request
 from gpt_pjit.evaluate.scorer import Scorer
 from gpt_pjit.trained import load_trained
+from tests.evaluate.conftest import with_forward
 from tests.generate.conftest import LEARNED, model
 
 
@@ -46,7 +47,7 @@ def test_identical_requests_are_computed_once_and_shapes_are_few(trained):
         shapes.append(tokens_BT.shape)
         return trained.forward(weights, tokens_BT)
 
-    counted = dataclasses.replace(trained, forward=forward)
+    counted = with_forward(trained, forward)
     requests = list(random_requests((5, 9, 20, 31)))
     runs = []
     scorer = Scorer(counted, window=128)

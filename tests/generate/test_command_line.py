@@ -96,7 +96,7 @@ def test_a_prompt_from_stdin_is_utf8_and_may_be_empty(run):
         (["--prompt=a", "--prompt=\udcff"], "--prompt is not UTF-8"),
         (["--prompt=a", "--max_new_tokens=0", "--checkpoint=nowhere"], "max_new_tokens=0: must be"),
         (["--prompt_file=nowhere.txt"], "nowhere.txt cannot be read: No such file"),
-        (["--prompt=a", "--checkpoint=nowhere"], "nowhere is no folder; give the --workdir"),
+        (["--prompt=a", "--checkpoint=nowhere"], "nowhere is not a folder; give the --workdir"),
     ],
 )
 def test_a_mistake_is_one_message(run, flags, words):

@@ -118,10 +118,10 @@ def test_the_cache_is_split_over_batch_and_heads():
     with jax.set_mesh(trained.mesh):
         state = prefill(trained.extend, trained.weights, rows, rows[:, 0], rows[:, 0], slots=32)
     layers, heads, head_size = 2, 4, 16
-    for part in (state.cache.keys_LBHSK, state.cache.values_LBHSK):
-        assert part.shape == (layers, 4, heads, 32, head_size)
+    for part in (state.cache.keys_LHBSK, state.cache.values_LHBSK):
+        assert part.shape == (layers, heads, 4, 32, head_size)
         assert {shard.data.shape for shard in part.addressable_shards} == {
-            (layers, 1, heads // 2, 32, head_size)
+            (layers, heads // 2, 1, 32, head_size)
         }
 
 
@@ -229,10 +229,10 @@ def test_scores_softmax_logits_and_norms_are_float32():
             for equation in equations(jaxpr(state).jaxpr)
             if equation.primitive.name == "name"
         }
-    assert state.cache.keys_LBHSK.dtype == jnp.bfloat16
+    assert state.cache.keys_LHBSK.dtype == jnp.bfloat16
     assert state.logits_BV.dtype == jnp.float32
     names = ("scores", "softmax", "logits", "norm_mean", "norm_square")
-    assert named == dict.fromkeys(names, jnp.float32)
+    assert {name: named[name] for name in names} == dict.fromkeys(names, jnp.float32)
 
 
 # Sampling, against plain NumPy.

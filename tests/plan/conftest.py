@@ -31,7 +31,7 @@ class Planned(NamedTuple):
 
     @property
     def collectives(self) -> list[Collective]:
-        return collectives_of(self.module, self.record["mesh"], whole_shapes(self.program))
+        return collectives_of(self.module, self.record["mesh"], whole_shapes(self.program.model))
 
 
 @pytest.fixture(scope="session")

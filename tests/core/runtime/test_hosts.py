@@ -66,6 +66,11 @@ def started(**environment):
     )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def plain():
+    return started()
+
+
 @pytest.mark.parametrize(
     "variable",
     [
@@ -76,8 +81,8 @@ def started(**environment):
         "JAX_DEFAULT_MATMUL_PRECISION=bfloat16",
     ],
 )
-def test_a_shell_does_not_change_the_numbers(variable):
-    plain, changed = started(), started(**dict([variable.split("=")]))
+def test_a_shell_does_not_change_the_numbers(plain, variable):
+    changed = started(**dict([variable.split("=")]))
     assert changed.stdout == plain.stdout, changed.stderr
     assert f"warning: {variable.split('=')[0]}=" in changed.stderr
 

@@ -13,11 +13,15 @@ from gpt_pjit.plan.topology import FAMILIES, find_topology
 pytest.importorskip("libtpu", reason="wants libtpu, of the extra `plan`")
 pytestmark = pytest.mark.tpu_compiler
 
-NAMES = [
-    f"{name}-{size}"
+SIZES = {
+    f"{name}-{size}": find_topology(f"{name}-{size}").devices
     for name, family in FAMILIES.items()
     for size in family.sizes
-    if find_topology(f"{name}-{size}").devices <= 1024
+}
+NAMES = [
+    pytest.param(name, marks=pytest.mark.slow) if devices > 64 else name
+    for name, devices in SIZES.items()
+    if devices <= 1024
 ]
 
 

@@ -244,15 +244,17 @@ ONES = [
     ({"n_layers": 1, "vocab_size": 4}, {"batch_size": 4}, {}, (1, 1, 4)),
     ({"n_heads": 1, "d_model": 1, "d_ff": 1, "vocab_size": 2}, {"batch_size": 1}, {}, (1, 1, 1)),
 ]
+DROPOUTS = {"dropout_attention": 0.1, "dropout_residual": 0.1}
 KINDS = [
     {"n_layers": 1},
-    {"scan_layers": False, "bias": True, "positions": "learned"},
-    {"dtype": "bfloat16", "remat": "full", "dropout_attention": 0.1, "dropout_residual": 0.1},
+    pytest.param({"bias": True, "positions": "learned"}, marks=pytest.mark.slow),
+    pytest.param({"scan_layers": False}, marks=pytest.mark.slow),
+    pytest.param({"dtype": "bfloat16", "remat": "full"} | DROPOUTS, marks=pytest.mark.slow),
 ]
 
 
 @pytest.mark.parametrize(("model", "data", "optim", "shape"), ONES, ids=str)
-@pytest.mark.parametrize("kind", KINDS, ids=["plain", "unrolled", "bfloat16"])
+@pytest.mark.parametrize("kind", KINDS, ids=["plain", "optional", "unrolled", "bfloat16"])
 def test_shapes_of_size_1_train(model, data, optim, shape, kind):
     config = tiny(model=kind | model, data=data, optim=optim, partition={"layout": "fsdp"})
     _, one = run_steps(config, program_on(config, shape), 1)
