@@ -197,6 +197,7 @@ def test_ctrl_c_while_it_imports_is_one_word():
         maps = Path(f"/proc/{process.pid}/maps")
         while "jaxlib" not in maps.read_text():  # JAX is being imported
             time.sleep(0.01)
+        time.sleep(0.3)  # its native module does not survive a signal while it is loaded
         process.send_signal(signal.SIGINT)
         errors = process.stderr.read().decode()
     assert errors == "\nstopped\n"
