@@ -119,7 +119,12 @@ def watch_for_failure() -> None:
 
     thread = threading.Thread(target=watch, name="watch for failure", daemon=True)
     thread.start()
-    atexit.register(lambda: (at_an_end.set(), thread.join(1)))
+
+    def stop() -> None:  # a thread inside the client's code would crash the interpreter's end
+        at_an_end.set()
+        thread.join(1)
+
+    atexit.register(stop)
 
 
 @contextmanager
