@@ -87,16 +87,39 @@ class Harness:
                 found = lm_eval.evaluate(
                     model, loaded, limit=self._limit, bootstrap_iters=BOOTSTRAPS, log_samples=False
                 )
-            results = {}
-            for task_name, reported in found["results"].items():
-                if metrics := _metrics(reported):  # a group may have no figures of its own
-                    details = _details(task_name, found, self._scorer, digests)
-                    results[task_name] = Result(metrics, details)
-            for task_name, items in model.losses.items():
-                _add_distribution(results[task_name], items, self._scorer)
-            return results
+            reported = {n: _metrics(metrics) for n, metrics in found["results"].items()}
+            return {
+                n: self._result(n, metrics, found, digests.get(n), model.losses.get(n))
+                for n, metrics in reported.items()
+                if metrics  # a group may have no figures of its own
+            }
 
         return job
+
+    def _result(
+        self,
+        task: str,
+        metrics: Metrics,
+        found: dict[str, Any],
+        digest: str | None,
+        items: Sequence[Sequence[tuple[Request, Scored]]] | None,
+    ) -> Result:
+        """What lm-eval `found` of a task or group, with the losses of the tokens of its `items`."""
+        details: dict[str, Any] = {"window": self._scorer.window}
+        if isinstance(shots := found["n-shot"].get(task), int):
+            details["num_fewshot"] = shots
+        if digest:
+            details["items"] = found["n-samples"][task]["effective"]
+            details["version"] = str(found["versions"][task])
+            details["data"] = {"requests": digest}
+        if items:
+            requests, scored = zip(*(pair for item in items for pair in item), strict=True)
+            sizes = [sum(len(one.nll) for _, one in item) for item in items]
+            nll = np.concatenate([one.nll for one in scored])
+            metrics = metrics | loss_metrics(nll, np.repeat(np.arange(len(items)), sizes))
+            tokenizer = self._scorer.trained.tokenizer
+            details["worst_tokens"] = worst_tokens(requests, scored, tokenizer)
+        return Result(metrics, details)
 
     def _load(self, name: str) -> dict[str, Any]:
         """lm-eval's `TaskDict` of the task, group or pattern, with its data."""
@@ -185,20 +208,14 @@ def _words(path: Path) -> set[str]:
 
 def _records(path: Path) -> list[dict[str, Any]]:
     """A record for each line; FILE-labels.lst beside FILE.jsonl has their labels, as PIQA's."""
-    records = []
-    for number, line in enumerate(path.read_bytes().rstrip().split(b"\n"), 1):
-        try:
-            records.append(dict(json.loads(line)))
-        except (TypeError, ValueError, RecursionError) as error:
-            problem = f"{path}, line {number}, is not a JSON record: {_short(error)}"
-            raise ConfigError([problem]) from None
     labels = path.with_name(f"{path.stem}-labels.lst")
-    if labels.exists():
-        values = labels.read_text().split()
-        if len(values) != len(records):
-            problem = f"{labels} has {len(values)} labels for {len(records)} records"
-            raise ConfigError([problem])
-        records = [r | {"label": int(v)} for r, v in zip(records, values, strict=True)]
+    try:
+        records = [dict(json.loads(line)) for line in path.read_bytes().rstrip().split(b"\n")]
+        if labels.exists():
+            pairs = zip(records, labels.read_text().split(), strict=True)
+            records = [record | {"label": int(label)} for record, label in pairs]
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError([f"{path} is not a JSON record a line: {_short(error)}"]) from None
     return records
 
 
@@ -214,31 +231,6 @@ def _metrics(reported: dict[str, Any]) -> Metrics:
             name = f"{name.removesuffix('_stderr')}{by_filter}{ending}"
             metrics[name] = float(value) if number else None
     return metrics
-
-
-def _details(
-    task: str, found: dict[str, Any], scorer: Scorer, digests: dict[str, str]
-) -> dict[str, Any]:
-    """What explains the figures of a task or group."""
-    details: dict[str, Any] = {"window": scorer.window}
-    if isinstance(shots := found["n-shot"].get(task), int):
-        details["num_fewshot"] = shots
-    if task in digests:
-        details["items"] = found["n-samples"][task]["effective"]
-        details["version"] = str(found["versions"][task])
-        details["data"] = {"requests": digests[task]}
-    return details
-
-
-def _add_distribution(
-    result: Result, items: Sequence[Sequence[tuple[Request, Scored]]], scorer: Scorer
-) -> None:
-    """The distribution of token losses; the tokens of an item belong together."""
-    requests, scored = zip(*(pair for item in items for pair in item), strict=True)
-    nll = np.concatenate([one.nll for one in scored])
-    sizes = [sum(len(one.nll) for _, one in item) for item in items]
-    result.metrics.update(loss_metrics(nll, np.repeat(np.arange(len(items)), sizes)))
-    result.details["worst_tokens"] = worst_tokens(requests, scored, scorer.trained.tokenizer)
 
 
 def _short(error: Exception) -> str:

@@ -81,7 +81,7 @@ class ScorerLM(TemplateLM):
         results = self.scorer.score(wanted, self.label)
         items = [[pair] for pair in zip(wanted, results, strict=True)]
         self._keep(requests, items)
-        return [(result.log_likelihood, result.is_greedy) for result in results]
+        return [(-float(result.nll.sum()), bool(result.greedy.all())) for result in results]
 
     def loglikelihood_rolling(
         self, requests: Sequence[Instance], disable_tqdm: bool = False
@@ -97,7 +97,7 @@ class ScorerLM(TemplateLM):
         pairs = list(zip(wanted, self.scorer.score(wanted, self.label), strict=True))
         items = [pairs[start:end] for start, end in zip([0, *ends], ends, strict=False)]
         self._keep(requests, items)
-        return [sum((scored.log_likelihood for _, scored in item), 0.0) for item in items]
+        return [-sum((float(scored.nll.sum()) for _, scored in item), 0.0) for item in items]
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
         """Requests with equal options together; a prompt leaves room for what is to follow it."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +21,11 @@ from gpt_pjit.core.sharding import BATCH_AXES
 from gpt_pjit.generate import EMPTY, Cache, extend, with_slots
 from gpt_pjit.trained import Trained
 
-ROWS = P(BATCH_AXES, None)
 NOTHING = -1  # fills up a row
 SHORTEST = 32  # tokens; inputs are padded to this, its doubles, or the window
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """`tokens`, of which the last `scored` are predicted; the first is never predicted."""
 
     tokens: tuple[int, ...]
@@ -124,20 +122,11 @@ def padded(length: int, window: int) -> int:
     return min(shape, window)
 
 
-@dataclass(frozen=True)
-class Scored:
+class Scored(NamedTuple):
     """For each scored token: `nll` in nats, float64, and whether it was the most likely one."""
 
     nll: np.ndarray
     greedy: np.ndarray
-
-    @property
-    def log_likelihood(self) -> float:
-        return -float(self.nll.sum())
-
-    @property
-    def is_greedy(self) -> bool:
-        return bool(self.greedy.all())
 
 
 class Scorer:
@@ -153,7 +142,7 @@ class Scorer:
         self.trained, self.window, self.rows = trained, window or length, rows
         if self.window > length and trained.config.model.positions == "learned":
             raise ConfigError([learned_limit(f"a window of {window} tokens", length)], "evaluation")
-        self._sharding = NamedSharding(trained.mesh, ROWS)
+        self._sharding = NamedSharding(trained.mesh, P(BATCH_AXES, None))
         self._parts = int(np.prod([trained.mesh.shape[axis] for axis in BATCH_AXES]))
 
     def score(self, requests: Sequence[Request], task: str = "scoring") -> list[Scored]:
@@ -161,7 +150,7 @@ class Scorer:
 
         Raises ConfigError where a loss is not finite.
         """
-        unique = sorted(set(requests), key=lambda r: (len(r.tokens), r.tokens, r.scored))
+        unique = sorted(set(requests), key=lambda request: (len(request.tokens), request))
         for request in unique:
             assert 0 < request.scored < len(request.tokens) <= self.window + 1, request
         grouped = group_by_prefix(unique, self.window)

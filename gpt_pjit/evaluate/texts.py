@@ -6,10 +6,9 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,25 +29,19 @@ from gpt_pjit.evaluate.losses import (
 from gpt_pjit.evaluate.scorer import Request, Scorer, learned_limit, rolling_requests
 
 FILE, LENGTHS = "file:", "lengths:"
-# The published files, and the hash by which each is known.
-TEXTS = {
-    "wikitext2": (
-        "wiki.test.raw",
-        "sha256:173c87a53759e0201f33e0ccf978e510c2042d7f2cb78229d9a50d79b9e7dd08",
-    ),
+WIKITEXT2_SHA256 = "173c87a53759e0201f33e0ccf978e510c2042d7f2cb78229d9a50d79b9e7dd08"
+ENWIK8_SHA256 = "2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8"
+TEXTS = {  # the published files, and the hash by which each is known
+    "wikitext2": ("wiki.test.raw", f"sha256:{WIKITEXT2_SHA256}"),
     "text8": ("text8", "md5:3bea1919949baf155f99411df5fada7e"),
-    "enwik8": (
-        "enwik8",
-        "sha256:2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8",
-    ),
+    "enwik8": ("enwik8", f"sha256:{ENWIK8_SHA256}"),
 }
 TEST_BYTES = 5_000_000  # the last of text8 and enwik8, by convention
 MULTIPLES = (1, 2, 4)  # of the training context
 BUCKETS = 4  # of positions, in each training context
 
 
-@dataclass(frozen=True)
-class Document:
+class Document(NamedTuple):
     """What the model reads, and the size of the original: UTF-8 bytes, and words between spaces."""
 
     text: str
@@ -75,7 +68,7 @@ def prepare_text(task: str, scorer: Scorer, stride: int, data_dir: Path | None) 
         _check_published(name, path, content)
     digest = hashlib.sha256(content).hexdigest()
     data = {"file": str(path), "sha256": digest, "checked": name in TEXTS}
-    documents = _documents(name, content, str(path))
+    documents = _documents(name, content, path)
     if name == task:
         score = prepare_bits(scorer, documents, stride, task)
     else:
@@ -110,23 +103,20 @@ def _check_published(name: str, path: Path, content: bytes) -> None:
         raise ConfigError([f"{problem}; {FILE}{path} scores it as it is"])
 
 
-def _documents(name: str, content: bytes, path: str) -> list[Document]:
+def _documents(name: str, content: bytes, path: Path) -> list[Document]:
+    """What is scored of a text; ConfigError where that is not UTF-8."""
+    scored = last(content, TEST_BYTES) if name in ("text8", "enwik8") else content
+    try:
+        text = scored.decode()
+    except UnicodeDecodeError as error:
+        problem = f"{path} is not UTF-8 text at byte {error.start} of what is scored"
+        raise ConfigError([f"{problem}: {error.reason}"]) from None
     if name != "wikitext2":
-        return [Document.of(decoded(last(content, TEST_BYTES) if name in TEXTS else content, path))]
+        return [Document.of(text)]
     require_lm_eval([name])
     from lm_eval.tasks.wikitext.preprocess_wikitext import wikitext_detokenizer
 
-    found = pages(decoded(content, path))
-    return [Document.of(page, wikitext_detokenizer({"page": page})) for page in found]
-
-
-def decoded(content: bytes, path: str) -> str:
-    """The text of `content`; ConfigError, with the place, where it is not UTF-8."""
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        place = f"byte {error.start} of what is scored"
-        raise ConfigError([f"{path} is not UTF-8 text at {place}: {error.reason}"]) from None
+    return [Document.of(page, wikitext_detokenizer({"page": page})) for page in pages(text)]
 
 
 def last(content: bytes, size: int) -> bytes:

@@ -244,9 +244,9 @@ def test_what_is_wrong_with_tasks_is_one_message(evaluate, scorer, data_dir, tmp
     good = WINOGRANDE[0] | {"sentence": "A\u2028 _ b"}
     for content, words in {
         lines([good, {"sentence": 1}]): r"winogrande: its data give no prompts: ",
-        lines([good])[:-9]: r"dev.jsonl, line 1, is not a JSON record: JSONDecodeError",
-        "[" * 1100: r"dev.jsonl, line 1, is not a JSON record: RecursionError",
-        "3": r"dev.jsonl, line 1, is not a JSON record: TypeError",
+        lines([good])[:-9]: r"dev.jsonl is not a JSON record a line: JSONDecodeError",
+        "[" * 1100: r"dev.jsonl is not a JSON record a line: RecursionError",
+        "3": r"dev.jsonl is not a JSON record a line: TypeError",
     }.items():
         (tmp_path / "winogrande").mkdir(exist_ok=True)
         (tmp_path / "winogrande" / "dev.jsonl").write_text(content, encoding="utf-8")

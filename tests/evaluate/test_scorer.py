@@ -28,7 +28,6 @@ def test_scores_are_those_of_the_plain_model(workdir, plain, tensor):
         nll, greedy = plain(request)
         np.testing.assert_allclose(result.nll, nll, atol=2e-5)
         assert np.array_equal(result.greedy, greedy)
-        assert result.log_likelihood == pytest.approx(-nll.sum(), abs=1e-4)
 
 
 def test_results_do_not_depend_on_the_batch(trained):
@@ -112,6 +111,5 @@ def test_a_context_read_once_changes_nothing(mesh, positions, monkeypatch):
     for one, other, request in zip(shared, alone, requests, strict=True):
         assert len(one.nll) == request.scored
         np.testing.assert_allclose(one.nll, other.nll, atol=1e-5, rtol=0)
-        assert one.log_likelihood == pytest.approx(other.log_likelihood, rel=1e-6, abs=1e-5)
         assert np.array_equal(one.greedy, other.greedy)
     assert any(result.greedy.any() for result in shared)

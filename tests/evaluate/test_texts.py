@@ -13,7 +13,7 @@ from gpt_pjit.evaluate import texts
 from gpt_pjit.evaluate.command import prepare_jobs
 from gpt_pjit.evaluate.harness import require_lm_eval
 from gpt_pjit.evaluate.scorer import Request, Scorer
-from gpt_pjit.evaluate.texts import Document, decoded, last, pages, prepare_bits, prepare_lengths
+from gpt_pjit.evaluate.texts import Document, last, pages, prepare_bits, prepare_lengths
 
 TEXT = "Dass es regnet, wei\N{LATIN SMALL LETTER SHARP S} man; why, nobody knows.\n"
 
@@ -161,9 +161,10 @@ def test_the_end_of_a_file_begins_with_a_whole_character():
 
 
 @pytest.mark.parametrize(("content", "place"), [(b"ab\xffcd", 2), (b"\x93ab", 0), (b"caf\xe9", 3)])
-def test_text_that_is_not_utf8_is_refused(content, place):
+def test_text_that_is_not_utf8_is_refused(content, place, tmp_path, trained):
+    (tmp_path / "f").write_bytes(content)
     with pytest.raises(ConfigError, match=rf"f is not UTF-8 text at byte {place} of what is sco"):
-        decoded(content, "f")
+        prepare_jobs([f"file:{tmp_path / 'f'}"], Scorer(trained))
 
 
 def test_pages_begin_at_titles():
