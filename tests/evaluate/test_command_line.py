@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -16,9 +17,10 @@ from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_DONE, EXIT_INTERRUPTED
 from gpt_pjit.evaluate import command, read_results, texts
 from gpt_pjit.evaluate.scorer import Scorer
 from gpt_pjit.trained import load_trained
-from tests.helpers import without_reader
+from tests.helpers import ROOT, without_reader
 
 TEXT = "The first page has several words, and so has the second one.\n" * 4
+SENTENCES = "".join(f"sentence {i} of a text for several processes.\n" for i in range(30))
 
 
 @pytest.fixture
@@ -193,3 +195,32 @@ def test_learned_positions_are_said_before_anything_is_computed(failure, trained
     monkeypatch.setattr(command, "load_trained", lambda *_, **__: learned)
     error = failure(f"--tasks=file:{__file__},lengths:file:{__file__}")
     assert "the model has learned 32 positions; those with alibi read longer texts" in error
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_results_of_one(workdir, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text(SENTENCES)
+    flags = [f"--checkpoint={workdir}", f"--tasks=file:{text},lengths:file:{text}", "--json"]
+    one = [sys.executable, "-m", "gpt_pjit.evaluate", *flags]
+    script = str(ROOT / "launch" / "local.sh")
+    two = [script, "--processes=2", "--devices=2", "--module=gpt_pjit.evaluate", *flags]
+    out = f"--out={tmp_path / 'two'}"
+    environment = os.environ | {"PYTHON": sys.executable, "JAX_NUM_CPU_DEVICES": "1"}
+    records = []
+    for command in (one, [*two, out]):
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        lines = done.stdout.splitlines(keepends=True)
+        spoken = "".join(line for line in lines if not line.startswith("[Gloo]"))  # of XLA itself
+        records.append(json.loads(spoken))
+    alone, together = records
+    assert alone["settings"]["mesh"]["data"] == 1
+    assert together["settings"]["mesh"]["data"] == 4
+    assert json.loads((tmp_path / "two" / "results.json").read_text()) == together
+    for task, metrics in alone.items():
+        if task != "settings":
+            for name, value in metrics.items():
+                assert together[task][name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
