@@ -12,12 +12,11 @@ import sys
 
 import pytest
 
-from gpt_pjit.commandline import run_command
 from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_DONE, EXIT_INTERRUPTED
 from gpt_pjit.evaluate import command, read_results, texts
 from gpt_pjit.evaluate.scorer import Scorer
 from gpt_pjit.trained import load_trained
-from tests.helpers import ROOT, without_reader
+from tests.helpers import ROOT, run_command_here, without_reader
 
 TEXT = "The first page has several words, and so has the second one.\n" * 4
 SENTENCES = "".join(f"sentence {i} of a text for several processes.\n" for i in range(30))
@@ -30,11 +29,9 @@ def evaluate(workdir, trained, monkeypatch, capsys):
     monkeypatch.setattr(command, "load_trained", lambda *_, **__: trained)
 
     def run(*flags):
-        argv = [f"--checkpoint={workdir}", *flags]
-        with pytest.raises(SystemExit) as stop:
-            run_command("gpt_pjit.evaluate.command", prog="gpt_pjit evaluate", argv=argv)
-        assert stop.value.code == EXIT_DONE
-        return capsys.readouterr().out
+        code, output, _ = run_command_here(capsys, "evaluate", f"--checkpoint={workdir}", *flags)
+        assert code == EXIT_DONE
+        return output
 
     return run
 
@@ -45,10 +42,9 @@ def failure(evaluate, workdir, capsys):
 
     def run(*flags, code=EXIT_CONFIG):
         argv = [f"--checkpoint={workdir}", *flags]
-        with pytest.raises(SystemExit) as stop:
-            run_command("gpt_pjit.evaluate.command", prog="gpt_pjit evaluate", argv=argv)
-        assert stop.value.code == code
-        return capsys.readouterr().err
+        found, _, error = run_command_here(capsys, "evaluate", *argv)
+        assert found == code
+        return error
 
     return run
 
@@ -208,9 +204,9 @@ def test_two_processes_give_the_results_of_one(workdir, tmp_path):
     out = f"--out={tmp_path / 'two'}"
     environment = os.environ | {"PYTHON": sys.executable, "JAX_NUM_CPU_DEVICES": "1"}
     records = []
-    for command in (one, [*two, out]):
+    for argv in (one, [*two, out]):
         done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+            argv, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
         )
         assert done.returncode == 0, done.stderr
         lines = done.stdout.splitlines(keepends=True)
