@@ -31,6 +31,8 @@ KNOWN = f"{', '.join(TEXTS)}, {FILE}PATH, {LENGTHS}TEXT, and any task or group o
 
 
 def run(flags: argparse.Namespace) -> None:
+    if not flags.tasks:
+        raise ConfigError([f"--tasks names no task; known: {KNOWN}"], "flags")
     others = comparisons(flags.compare, flags.tasks)
     if flags.out:  # before the work, so that its results have a place
         with file_errors(f"--out={flags.out} cannot be written", "flags"):

@@ -144,6 +144,7 @@ def test_flags_are_checked(failure):
     wrong = {
         "--rows=0": "'0' is not a positive integer",
         "--dtype=int8": "invalid choice: 'int8'",
+        "--tasks=,": "--tasks names no task; known: wikitext2",
         "--window=0": "'0' is not a positive integer",
         "--stride=99": "--stride=99 is longer than the window, 32",
         "--out=gs://bucket/results": "is a URL; give a path on this machine",
