@@ -17,7 +17,13 @@ import jax
 from gpt_pjit.commandline import Parser, comma_separated, local_path, positive, show
 from gpt_pjit.core.checkpointer import fingerprint
 from gpt_pjit.core.errors import ConfigError, Problem
-from gpt_pjit.core.runtime import file_errors, write_whole
+from gpt_pjit.core.runtime import (
+    all_or_none,
+    check_agreement,
+    ending_together,
+    file_errors,
+    write_whole,
+)
 from gpt_pjit.core.validation import CHOICES
 from gpt_pjit.evaluate.harness import Harness, require_lm_eval
 from gpt_pjit.evaluate.losses import Job
@@ -30,6 +36,7 @@ from gpt_pjit.trained import Trained, load_trained, start_devices
 KNOWN = f"{', '.join(TEXTS)}, {FILE}PATH, {LENGTHS}TEXT, and any task or group of lm-eval"
 
 
+@ending_together()
 def run(flags: argparse.Namespace) -> None:
     if not flags.tasks:
         raise ConfigError([f"--tasks names no task; known: {KNOWN}"], "flags")
@@ -84,8 +91,10 @@ def prepare_jobs(
                 jobs.append(harness.prepare(task))
             except ConfigError as error:
                 problems.extend(error.problems)
-    if problems:
-        raise ConfigError(problems, "--tasks")
+    with all_or_none():
+        if problems:
+            raise ConfigError(problems, "--tasks")
+    check_agreement(harness.digests if harness else {})  # they compute each request together
     return jobs
 
 

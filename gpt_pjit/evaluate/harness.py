@@ -54,6 +54,7 @@ class Harness:
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
         self._scorer, self._num_fewshot, self._limit = scorer, num_fewshot, limit
         self._manager = TaskManager()
+        self.digests: dict[str, str] = {}  # of the requests of each task
         if data_dir:
             self._use_local_data(data_dir, folder)
 
@@ -70,12 +71,11 @@ class Harness:
         tasks: dict[str, Any] = loaded["tasks"]
         model = ScorerLM(self._scorer)
         model.label = name
-        digests = {}
         for task_name, task in tasks.items():
             instances = self._instances(task)
             model.check(instances, task_name)
             requests = json.dumps([[i.request_type, i.args] for i in instances], default=str)
-            digests[task_name] = hashlib.sha256(requests.encode()).hexdigest()
+            self.digests[task_name] = hashlib.sha256(requests.encode()).hexdigest()
 
         def job() -> dict[str, Result]:
             # The distribution of losses is of use where each token scored is right.
@@ -89,7 +89,7 @@ class Harness:
                 )
             reported = {n: _metrics(metrics) for n, metrics in found["results"].items()}
             return {
-                n: self._result(n, metrics, found, digests.get(n), model.losses.get(n))
+                n: self._result(n, metrics, found, self.digests.get(n), model.losses.get(n))
                 for n, metrics in reported.items()
                 if metrics  # a group may have no figures of its own
             }

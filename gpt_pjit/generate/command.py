@@ -15,13 +15,14 @@ import jax
 from gpt_pjit.commandline import Answer, Parser, local_path, positive
 from gpt_pjit.config import SampleConfig
 from gpt_pjit.core.errors import EXIT_DONE, ConfigError
-from gpt_pjit.core.runtime import file_errors
+from gpt_pjit.core.runtime import ending_together, file_errors
 from gpt_pjit.core.validation import CHOICES
 from gpt_pjit.generate.decode import Sampling
 from gpt_pjit.generate.stream import ROWS, Continuation, setting_problems, stream
 from gpt_pjit.trained import load_trained, start_devices
 
 
+@ending_together()
 def run(flags: argparse.Namespace) -> Answer | None:
     start_devices(tensor=flags.tensor, distributed=flags.distributed)
     sampling = Sampling(flags.temperature, flags.top_k, flags.top_p)
