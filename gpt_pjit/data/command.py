@@ -16,10 +16,10 @@ import numpy as np
 from gpt_pjit.commandline import Parser
 from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.tokens import TokenDataset, TokenSplit, load_tokenizer, open_data
-from gpt_pjit.data.corpus import BadInput, Corpus, check_files, divide, find_files
-from gpt_pjit.data.prepare import prepare
+from gpt_pjit.data.corpus import BadInput, Corpus, check_files, find_files
+from gpt_pjit.data.prepare import prepare, train_bpe, train_unigram, training_texts
+from gpt_pjit.data.readers import divide
 from gpt_pjit.data.tokenize import OVERSIZED, Counts, TokenizeOptions
-from gpt_pjit.data.train_tokenizer import train_bpe, train_unigram, training_texts
 from gpt_pjit.data.writer import writing
 
 INPUTS = "files of text, JSON lines or Parquet, also packed (.gz, .zst); globs; or hf:NAME[:CONFIG]"
@@ -163,9 +163,7 @@ def _train_tokenizer(flags: argparse.Namespace) -> None:
     if size < SMALLEST_VOCABULARY:
         raise ConfigError([f"--vocab_size={size} is below {SMALLEST_VOCABULARY}"], "flags")
     corpus, bad = _corpus(flags), BadInput(flags.on_error == "skip")
-    files, problems = check_files(find_files(corpus), {})
-    bad.report(problems)
-    texts = training_texts(divide(files, corpus), corpus, bad)
+    texts = training_texts(divide(check_files(find_files(corpus), bad), corpus), corpus, bad)
     with writing(out):
         train(texts, size, out)
     found = load_tokenizer(str(out)).vocab_size

@@ -31,8 +31,8 @@ from gpt_pjit.core.tokens import (
     Tokenizer,
     load_tokenizer,
 )
-from gpt_pjit.data.corpus import BadInput, Corpus
-from gpt_pjit.data.readers import Bad, Item, Lines, Part, Piece, Rows, pieces_of, read_items
+from gpt_pjit.data.corpus import Bad, BadInput, Corpus
+from gpt_pjit.data.readers import Item, Part, Piece, pieces_of, read_items
 from gpt_pjit.data.writer import DatasetWriter
 
 TASK = 2**20  # bytes of text for a worker at a time
@@ -109,11 +109,14 @@ def tokenize(
 ) -> Counts:
     """Writes the set at `path`, or resumes it; `note` is the name and content of a file in it.
 
-    Raises SetExistsError if something is there, ConfigError for bad input and for no input.
+    Raises ConfigError for bad input and for no input.
     """
     tokenizer = _with_engine(tokenizer, options.engine)
     total = sum(part.stop - part.start for part in parts)
-    count = options.workers or _worker_count(total)
+    cores = usable_cores()
+    # One process where the tokenizer's own threads are enough, or the text is too short for more.
+    best = 1 if cores <= FEW_CORES else min(cores, total // TASK + 1 if total else cores)
+    count = options.workers or best
     with (
         DatasetWriter(path, tokenizer) as writer,
         Progress("tokenising", total, counted=megabytes) as progress,
@@ -144,16 +147,10 @@ def tokenize(
                 after = time.monotonic()
                 due = after + (after - now) / SAVING_SHARE
         if not writer.splits["train"].source_bytes:
-            raise ConfigError([_no_text(counts, writer)], "input")
+            problem = f"no text to train on: {counts.documents:,} documents, {counts.empty:,} of "
+            problem += f"them empty, {counts.skipped:,} skipped"
+            raise ConfigError([problem], "input")
     return counts
-
-
-def _no_text(counts: Counts, writer: DatasetWriter) -> str:
-    held_out = writer.splits["validation"].source_bytes
-    return (
-        f"no text to train on: {counts.documents:,} documents, {counts.empty:,} of them empty, "
-        f"{counts.skipped:,} skipped, {held_out:,} bytes for validation"
-    )
 
 
 def _tasks(parts: list[Part], column: str, can_cut: bool, start: tuple[int, int]) -> Iterator[Task]:
@@ -178,9 +175,9 @@ def _tasks(parts: list[Part], column: str, can_cut: bool, start: tuple[int, int]
 def _size(item: Item) -> int:
     if isinstance(item, Piece):
         return len(item.text) + 100  # thousands of tiny files are work too
-    if isinstance(item, Lines):
-        return len(item.data)
-    return sum(len(str(text)) for text in item.texts) if isinstance(item, Rows) else 0
+    if isinstance(item, Bad):
+        return 0
+    return sum(len(row if isinstance(row, bytearray) else str(row)) for row in item.rows)
 
 
 def _encoded(
@@ -200,13 +197,6 @@ def _encoded(
     except BrokenProcessPool:
         problem = "a worker process was killed, often for lack of memory; use fewer --workers"
         raise ConfigError([problem], "tokenize") from None
-
-
-def _worker_count(total: int) -> int:
-    """1 where the tokenizer's own threads are enough, or the text is too short for more."""
-    cores = usable_cores()
-    worth = total // TASK + 1 if total else cores
-    return 1 if cores <= FEW_CORES else min(cores, worth)
 
 
 @contextmanager
@@ -281,27 +271,19 @@ def _encode(items: list[Item], column: str, validation_fraction: float) -> Encod
     for piece in pieces:
         if tokenizer.changes(piece.text):
             result.changed.append(piece.place)
-        if piece.last:
-            result.documents += 1
-            result.empty += piece.document_bytes == 0
-            result.oversized += piece.document_bytes > OVERSIZED
+        result.documents += piece.ends
+        result.empty += piece.ends and piece.document_bytes == 0
+        result.oversized += piece.ends and piece.document_bytes > OVERSIZED
     encoded = list(zip(pieces, tokenizer.encode_batch([p.text for p in pieces]), strict=True))
+    end_of_text = np.array([tokenizer.eot_id], np.uint32)
     for split in SPLITS:
-        mine = [(piece, ids) for piece, ids in encoded if piece.split == split]
-        result.splits[split] = _join(mine, tokenizer.eot_id)
+        parts, ends, length, size = [end_of_text[:0]], [], 0, 0
+        for piece, ids in encoded:
+            if piece.split != split:
+                continue
+            parts += [ids, end_of_text] if piece.ends else [ids]
+            length += len(ids) + piece.ends
+            size += len(piece.text.encode())
+            ends += [length] if piece.ends else []
+        result.splits[split] = np.concatenate(parts), np.array(ends, np.int64), size
     return result
-
-
-def _join(
-    encoded: list[tuple[Piece, np.ndarray]], eot_id: int
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """The ids of a split with end-of-text, the places where documents end, the bytes."""
-    end_of_text = np.array([eot_id], np.uint32)
-    parts, ends, length, size = [np.empty(0, np.uint32)], [], 0, 0
-    for piece, ids in encoded:
-        parts += [ids, end_of_text] if piece.ends else [ids]
-        length += len(ids) + piece.ends
-        size += len(piece.text.encode())
-        if piece.last:
-            ends.append(length)
-    return np.concatenate(parts), np.array(ends, np.int64), size

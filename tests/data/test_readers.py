@@ -14,7 +14,7 @@ import pytest
 import zstandard
 
 from gpt_pjit.core.errors import ConfigError
-from gpt_pjit.data import files
+from gpt_pjit.data import corpus
 from tests.data.corpora import (
     documents,
     random_documents,
@@ -143,7 +143,7 @@ def unpacked_byte_by_byte(content, stream):
 @pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress])
 def test_all_that_can_be_unpacked_is_read(tmp_path, pack, monkeypatch):
     """Every line that a decompressor gives before it sees the damage; one more is lost."""
-    monkeypatch.setattr(files, "PACKED_BLOCK", 4000)
+    monkeypatch.setattr(corpus, "PACKED_BLOCK", 4000)
     packed = bytearray(pack(lines_of(random_documents(800, 60))))
     middle = len(packed) * 2 // 3
     packed[middle : middle + 40] = b"\xff" * 40
@@ -269,7 +269,7 @@ def test_a_dataset_of_the_hub(tmp_path, monkeypatch):
 def test_rows_of_the_hub_without_the_column_are_counted(tmp_path, monkeypatch):
     rows = [{"text": "a"}, {"other": 1}, {"text": None}] * 100
     fake_hub(monkeypatch, lambda: iter(rows))
-    with pytest.raises(ConfigError, match=r"hf:x:2: has no column 'text', but other"):
+    with pytest.raises(ConfigError, match=r"hf:x:2: has no field 'text', but other"):
         tokenize("hf:x", tmp_path / "set", workers=1, **ALL)
     counts = tokenize("hf:x", tmp_path / "set", workers=1, skip=True, **ALL)
     assert (counts.documents, counts.skipped) == (100, 200)

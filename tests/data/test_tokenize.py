@@ -16,7 +16,7 @@ from gpt_pjit.config import DataConfig
 from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_DONE, EXIT_INTERRUPTED, ConfigError
 from gpt_pjit.core.tokens import TokenDataset, load_tokenizer
 from gpt_pjit.data import Corpus, TokenizeOptions, prepare, tokenize as module
-from gpt_pjit.data.train_tokenizer import sentences
+from gpt_pjit.data.prepare import sentences
 from tests.data.corpora import (
     documents,
     files_of,
