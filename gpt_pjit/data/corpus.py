@@ -12,7 +12,7 @@ import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, BinaryIO
 
@@ -55,7 +55,7 @@ class CorpusFile:
     path: str
     size: int  # bytes
     mtime_ns: int
-    sha256: str
+    sha256: str = ""
 
 
 class BadInput:
@@ -89,10 +89,37 @@ class Bad:
     read: int = 0
 
 
-def find_files(corpus: Corpus) -> list[str]:
-    """The files of a corpus, sorted by path; a file reached by several paths is there once."""
+def check_files(
+    corpus: Corpus, bad: BadInput, known: Sequence[CorpusFile] = ()
+) -> list[CorpusFile]:
+    """The files of a corpus, sorted by path, hashed, and text files checked to be UTF-8.
+
+    A file of the same path, size and time as in `known` is not read again.
+    """
+    found = _find_files(corpus)
+    before = {(file.path, file.size, file.mtime_ns): file for file in known}
+    files: list[CorpusFile] = []
+    problems: list[Bad] = []
+    done = 0
+    with Progress("checking text", sum(f.size for f in found), counted=megabytes) as progress:
+        for file in found:
+            try:
+                same = before.get((file.path, file.size, file.mtime_ns))
+                files.append(same or replace(file, sha256=_hash(file.path, file.size)))
+            except InputError as error:
+                problems.append(Bad(str(error)))
+            except OSError as error:
+                problems.append(Bad(f"{file.path}: cannot be read: {error.strerror}"))
+            done += file.size
+            progress.update(done)
+    bad.report(problems)
+    return files
+
+
+def _find_files(corpus: Corpus) -> list[CorpusFile]:
+    """The files, not yet hashed; a file reached by several paths is there once."""
     try:
-        exclude = re.compile(corpus.exclude) if corpus.exclude else None
+        exclude = re.compile(corpus.exclude or r"(?!)")
     except re.error as error:
         raise ConfigError([f"{corpus.exclude!r} is not a regex: {error}"], "exclude") from None
     found: set[str] = set()
@@ -104,11 +131,18 @@ def find_files(corpus: Corpus) -> list[str]:
                 problem = f"{entry!r} is a folder; FOLDER/**/*.txt means the files in it"
             raise ConfigError([problem], "input")
         found.update(paths)
-    kept = [path for path in found if not (exclude and exclude.fullmatch(path))]
+    kept = [path for path in found if not exclude.fullmatch(path)]
     if not kept:
         raise ConfigError([f"{corpus.exclude!r} leaves out all {len(found)} files"], "exclude")
-    by_file = {_identity(path): path for path in sorted(kept, key=lambda p: (-len(p), p))}
-    return sorted(by_file.values())
+    files: dict[object, CorpusFile] = {}
+    for path in sorted(kept, key=lambda path: (-len(path), path)):  # the shortest path stays
+        if path.startswith(HUB):
+            files[path] = CorpusFile(path, 0, 0)
+        else:
+            status = os.stat(path)
+            mark = status.st_size, status.st_mtime_ns
+            files[status.st_dev, status.st_ino] = CorpusFile(path, *mark)
+    return sorted(files.values(), key=lambda file: file.path)
 
 
 def _files_of(entry: str) -> list[str]:
@@ -117,13 +151,6 @@ def _files_of(entry: str) -> list[str]:
     if entry.startswith(HUB) or os.path.isfile(path):
         return [path]
     return [path for path in glob.glob(path, recursive=True) if os.path.isfile(path)]
-
-
-def _identity(path: str) -> object:
-    if path.startswith(HUB):
-        return path
-    status = os.stat(path)
-    return status.st_dev, status.st_ino
 
 
 def kind_of(path: str) -> str:
@@ -138,40 +165,6 @@ def kind_of(path: str) -> str:
         return "parquet"
     may_be_lines = plain.endswith(".json") or (plain != name and not plain.endswith(".txt"))
     return "lines" if may_be_lines and _begins_with_record(path) else "text"
-
-
-def check_files(
-    paths: list[str], bad: BadInput, known: Sequence[CorpusFile] = ()
-) -> list[CorpusFile]:
-    """Hashes each file, and checks that text files are UTF-8: the good files.
-
-    A file of the same path, size and time as in `known` is not read again.
-    """
-    before = {(file.path, file.size, file.mtime_ns): file for file in known}
-    marks = [(path, *_size_and_time(path)) for path in paths]
-    files: list[CorpusFile] = []
-    problems: list[Bad] = []
-    done = 0
-    with Progress("checking text", sum(size for _, size, _ in marks), counted=megabytes) as bar:
-        for path, size, mtime_ns in marks:
-            try:
-                file = before.get((path, size, mtime_ns))
-                files.append(file or CorpusFile(path, size, mtime_ns, _hash(path, size)))
-            except InputError as error:
-                problems.append(Bad(str(error)))
-            except OSError as error:
-                problems.append(Bad(f"{path}: cannot be read: {error.strerror}"))
-            done += size
-            bar.update(done)
-    bad.report(problems)
-    return files
-
-
-def _size_and_time(path: str) -> tuple[int, int]:
-    if path.startswith(HUB):
-        return 0, 0
-    status = os.stat(path)
-    return status.st_size, status.st_mtime_ns
 
 
 def _hash(path: str, size: int) -> str:

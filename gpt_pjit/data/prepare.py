@@ -18,7 +18,7 @@ import tokenizers
 from gpt_pjit.config import Config
 from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.tokens import END_OF_TEXT, check_vocabulary, load_tokenizer
-from gpt_pjit.data.corpus import Bad, BadInput, Corpus, CorpusFile, check_files, find_files
+from gpt_pjit.data.corpus import Bad, BadInput, Corpus, CorpusFile, check_files
 from gpt_pjit.data.readers import Part, divide, pieces_of, read_items
 from gpt_pjit.data.tokenize import Counts, TokenizeOptions, tokenize
 from gpt_pjit.data.writer import DRAFT, partial_folder, write_file, writing
@@ -96,7 +96,7 @@ def prepare(
     loaded = None if is_trained else load_tokenizer(tokenizer)
     bad = BadInput(options.skip_errors)
     known = stored or begun
-    files = check_files(find_files(corpus), bad, known.files if known else ())
+    files = check_files(corpus, bad, known.files if known else ())
     settings: dict[str, str | float] = {
         "tokenizer": loaded.sha256 if loaded and loaded.file else tokenizer,
         "validation_split": corpus.validation_split,
@@ -120,7 +120,7 @@ def prepare(
             loaded = load_tokenizer(str(path))
         note = (PROVENANCE, wanted.to_json())
         counts = tokenize(folder, parts, loaded, corpus, options, note)
-    counts.skipped += bad.count
+    counts["skipped"] += bad.count
     return counts
 
 

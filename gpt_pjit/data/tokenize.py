@@ -11,12 +11,12 @@ import os
 import signal
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,7 @@ OVERSIZED = 2**20  # bytes of a document that the summary counts as too long to 
 FIRST_SAVE = 0.25  # seconds after the start
 SAVING_SHARE = 0.02  # of the time
 
+Counts = Counter[str]  # documents, empty, oversized, changed, skipped
 _tokenizer: Tokenizer = BytesTokenizer()  # that this process encodes with
 
 
@@ -54,36 +55,14 @@ class TokenizeOptions:
 
 
 @dataclass
-class Counts:
-    """Figures of the summary that the set does not hold."""
-
-    documents: int = 0
-    empty: int = 0
-    oversized: int = 0
-    changed: int = 0
-    skipped: int = 0
-    last_changed: str = ""
-
-    def add(self, encoded: Encoded) -> None:
-        self.documents += encoded.documents
-        self.empty += encoded.empty
-        self.oversized += encoded.oversized
-        for place in encoded.changed:  # a long text is in several pieces, one after another
-            self.changed += place != self.last_changed
-            self.last_changed = place
-
-
-@dataclass
 class Encoded:
     """The tokens of a task, by split: ids, where documents end in them, bytes of text.
 
-    `changed` are the places of documents that the normaliser changed.
+    `counts` are figures of the summary, `changed` the documents that the normaliser changed.
     """
 
     splits: dict[str, tuple[np.ndarray, np.ndarray, int]] = field(default_factory=dict)
-    documents: int = 0
-    empty: int = 0
-    oversized: int = 0
+    counts: Counts = field(default_factory=Counter)
     changed: list[str] = field(default_factory=list)
     bad: list[Bad] = field(default_factory=list)
 
@@ -122,9 +101,9 @@ def tokenize(
         Progress("tokenising", total, counted=megabytes) as progress,
         _workers(count, writer.draft, tokenizer, options.engine) as pool,
     ):
-        saved = writer.saved or {"position": (0, 0), "counts": {}}
-        counts = Counts(**saved["counts"])
-        bad = BadInput(options.skip_errors, counts.skipped)
+        saved = writer.saved or {"position": (0, 0), "counts": {}, "changed": ""}
+        counts, last_changed = Counter(saved["counts"]), saved["changed"]
+        bad = BadInput(options.skip_errors, counts["skipped"])
         writer.add_file(*note)
         if tokenizer.file:  # for the workers
             writer.add_file(tokenizer.file, tokenizer.content)
@@ -135,20 +114,23 @@ def tokenize(
             bad.report(encoded.bad)
             for name, values in encoded.splits.items():
                 writer.splits[name].append(*values)
-            counts.add(encoded)
-            counts.skipped = bad.count
+            counts.update(encoded.counts)
+            counts["skipped"] = bad.count
+            for place in encoded.changed:  # a long text is in several pieces, one after another
+                counts["changed"] += place != last_changed
+                last_changed = place
             bytes_ += sum(size for _, _, size in encoded.splits.values())
             tokens += sum(len(ids) for ids, *_ in encoded.splits.values())
             now = time.monotonic()
             rate = bytes_ / 1e6 / (now - started)
             progress.update(task.read, f"{rate:,.1f} MB/s, {tokens:,} tokens")
             if now >= due:
-                writer.save({"position": task.position, "counts": asdict(counts)})
+                writer.save({"position": task.position, "counts": counts, "changed": last_changed})
                 after = time.monotonic()
                 due = after + (after - now) / SAVING_SHARE
         if not writer.splits["train"].source_bytes:
-            problem = f"no text to train on: {counts.documents:,} documents, {counts.empty:,} of "
-            problem += f"them empty, {counts.skipped:,} skipped"
+            problem = f"no text to train on: {counts['documents']:,} documents, "
+            problem += f"{counts['empty']:,} of them empty, {counts['skipped']:,} skipped"
             raise ConfigError([problem], "input")
     return counts
 
@@ -271,9 +253,10 @@ def _encode(items: list[Item], column: str, validation_fraction: float) -> Encod
     for piece in pieces:
         if tokenizer.changes(piece.text):
             result.changed.append(piece.place)
-        result.documents += piece.ends
-        result.empty += piece.ends and piece.document_bytes == 0
-        result.oversized += piece.ends and piece.document_bytes > OVERSIZED
+        if piece.ends:
+            result.counts["documents"] += 1
+            result.counts["empty"] += piece.document_bytes == 0
+            result.counts["oversized"] += piece.document_bytes > OVERSIZED
     encoded = list(zip(pieces, tokenizer.encode_batch([p.text for p in pieces]), strict=True))
     end_of_text = np.array([tokenizer.eot_id], np.uint32)
     for split in SPLITS:

@@ -187,7 +187,7 @@ def test_pieces_have_the_tokens_of_the_whole_text(
 
 
 def test_a_set_is_made_once(texts, tmp_path, monkeypatch, capsys):
-    assert prepare(config(), tmp_path / "data").documents == 3
+    assert prepare(config(), tmp_path / "data")["documents"] == 3
     monkeypatch.setattr(corpus, "text_blocks", None)
     assert prepare(config(), tmp_path / "data") is None
     assert "checking" in capsys.readouterr().err

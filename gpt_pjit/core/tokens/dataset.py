@@ -5,11 +5,11 @@ TensorStore reads both, and checks the checksum of every chunk and every index t
 
 from __future__ import annotations
 
-import bisect
 import functools
 import hashlib
 import os
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,8 +22,8 @@ from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.tokens.format import MANIFEST, DatasetInfo, SplitInfo, array_metadata
 from gpt_pjit.core.tokens.tokenizers import BytesTokenizer, Tokenizer, tokenizer_from_bytes
 
-# Holds the shard indexes of a set of 9B tokens, so that a read is one request, not two.
-CACHE_BYTES = 2**27
+# The cache holds the shard indexes of a set of 9B tokens, so that a read is one request, not two.
+CONTEXT = tensorstore.Context({"cache_pool": {"total_bytes_limit": 2**27}})
 # A failing network is worth a retry; every other status means that the data are damaged.
 TRANSIENT = ("ABORTED", "CANCELLED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "UNAVAILABLE")
 
@@ -100,9 +100,8 @@ class TokenSplit:
 
     def document_at(self, token: int) -> int:
         """The document that holds a token: a binary search in the stored offsets."""
-        return bisect.bisect_right(
-            range(1, self.documents), token, key=lambda i: int(self.document_offsets(i, i + 1)[0])
-        )
+        starts = range(1, self.documents)
+        return bisect_right(starts, token, key=lambda i: int(self.document_offsets(i, i + 1)[0]))
 
     def verify(self) -> list[str]:
         """Reads the whole split; returns all damage, with its place."""
@@ -160,7 +159,7 @@ def open_array(kvstore: Any, metadata: dict[str, Any]) -> tensorstore.TensorStor
         "recheck_cached_data": "open",
     }
     try:
-        return tensorstore.open(spec, context=_context(), open=True, read=True).result()
+        return tensorstore.open(spec, context=CONTEXT, open=True, read=True).result()
     except ValueError as error:
         raise _failure(error) from None
 
@@ -185,11 +184,6 @@ def shard_bounds(array: tensorstore.TensorStore) -> list[tuple[int, int]]:
     (length,) = array.shape
     (shard,) = array.chunk_layout.write_chunk_template.shape
     return [(start, min(start + shard, length)) for start in range(0, length, shard)]
-
-
-@functools.cache
-def _context() -> tensorstore.Context:
-    return tensorstore.Context({"cache_pool": {"total_bytes_limit": CACHE_BYTES}})
 
 
 def first_line(error: ValueError) -> str:

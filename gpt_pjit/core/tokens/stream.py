@@ -184,10 +184,9 @@ def _padded_windows(
 ) -> tuple[np.ndarray, np.ndarray]:
     lengths = np.clip(split.tokens - starts, 0, sequence_length + 1)
     tokens = np.zeros((len(starts), sequence_length + 1), np.int32)
-    whole = lengths == sequence_length + 1
-    tokens[whole] = split.read(starts[whole], sequence_length + 1)
-    for row in np.flatnonzero(~whole & (lengths > 1)):  # one in the whole split
-        tokens[row, : lengths[row]] = split.read(starts[row : row + 1], lengths[row])
+    for length in np.unique(lengths[lengths > 1]):  # the last window of the split is shorter
+        rows = lengths == length
+        tokens[rows, :length] = split.read(starts[rows], length)
     mask = np.arange(1, sequence_length + 1) < lengths[:, None]
     return tokens, mask.astype(np.float32)
 
