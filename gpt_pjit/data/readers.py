@@ -146,7 +146,7 @@ def pieces_of(
             text = _text(row, column)
             content = text.encode()
         except (ValueError, RecursionError) as error:
-            bad.append(Bad(f"{place}: {_in_words(error)}"))
+            bad.append(Bad(f"{place}: {error}"))
             continue
         split = split_by_hash(hashlib.sha256(content).hexdigest(), validation_fraction)
         pieces = [text]
@@ -274,7 +274,10 @@ def _hub_rows(path: str) -> Iterator[dict[str, Any]]:
 
 def _text(row: Any, column: str) -> str:
     """The text of a line of JSON, or of a row of a table."""
-    record = json.loads(row) if isinstance(row, bytearray) else row
+    try:
+        record = json.loads(row) if isinstance(row, bytearray) else row
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is not JSON: {error.msg} at column {error.colno}") from None
     if not isinstance(record, dict):
         raise ValueError(f"is {type(record).__name__}, not an object")
     if column not in record:
@@ -285,15 +288,3 @@ def _text(row: Any, column: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{column!r} is {type(value).__name__}, not text")
     return value
-
-
-def _in_words(error: Exception) -> str:
-    if isinstance(error, RecursionError):
-        return "is nested too deeply"
-    if isinstance(error, UnicodeDecodeError):
-        return f"byte {error.start} is not UTF-8 ({error.reason})"
-    if isinstance(error, UnicodeEncodeError):
-        return f"character {error.start} of the text is half of a surrogate pair"
-    if isinstance(error, json.JSONDecodeError):
-        return f"is not JSON: {error.msg} at column {error.colno}"
-    return str(error)

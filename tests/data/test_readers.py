@@ -70,13 +70,13 @@ def test_a_column_of_another_name(tmp_path):
 LINES = [
     (b'{"text": "a"}\n{"text": oops}', r"bad\.jsonl:2: is not JSON: Expecting value at column 10"),
     (b'\n\n{"text": "a"', r"bad\.jsonl:3: is not JSON: Expecting ',' delimiter at column 13"),
-    (b'{"text": "\xff"}', r"bad\.jsonl:1: byte 10 is not UTF-8"),
-    (b'{"text": "\\ud800"}', r"bad\.jsonl:1: character 0 of the text is half of a surrogate pair"),
+    (b'{"text": "\xff"}', r"bad\.jsonl:1: 'utf-8' .* in position 10"),
+    (b'{"text": "\\ud800"}', r"bad\.jsonl:1: .*surrogates not allowed"),
     (b'{"text": 5}', r"bad\.jsonl:1: 'text' is int, not text"),
     (b"[1]", r"bad\.jsonl:1: is list, not an object"),
     (b'{"t": 1, "u": 2}', r"bad\.jsonl:1: has no field 'text', but t, u"),
     (b"{}", r"bad\.jsonl:1: has no field 'text', but none"),
-    (b'{"text": "a", "x": ' + b"[" * 1100 + b"]" * 1100 + b"}", r"bad\.jsonl:1: is nested too"),
+    (b'{"text": "a", "x": ' + b"[" * 1100 + b"]" * 1100 + b"}", r"bad\.jsonl:1: maximum recursion"),
 ]
 
 
@@ -190,7 +190,9 @@ def test_bad_values_of_a_table_are_named_and_counted_one_by_one(tmp_path):
     values = pyarrow.array([b"a", None, b"\xff", b"b"]).view("string")
     path = tmp_path / "t.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": values}), path)
-    message = r"t\.parquet:2: 'text' is NoneType, not text\n.*t\.parquet:3: byte 0 is not UTF-8"
+    message = (
+        r"t\.parquet:2: 'text' is NoneType, not text\n.*t\.parquet:3: 'utf-8' .* in position 0"
+    )
     with pytest.raises(ConfigError, match=message):
         tokenize(path, tmp_path / "set")
     counts = tokenize(path, tmp_path / "set", skip=True, **ALL)
