@@ -159,7 +159,8 @@ def _size(item: Item) -> int:
         return len(item.text) + 100  # thousands of tiny files are work too
     if isinstance(item, Bad):
         return 0
-    return sum(len(row if isinstance(row, bytearray) else str(row)) for row in item.rows)
+    texts = (row.values() if isinstance(row, dict) else [row] for row in item.rows)
+    return sum(len(v if isinstance(v, bytearray) else str(v)) for values in texts for v in values)
 
 
 def _encoded(

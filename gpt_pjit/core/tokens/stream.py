@@ -160,8 +160,12 @@ def validation_batches(
     count = min(config.eval.batches, total) or total
 
     def batch(i: int) -> Batch:
-        window = i * total // count * batch_size + rows
-        tokens, mask = _padded_windows(split, window * length, length)
+        starts = (i * total // count * batch_size + rows) * length
+        found = np.clip(split.tokens - starts, 0, length + 1)  # tokens from each start
+        tokens = np.zeros((len(rows), length + 1), np.int32)
+        for n in np.unique(found[found > 1]):  # the last window of the split is shorter
+            tokens[found == n, :n] = split.read(starts[found == n], n)
+        mask = (np.arange(1, length + 1) < found[:, None]).astype(np.float32)
         if not config.data.mask_documents:
             return Batch(tokens, mask)
         document = segments(tokens, split.eot_id)
@@ -177,18 +181,6 @@ def segments(tokens: np.ndarray, eot_id: int) -> np.ndarray:
     """
     ends = np.cumsum(tokens == eot_id, axis=1, dtype=np.int32)
     return np.concatenate([np.zeros_like(ends[:, :1]), ends[:, :-1]], axis=1)
-
-
-def _padded_windows(
-    split: TokenSplit, starts: np.ndarray, sequence_length: int
-) -> tuple[np.ndarray, np.ndarray]:
-    lengths = np.clip(split.tokens - starts, 0, sequence_length + 1)
-    tokens = np.zeros((len(starts), sequence_length + 1), np.int32)
-    for length in np.unique(lengths[lengths > 1]):  # the last window of the split is shorter
-        rows = lengths == length
-        tokens[rows, :length] = split.read(starts[rows], length)
-    mask = np.arange(1, sequence_length + 1) < lengths[:, None]
-    return tokens, mask.astype(np.float32)
 
 
 def _read_ahead(

@@ -74,7 +74,7 @@ class BytesTokenizer(Tokenizer):
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """A `tokenizer.json`; end-of-text is `<|endoftext|>`."""
+    """A `tokenizer.json`."""
 
     file = "tokenizer.json"
 
