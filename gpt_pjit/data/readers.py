@@ -57,7 +57,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Piece:
-    """Text of a document, which ends with it or goes on in the next piece."""
+    """Text of a document: all of it, or a piece that more pieces follow unless it `ends`."""
 
     place: str
     text: str
@@ -120,12 +120,14 @@ def _character_start(path: str, at: int) -> int:
 
 def read_items(part: Part, column: str, can_cut: bool) -> Iterator[Item]:
     """The content of a file in items of bounded size; the same items each time."""
-    kind = kind_of(part.path)
-    if kind == "lines":
-        return _lines(part)
-    if kind == "text":
-        return _pieces(part, can_cut)
-    return {"parquet": _parquet, "hub": _hub}[kind](part, column)
+    match kind_of(part.path):
+        case "text":
+            return _pieces(part, can_cut)
+        case "lines":
+            return _lines(part)
+        case "parquet":
+            return _parquet(part, column)
+    return _hub(part, column)
 
 
 def pieces_of(

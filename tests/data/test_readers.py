@@ -200,6 +200,15 @@ def test_bad_values_of_a_table_are_named_and_counted_one_by_one(tmp_path):
     assert documents(tmp_path / "set")["train"] == ["a", "b"]
 
 
+def test_a_column_of_bytes_is_read_as_utf8(tmp_path):
+    table = pyarrow.table({"text": ["one", "zw\u00f6lf"]})
+    for kind in ("binary", "large_string"):
+        path = tmp_path / f"{kind}.parquet"
+        pyarrow.parquet.write_table(table.cast(pyarrow.schema([("text", kind)])), path)
+        tokenize(path, tmp_path / kind, **ALL)
+        assert documents(tmp_path / kind)["train"] == ["one", "zw\u00f6lf"]
+
+
 def test_bad_text_files_are_skipped_and_counted(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"one\ntwo\n\xff")
     (tmp_path / "b.txt").write_text("good")
