@@ -9,51 +9,74 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from gpt_pjit.commandline import Parser
+from gpt_pjit.commandline import Parser, local_path
 from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.tokens import TokenDataset, TokenSplit, load_tokenizer, open_data
-from gpt_pjit.data.corpus import BadInput, Corpus, check_files, divide, find_files
-from gpt_pjit.data.prepare import prepare
-from gpt_pjit.data.tokenize import OVERSIZED, Counts, TokenizeOptions
-from gpt_pjit.data.train_tokenizer import train_bpe, train_unigram, training_texts
+from gpt_pjit.data.corpus import BadInput, Corpus, check_files
+from gpt_pjit.data.prepare import prepare, train_bpe, train_unigram, training_texts
+from gpt_pjit.data.readers import divide
+from gpt_pjit.data.tokenize import OVERSIZED, TokenizeOptions
 from gpt_pjit.data.writer import writing
 
 INPUTS = "files of text, JSON lines or Parquet, also packed (.gz, .zst); globs; or hf:NAME[:CONFIG]"
-QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
+QUANTILES = {"least": 0, "5%": 0.05, "25%": 0.25, "50%": 0.5, "75%": 0.75, "95%": 0.95, "most": 1}
+SUMMARY = {  # what tokenising met that the set does not tell
+    "documents": "documents",
+    "empty": "empty",
+    "oversized": f"above {OVERSIZED:,} bytes",
+    "changed": "changed by the tokenizer's normaliser",
+    "skipped": "skipped",
+}
 SMALLEST_VOCABULARY = 300  # 256 bytes, end-of-text and some words
 
 
 def define(parser: Parser) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
-    _add_tokenize(commands)
+    tokenize = commands.add_parser("tokenize", help="make a set; run again to resume")
+    tokenize.set_defaults(run=_tokenize)
     info = commands.add_parser("info", help="show what a set holds")
-    info.add_argument("--json", action="store_true", help="its dataset.json")
     info.set_defaults(run=_info)
     verify = commands.add_parser("verify", help="read a whole set and check every checksum")
     verify.set_defaults(run=_verify)
-    for command in (info, verify):
-        command.add_argument("set", help="a folder, or a gs:// or s3:// URL")
-    _add_show(commands)
-    _add_train_tokenizer(commands)
+    text = "tokens as text: of a set, or of a run's example by --config, --step and --row"
+    show = commands.add_parser("show", help=text)
+    show.set_defaults(run=_show)
+    text = "FILE.json: byte-level BPE; FILE.model: sentencepiece unigram"
+    train = commands.add_parser("train_tokenizer", help=text)
+    train.set_defaults(run=_train_tokenizer)
 
-
-def _add_corpus(command: argparse.ArgumentParser) -> None:
-    command.add_argument("inputs", nargs="+", help=INPUTS)
-    command.add_argument("--exclude", default="", help="regex of whole paths to leave out")
-    command.add_argument("--column", default=Corpus.column, help="the field that holds the text")
-    command.add_argument(
-        "--validation_fraction",
-        type=float,
-        default=Corpus.validation_fraction,
-        help="of documents, chosen by their hash; 0 for none",
-    )
-    command.add_argument(
-        "--on_error", choices=("stop", "skip"), default="stop", help="skip leaves bad documents out"
-    )
+    for add in (tokenize.add_argument, train.add_argument):
+        add("inputs", nargs="+", help=INPUTS)
+        add("--exclude", default="", help="regex of whole paths to leave out")
+        add("--column", default=Corpus.column, help="the field that holds the text")
+        text = "of documents, chosen by their hash; 0 for none"
+        fraction = Corpus.validation_fraction
+        add("--validation_fraction", type=float, default=fraction, help=text)
+        text = "skip leaves bad documents out"
+        add("--on_error", choices=("stop", "skip"), default="stop", help=text)
+    add = tokenize.add_argument
+    add("--tokenizer", required=True, help="bytes, FILE.json or FILE.model")
+    add("--out", type=local_path, required=True, help="folder of the set")
+    add("--workers", type=int, default=0, help="processes; 0 for all cores")
+    engines = ("tokenizers", "fastokens")
+    add("--engine", choices=engines, default="tokenizers", help="for FILE.json")
+    add = train.add_argument
+    add("--vocab_size", type=int, required=True)
+    add("--out", type=local_path, required=True, help="FILE.json or FILE.model")
+    for command, count in ((info, None), (verify, None), (show, "?")):
+        command.add_argument("set", nargs=count, help="a folder, or a gs:// or s3:// URL")
+    info.add_argument("--json", action="store_true", help="its dataset.json")
+    show.add_config()
+    add = show.add_argument
+    add("--split", default="train")
+    add("--start", type=int, default=0, help="first token")
+    add("--tokens", type=int, default=200, help="how many")
+    add("--workdir", type=local_path, help="of the run; default runs/<config name>")
+    add("--step", type=int, help="counted from 0")
+    add("--row", type=int, default=0, help="of the batch")
 
 
 def _corpus(flags: argparse.Namespace) -> Corpus:
@@ -63,30 +86,20 @@ def _corpus(flags: argparse.Namespace) -> Corpus:
     return Corpus(tuple(flags.inputs), flags.exclude, flags.column, validation_fraction=fraction)
 
 
-def _add_tokenize(commands: Any) -> None:
-    command = commands.add_parser("tokenize", help="make a set; run again to resume")
-    _add_corpus(command)
-    command.add_argument("--tokenizer", required=True, help="bytes, FILE.json or FILE.model")
-    command.add_argument("--out", type=Path, required=True, help="folder of the set")
-    command.add_argument("--workers", type=int, default=0, help="processes; 0 for all cores")
-    command.add_argument(
-        "--engine", choices=("tokenizers", "fastokens"), default="tokenizers", help="for FILE.json"
-    )
-    command.set_defaults(run=_tokenize)
-
-
 def _tokenize(flags: argparse.Namespace) -> None:
     if flags.workers < 0:
         raise ConfigError([f"--workers={flags.workers} is negative; 0 is all cores"], "flags")
     options = TokenizeOptions(flags.workers, flags.on_error == "skip", flags.engine)
-    out = flags.out.expanduser()
     try:
-        counts = prepare(_corpus(flags), flags.tokenizer, out, options)
+        counts = prepare(_corpus(flags), flags.tokenizer, flags.out, options)
     except KeyboardInterrupt:
         print("\nthe same command resumes from where it last saved", file=sys.stderr)
         raise
-    print(_summary(counts) if counts else f"{flags.out} exists already, made of the same input")
-    print(_description(TokenDataset.open(out)))
+    if counts is None:
+        print(f"{flags.out} exists already, made of the same input")
+    else:
+        print("\n".join(f"{counts[key]:>12,}  {words}" for key, words in SUMMARY.items()))
+    print(_description(TokenDataset.open(flags.out)))
 
 
 def _info(flags: argparse.Namespace) -> None:
@@ -98,21 +111,6 @@ def _verify(flags: argparse.Namespace) -> None:
     dataset = TokenDataset.open(flags.set)
     dataset.verify()
     print(f"{flags.set}: every checksum and hash is right")
-
-
-def _add_show(commands: Any) -> None:
-    command = commands.add_parser(
-        "show", help="tokens as text: of a set, or of a run's example by --config, --step and --row"
-    )
-    command.add_config()
-    command.add_argument("set", nargs="?", help="a folder, or a gs:// or s3:// URL")
-    command.add_argument("--split", default="train")
-    command.add_argument("--start", type=int, default=0, help="first token")
-    command.add_argument("--tokens", type=int, default=200, help="how many")
-    command.add_argument("--workdir", type=Path, help="of the run; default runs/<config name>")
-    command.add_argument("--step", type=int, help="counted from 0")
-    command.add_argument("--row", type=int, default=0, help="of the batch")
-    command.set_defaults(run=_show)
 
 
 def _show(flags: argparse.Namespace) -> None:
@@ -145,27 +143,15 @@ def _example(flags: argparse.Namespace) -> str:
     return f"example {example:,}, row {flags.row} of step {flags.step}\n{text}"
 
 
-def _add_train_tokenizer(commands: Any) -> None:
-    command = commands.add_parser(
-        "train_tokenizer", help="FILE.json: byte-level BPE; FILE.model: sentencepiece unigram"
-    )
-    _add_corpus(command)
-    command.add_argument("--vocab_size", type=int, required=True)
-    command.add_argument("--out", type=Path, required=True, help="FILE.json or FILE.model")
-    command.set_defaults(run=_train_tokenizer)
-
-
 def _train_tokenizer(flags: argparse.Namespace) -> None:
-    size, out = flags.vocab_size, flags.out.expanduser()
+    size, out = flags.vocab_size, flags.out
     train = {".json": train_bpe, ".model": train_unigram}.get(out.suffix)
     if train is None:
         raise ConfigError([f"--out={out} is neither FILE.json nor FILE.model"], "flags")
     if size < SMALLEST_VOCABULARY:
         raise ConfigError([f"--vocab_size={size} is below {SMALLEST_VOCABULARY}"], "flags")
     corpus, bad = _corpus(flags), BadInput(flags.on_error == "skip")
-    files, problems = check_files(find_files(corpus), {})
-    bad.report(problems)
-    texts = training_texts(divide(files, corpus), corpus, bad)
+    texts = training_texts(divide(check_files(corpus, bad), corpus), corpus, bad)
     with writing(out):
         train(texts, size, out)
     found = load_tokenizer(str(out)).vocab_size
@@ -181,36 +167,18 @@ def _description(dataset: TokenDataset) -> str:
     ]
     for split in dataset.splits.values():
         per_token = split.source_bytes / max(split.tokens - split.documents, 1)
+        lengths = np.diff(split.document_offsets(0, split.documents + 1))
+        values = np.quantile(lengths, list(QUANTILES.values())) if lengths.size else ()
+        quantiles = ", ".join(f"{n} {v:,.0f}" for n, v in zip(QUANTILES, values, strict=False))
         lines += [
             f"{split.name}:",
             f"  documents        {split.documents:>16,}",
             f"  bytes of text    {split.source_bytes:>16,}",
             f"  tokens           {split.tokens:>16,}",
             f"  bytes a token    {per_token:>16.3f}  (end-of-text not counted)",
-            f"  tokens a document{_quantiles(split)}",
+            f"  tokens a document  {quantiles or 'none'}",
         ]
     return "\n".join(lines)
-
-
-def _quantiles(split: TokenSplit) -> str:
-    lengths = np.diff(split.document_offsets(0, split.documents + 1))
-    if not lengths.size:
-        return "  none"
-    values = np.quantile(lengths, QUANTILES)
-    names = ("least", *(f"{q:.0%}" for q in QUANTILES[1:-1]), "most")
-    return "  " + ", ".join(f"{n} {v:,.0f}" for n, v in zip(names, values, strict=True))
-
-
-def _summary(counts: Counts) -> str:
-    """What tokenising met that the set does not tell."""
-    rows = {
-        "documents": counts.documents,
-        "empty": counts.empty,
-        f"above {OVERSIZED:,} bytes": counts.oversized,
-        "changed by the tokenizer's normaliser": counts.changed,
-        "skipped": counts.skipped,
-    }
-    return "\n".join(f"{count:>12,}  {name}" for name, count in rows.items())
 
 
 def _text(dataset: TokenDataset, split: TokenSplit, start: int, length: int) -> str:

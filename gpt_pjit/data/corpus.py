@@ -1,34 +1,37 @@
-"""The files of a corpus: finding and checking them, and dividing them into splits."""
+"""The files of a corpus: found, checked, unpacked, and decoded."""
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import glob
 import hashlib
+import importlib
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any, BinaryIO
 
 from gpt_pjit.config import DataConfig
 from gpt_pjit.core.console import Progress, megabytes
-from gpt_pjit.core.errors import ConfigError, Problem
-from gpt_pjit.data.files import HUB, InputError, is_packed, kind_of, text_blocks
-from gpt_pjit.data.readers import Bad, Part, split_by_hash
+from gpt_pjit.core.errors import ConfigError
 
+HUB = "hf:"  # begins the name of a dataset of the Hugging Face hub, in place of a file's path
+BLOCK = 2**16  # bytes of a file read at a time
+PACKED_BLOCK = 2**14
 SHOWN_PROBLEMS = 20
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Texts, and which of them are for validation.
+    """Texts, and which of them are for validation."""
 
-    Inputs are paths, globs or `hf:NAME`; files whose whole path matches the regex `exclude` are
-    left out.
-    """
-
-    inputs: tuple[str, ...]
-    exclude: str = ""
+    inputs: tuple[str, ...]  # paths, globs or `hf:NAME`
+    exclude: str = ""  # regex of whole paths to leave out
     column: str = "text"
     validation_split: str = "documents"  # documents, by their hash | tail, of all the text
     validation_fraction: float = 0.05
@@ -52,7 +55,7 @@ class CorpusFile:
     path: str
     size: int  # bytes
     mtime_ns: int
-    sha256: str
+    sha256: str = ""
 
 
 class BadInput:
@@ -73,10 +76,50 @@ class BadInput:
             self.count += problem.documents
 
 
-def find_files(corpus: Corpus) -> list[str]:
-    """The files of a corpus, sorted by path; a file reached by several paths is there once."""
+class InputError(Exception):
+    """A file cannot be read, or only up to some place."""
+
+
+@dataclass(frozen=True)
+class Bad:
+    """Documents that cannot be read, and why."""
+
+    problem: str
+    documents: int = 1
+    read: int = 0
+
+
+def check_files(
+    corpus: Corpus, bad: BadInput, known: Sequence[CorpusFile] = ()
+) -> list[CorpusFile]:
+    """The files of a corpus, sorted by path, hashed, and text files checked to be UTF-8.
+
+    A file of the same path, size and time as in `known` is not read again.
+    """
+    found = _find_files(corpus)
+    before = {(file.path, file.size, file.mtime_ns): file for file in known}
+    files: list[CorpusFile] = []
+    problems: list[Bad] = []
+    done = 0
+    with Progress("checking text", sum(f.size for f in found), counted=megabytes) as progress:
+        for file in found:
+            try:
+                same = before.get((file.path, file.size, file.mtime_ns))
+                files.append(same or replace(file, sha256=_hash(file.path, file.size)))
+            except InputError as error:
+                problems.append(Bad(str(error)))
+            except OSError as error:
+                problems.append(Bad(f"{file.path}: cannot be read: {error.strerror}"))
+            done += file.size
+            progress.update(done)
+    bad.report(problems)
+    return files
+
+
+def _find_files(corpus: Corpus) -> list[CorpusFile]:
+    """The files, not yet hashed; a file reached by several paths is there once."""
     try:
-        exclude = re.compile(corpus.exclude) if corpus.exclude else None
+        exclude = re.compile(corpus.exclude or r"(?!)")
     except re.error as error:
         raise ConfigError([f"{corpus.exclude!r} is not a regex: {error}"], "exclude") from None
     found: set[str] = set()
@@ -88,13 +131,18 @@ def find_files(corpus: Corpus) -> list[str]:
                 problem = f"{entry!r} is a folder; FOLDER/**/*.txt means the files in it"
             raise ConfigError([problem], "input")
         found.update(paths)
-    kept = [path for path in found if not (exclude and exclude.fullmatch(path))]
+    kept = [path for path in found if not exclude.fullmatch(path)]
     if not kept:
         raise ConfigError([f"{corpus.exclude!r} leaves out all {len(found)} files"], "exclude")
-    once: dict[object, str] = {}
-    for path in sorted(kept, key=lambda path: (len(path), path)):
-        once.setdefault(path if path.startswith(HUB) else _identity(path), path)
-    return sorted(once.values())
+    files: dict[object, CorpusFile] = {}
+    for path in sorted(kept, key=lambda path: (-len(path), path)):  # the shortest path stays
+        if path.startswith(HUB):
+            files[path] = CorpusFile(path, 0, 0)
+        else:
+            status = os.stat(path)
+            mark = status.st_size, status.st_mtime_ns
+            files[status.st_dev, status.st_ino] = CorpusFile(path, *mark)
+    return sorted(files.values(), key=lambda file: file.path)
 
 
 def _files_of(entry: str) -> list[str]:
@@ -105,44 +153,26 @@ def _files_of(entry: str) -> list[str]:
     return [path for path in glob.glob(path, recursive=True) if os.path.isfile(path)]
 
 
-def _identity(path: str) -> tuple[int, int]:
-    status = os.stat(path)
-    return status.st_dev, status.st_ino
-
-
-def check_files(
-    paths: list[str], known: Mapping[str, CorpusFile]
-) -> tuple[list[CorpusFile], list[Bad]]:
-    """Hashes each file, and checks that text files are UTF-8: the good files, and all problems.
-
-    A file of the same path, size and time as in `known` is not read again.
-    """
-    files: dict[str, CorpusFile] = {}
-    for path in paths:
-        if path.startswith(HUB):
-            files[path] = CorpusFile(path, 0, 0, hashlib.sha256(path.encode()).hexdigest())
-        elif path in known and (known[path].size, known[path].mtime_ns) == _size_and_time(path):
-            files[path] = known[path]
-    unread = {path: _size_and_time(path) for path in paths if path not in files}
-    problems: list[Bad] = []
-    if unread:
-        total = sum(size for size, _ in unread.values())
-        with Progress("checking text", total, counted=megabytes) as progress:
-            done = 0
-            for path, (size, mtime_ns) in unread.items():
-                try:
-                    files[path] = CorpusFile(path, size, mtime_ns, _hash(path, size))
-                except InputError as error:
-                    problems.append(Bad(str(error)))
-                except OSError as error:
-                    problems.append(Bad(f"{path}: cannot be read: {error.strerror}"))
-                done += size
-                progress.update(done)
-    return [files[path] for path in paths if path in files], problems
+def kind_of(path: str) -> str:
+    """Hub | lines (of JSON) | parquet | text: by name, or by content if the name does not tell."""
+    name = path.lower()
+    plain = name.removesuffix(".gz").removesuffix(".zst")
+    if path.startswith(HUB):
+        return "hub"
+    if plain.endswith((".jsonl", ".ndjson")):
+        return "lines"
+    if plain.endswith(".parquet"):
+        return "parquet"
+    may_be_lines = plain.endswith(".json") or (plain != name and not plain.endswith(".txt"))
+    return "lines" if may_be_lines and _begins_with_record(path) else "text"
 
 
 def _hash(path: str, size: int) -> str:
-    if kind_of(path) != "text":
+    """Of a text file, the hash of its text."""
+    kind = kind_of(path)
+    if kind == "hub":
+        return hashlib.sha256(path.encode()).hexdigest()
+    if kind != "text":
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     digest = hashlib.sha256()
@@ -151,56 +181,110 @@ def _hash(path: str, size: int) -> str:
     return digest.hexdigest()
 
 
-def _size_and_time(path: str) -> tuple[int, int]:
-    status = os.stat(path)
-    return status.st_size, status.st_mtime_ns
+def text_blocks(path: str, start: int, stop: int) -> Iterator[str]:
+    """The text of bytes `start` to `stop` of a file without its byte-order mark.
+
+    Raises InputError, with the line, where it is not UTF-8.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8" if start else "utf-8-sig")()
+    done, line = start, 1
+    for block in chain((block for block, _ in unpacked(path, start, stop)), [b""]):
+        done += len(block)
+        try:
+            text = decoder.decode(block, final=not block)
+        except UnicodeDecodeError as error:
+            at = done - len(error.object) + error.start
+            line += error.object.count(b"\n", 0, error.start)
+            problem = f"{path}:{line}: byte {at} is not UTF-8 ({error.reason})"
+            raise InputError(problem) from None
+        line += text.count("\n")
+        if text:
+            yield text
 
 
-def divide(files: Iterable[CorpusFile], corpus: Corpus) -> list[Part]:
-    """The parts of all files: each document to a split by its hash, or the tail to validation."""
-    split = {"documents": _split_documents, "tail": _split_tail}[corpus.validation_split]
-    return split(list(files), corpus.validation_fraction)
+def _begins_with_record(path: str) -> bool:
+    """Whether a file begins with a JSON object on one line, not spread over several."""
+    try:
+        head, _ = next(unpacked(path, 0, BLOCK), (b"", 0))
+    except (InputError, OSError):
+        return False
+    return bool(re.match(rb"\s*\{[ \t]*\"", head.removeprefix(codecs.BOM_UTF8)))
 
 
-def _split_documents(files: list[CorpusFile], fraction: float) -> list[Part]:
-    """A document's split depends on its hash alone, so it stays when others are added."""
-    parts = []
-    for file in files:
-        split = split_by_hash(file.sha256, fraction) if kind_of(file.path) == "text" else ""
-        parts.append(Part(file.path, 0, file.size, split, True))
-    return parts
-
-
-def _split_tail(files: list[CorpusFile], fraction: float) -> list[Part]:
-    """The last `fraction` of all bytes is for validation; a cut never splits a character."""
-    for file in files:
-        if kind_of(file.path) != "text" or is_packed(file.path):
-            constraint = f"cannot cut {file.path}, which is not plain text"
-            problem = Problem("data.validation_split", "tail", constraint, "use documents")
-            raise ConfigError([problem])
-    cut = int(sum(file.size for file in files) * (1 - fraction))
-    parts = []
-    for file in files:
-        at = min(max(cut, 0), file.size)
-        if 0 < at < file.size:
-            at = _character_start(file.path, at)
-        if at == file.size and cut > 0:
-            parts.append(Part(file.path, 0, file.size, "train", True))
-        elif at == 0:
-            parts.append(Part(file.path, 0, file.size, "validation", True))
-        else:
-            parts.append(Part(file.path, 0, at, "train", False))
-            parts.append(Part(file.path, at, file.size, "validation", True))
-        cut -= file.size
-    return parts
-
-
-def _character_start(path: str, at: int) -> int:
-    """The last byte at or before `at` that begins a character."""
+def is_packed(path: str) -> bool:
     with open(path, "rb") as file:
-        while at > 0:
-            file.seek(at)
-            if file.read(1)[0] & 0xC0 != 0x80:  # not the middle of a character
-                break
-            at -= 1
-    return at
+        return _decompressor(file) is not None
+
+
+def unpacked(path: str, start: int, stop: int) -> Iterator[tuple[bytes, int]]:
+    """The content of a file, unpacked, in blocks, with how many bytes of the file were read.
+
+    Raises InputError at damage, after all the content before it.
+    """
+    with open(path, "rb") as file:
+        new = _decompressor(file)
+        if new:
+            yield from _frames(file, new)
+            return
+        file.seek(start)
+        while start < stop:
+            block = file.read(min(BLOCK, stop - start))
+            if not block:
+                raise InputError(f"{path}: shrank to {start} bytes while it was read")
+            start += len(block)
+            yield block, start
+
+
+def _decompressor(file: Any) -> Callable[[], Any] | None:
+    """Makes decompressors for a file that begins as packed ones do; None if it does not."""
+    head = file.peek(4)[:4]
+    if head[:2] == b"\x1f\x8b":
+        return lambda: zlib.decompressobj(31)
+    # The second is a skippable frame, with which some tools begin.
+    if head == b"\x28\xb5\x2f\xfd" or head[1:] == b"\x2a\x4d\x18":
+        zstandard = import_library("zstandard", f"to read {file.name}")
+        return lambda: zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
+    return None
+
+
+def _frames(file: BinaryIO, new: Callable[[], Any]) -> Iterator[tuple[bytes, int]]:
+    """The content of all frames, or members: a file may hold several."""
+    frame, begin = None, 0
+    while block := file.read(PACKED_BLOCK):
+        while block:
+            if frame is None:
+                block = block.lstrip(b"\0")  # gzip allows padding
+                frame, begin = new() if block else None, file.tell() - len(block)
+                continue
+            try:
+                data = frame.decompress(block)
+            except Exception as error:  # zlib.error or zstandard.ZstdError
+                read = file.tell()
+                yield _before_damage(file, new, begin, read - len(block)), read
+                raise InputError(f"{file.name}: is damaged ({error})") from None
+            if data:
+                yield data, file.tell()
+            block, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
+    if frame:
+        raise InputError(f"{file.name}: is cut short")
+
+
+def _before_damage(file: BinaryIO, new: Callable[[], Any], begin: int, at: int) -> bytes:
+    """The content of the damaged block at `at`, up to the damage; its frame begins at `begin`."""
+    frame, data = new(), []
+    file.seek(begin)
+    while file.tell() < at:
+        frame.decompress(file.read(min(PACKED_BLOCK, at - file.tell())))
+    with contextlib.suppress(Exception):
+        while byte := file.read(1):
+            data.append(frame.decompress(byte))
+    return b"".join(data)
+
+
+def import_library(name: str, purpose: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        package = name.partition(".")[0]
+        problem = f"{package} is needed {purpose}; pip install 'gpt_pjit[corpora]'"
+        raise ConfigError([problem], "input") from None

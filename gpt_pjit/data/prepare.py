@@ -1,24 +1,32 @@
-"""From a corpus to a token dataset, once; afterwards the set is checked against the corpus."""
+"""From a corpus to a token set, once; and tokenizers trained on the texts of a corpus."""
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
+import sentencepiece
+import tokenizers
+
 from gpt_pjit.config import Config
 from gpt_pjit.core.errors import ConfigError
-from gpt_pjit.core.tokens import Tokenizer, check_vocabulary, load_tokenizer
-from gpt_pjit.data.corpus import BadInput, Corpus, CorpusFile, check_files, divide, find_files
+from gpt_pjit.core.tokens import END_OF_TEXT, check_vocabulary, load_tokenizer
+from gpt_pjit.data.corpus import Bad, BadInput, Corpus, CorpusFile, check_files
+from gpt_pjit.data.readers import Part, divide, pieces_of, read_items
 from gpt_pjit.data.tokenize import Counts, TokenizeOptions, tokenize
-from gpt_pjit.data.train_tokenizer import train_bpe, training_texts
-from gpt_pjit.data.writer import DRAFT, SetExistsError, partial_folder, writing
+from gpt_pjit.data.writer import DRAFT, partial_folder, write_file, writing
 
 PROVENANCE = "source.json"  # in the set's folder: the files and settings that it was made of
-DEFAULTS = TokenizeOptions()
+# sentencepiece leaves out lines over 4,192 bytes and those with U+2585, its sign for the unknown:
+# a line is cut after at most 1,000 characters, before a space if there is one, and at that sign.
+LINE = re.compile("[^\u2585]{1,1000}(?=[ \u2585]|\\Z)|[^\u2585]{1,1000}", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -26,17 +34,42 @@ class Provenance:
     """All that the content of a set depends on."""
 
     settings: dict[str, str | float]
-    files: dict[str, CorpusFile]
-
-    def to_json(self) -> bytes:
-        files = [astuple(file) for file in self.files.values()]
-        return json.dumps({"settings": self.settings, "files": files}, indent=0).encode()
+    files: list[CorpusFile]
 
     @classmethod
-    def from_json(cls, data: bytes) -> Provenance:
-        fields = json.loads(data)
-        files = [CorpusFile(*file) for file in fields["files"]]
-        return cls(fields["settings"], {file.path: file for file in files})
+    def read(cls, folder: Path) -> Provenance:
+        fields = json.loads((folder / PROVENANCE).read_bytes())
+        return cls(fields["settings"], [CorpusFile(*file) for file in fields["files"]])
+
+    def to_json(self) -> bytes:
+        fields = {"settings": self.settings, "files": [astuple(file) for file in self.files]}
+        return json.dumps(fields, indent=0).encode()
+
+    def check_same(self, wanted: Provenance, folder: Path) -> None:
+        """Raises ConfigError if the set in `folder` was made of anything but what is wanted."""
+        differences = [
+            f"{name} was {self.settings.get(name)!r}, is {value!r}"
+            for name, value in wanted.settings.items()
+            if self.settings.get(name) != value
+        ]
+        old, new = ({file.path: file.sha256 for file in p.files} for p in (self, wanted))
+        if list(old.values()) != list(new.values()):  # the names do not matter
+            kinds = {
+                "changed": [path for path in new if path in old and new[path] != old[path]],
+                "added": [path for path in new if path not in old],
+                "removed": [path for path in old if path not in new],
+            }
+            differences += [
+                f"{len(paths)} {kind}: {paths[0]}{', ...' * (len(paths) > 1)}"
+                for kind, paths in kinds.items()
+                if paths
+            ]
+        if differences:
+            problem = (
+                f"it was made of other text or settings: {'; '.join(differences)}; delete the "
+                "folder to tokenise again, or choose another"
+            )
+            raise ConfigError([problem], f"token dataset {folder}")
 
 
 def prepare_text(config: Config, folder: Path) -> None:
@@ -49,95 +82,135 @@ def prepare_text(config: Config, folder: Path) -> None:
 
 
 def prepare(
-    corpus: Corpus, tokenizer: str, folder: Path, options: TokenizeOptions = DEFAULTS
+    corpus: Corpus, tokenizer: str, folder: Path, options: TokenizeOptions | None = None
 ) -> Counts | None:
     """Tokenises a corpus into a set in `folder`; None if it is there already.
 
     `tokenizer` is a file, `bytes`, or bpe:SIZE, trained on the corpus. A partially written set is
     resumed. Raises ConfigError, and leaves the set alone, if it was made of other text or settings.
     """
+    options = options or TokenizeOptions()
+    is_trained, partial = tokenizer.startswith("bpe:"), partial_folder(folder)
     stored = _stored(folder)
-    partial = _partial(folder) if stored is None else None
-    loaded = None if tokenizer.startswith("bpe:") else load_tokenizer(tokenizer)
-    known = stored or partial
-    files, problems = check_files(find_files(corpus), known.files if known else {})
+    begun = Provenance.read(partial / DRAFT) if (partial / DRAFT / PROVENANCE).exists() else None
+    loaded = None if is_trained else load_tokenizer(tokenizer)
     bad = BadInput(options.skip_errors)
-    bad.report(problems)
+    known = stored or begun
+    files = check_files(corpus, bad, known.files if known else ())
     settings: dict[str, str | float] = {
         "tokenizer": loaded.sha256 if loaded and loaded.file else tokenizer,
         "validation_split": corpus.validation_split,
         "validation_fraction": corpus.validation_fraction,
         "text_column": corpus.column,
     }
-    wanted = Provenance(settings, {file.path: file for file in files})
-    if stored is None:
-        if partial:
-            _check_same(partial, wanted, partial_folder(folder))
-        parts = divide(files, corpus)
-        if loaded is None:
-            loaded = _train_tokenizer(corpus, parts, tokenizer, options)
+    wanted = Provenance(settings, files)
+    if stored:
+        stored.check_same(wanted, folder)
+        shutil.rmtree(partial, ignore_errors=True)  # left by a kill just after the end
+        return None
+    if begun:
+        begun.check_same(wanted, partial)
+    parts = divide(files, corpus)
+    with writing(folder), tempfile.TemporaryDirectory() as temporary:
+        if not loaded:
+            size = tokenizer.removeprefix("bpe:")
+            path = Path(temporary) / f"bpe-{size}.json"
+            texts = training_texts(parts, corpus, BadInput(options.skip_errors))
+            train_bpe(texts, int(size), path, progress=sys.stderr.isatty())
+            loaded = load_tokenizer(str(path))
         note = (PROVENANCE, wanted.to_json())
-        try:
-            with writing(folder):
-                counts = tokenize(folder, parts, loaded, corpus, options, note)
-            counts.skipped += bad.count
-            return counts
-        except SetExistsError:  # another process was first
-            stored = _stored(folder)
-            assert stored, f"{folder} came and went"
-    _check_same(stored, wanted, folder)
-    shutil.rmtree(partial_folder(folder), ignore_errors=True)  # left by a kill just after the end
-    return None
-
-
-def _train_tokenizer(corpus: Corpus, parts: list, name: str, options: TokenizeOptions) -> Tokenizer:
-    size = name.removeprefix("bpe:")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"bpe-{size}.json"
-        texts = training_texts(parts, corpus, BadInput(options.skip_errors))
-        train_bpe(texts, int(size), path, progress=sys.stderr.isatty())
-        return load_tokenizer(str(path))
+        counts = tokenize(folder, parts, loaded, corpus, options, note)
+    counts["skipped"] += bad.count
+    return counts
 
 
 def _stored(folder: Path) -> Provenance | None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
     try:
-        return Provenance.from_json((folder / PROVENANCE).read_bytes())
+        return Provenance.read(folder)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        problem = (
-            f"holds files, but no {PROVENANCE} that says what text they are made of; delete the "
-            "folder, or choose another"
-        )
+        problem = f"holds files, but no {PROVENANCE} that says what text they are made of; "
+        problem += "delete the folder, or choose another"
         raise ConfigError([problem], f"folder {folder}") from None
 
 
-def _partial(folder: Path) -> Provenance | None:
-    path = partial_folder(folder) / DRAFT / PROVENANCE
-    return Provenance.from_json(path.read_bytes()) if path.exists() else None
+def training_texts(parts: list[Part], corpus: Corpus, bad: BadInput) -> Iterator[str]:
+    """The texts of the training split, in pieces; raises ConfigError if there is none."""
+    found = False
+    items = (item for part in parts for item in read_items(part, corpus.column, can_cut=True))
+    for item in items:
+        problems: list[Bad] = []
+        for piece in pieces_of(item, corpus.column, corpus.validation_fraction, True, problems):
+            if piece.split == "train" and piece.text:
+                found = True
+                yield piece.text
+        bad.report(problems)
+    if not found:
+        raise ConfigError(["no text to train on"], "input")
 
 
-def _check_same(stored: Provenance, wanted: Provenance, folder: Path) -> None:
-    differences = [
-        f"{name} was {stored.settings.get(name)!r}, is {value!r}"
-        for name, value in wanted.settings.items()
-        if stored.settings.get(name) != value
-    ]
-    differences += _file_differences(stored.files, wanted.files)
-    if differences:
-        problem = (
-            f"it was made of other text or settings: {'; '.join(differences)}; delete the folder "
-            "to tokenise again, or choose another"
+def train_bpe(texts: Iterable[str], vocab_size: int, path: Path, progress: bool = False) -> None:
+    """Trains a byte-level BPE, with end-of-text as id 0, and writes it to `path`, a JSON file.
+
+    The same texts give the same file, and any text survives encoding and decoding unchanged.
+    """
+    model = tokenizers.Tokenizer(tokenizers.models.BPE())
+    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=progress,
+    )
+    model.train_from_iterator(texts, trainer)
+    write_file(path, model.to_str(pretty=True).encode())
+
+
+def train_unigram(texts: Iterable[str], vocab_size: int, path: Path) -> None:
+    """Trains a sentencepiece unigram model, with end-of-text as id 0, and writes it to `path`.
+
+    Any text without U+2581, its own sign for a space, survives: nothing is normalised, and unknown
+    characters become bytes. Of more than a million lines, a million at random are used.
+    """
+    model = io.BytesIO()
+    failures: list[BaseException] = []
+
+    def guarded() -> Iterator[str]:  # sentencepiece turns its errors into RuntimeErrors
+        try:
+            yield from sentences(texts)
+        except BaseException as error:
+            failures.append(error)
+            raise
+
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=guarded(),
+            model_writer=model,
+            model_type="unigram",
+            vocab_size=vocab_size,
+            eos_id=0,
+            unk_id=1,
+            bos_id=-1,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            input_sentence_size=1_000_000,
+            minloglevel=2,
         )
-        raise ConfigError([problem], f"token dataset {folder}")
+    except RuntimeError as error:
+        if failures:
+            raise failures[0] from None
+        reason = str(error).rpartition("] ")[2]  # for a vocabulary too large for the text
+        raise ConfigError([f"vocab_size={vocab_size}: {reason}"], "train_tokenizer") from None
+    write_file(path, model.getvalue())
 
 
-def _file_differences(old: dict[str, CorpusFile], new: dict[str, CorpusFile]) -> list[str]:
-    if [file.sha256 for file in old.values()] == [file.sha256 for file in new.values()]:
-        return []  # the names do not matter
-    kinds = {
-        "changed": [path for path in new if path in old and new[path].sha256 != old[path].sha256],
-        "added": [path for path in new if path not in old],
-        "removed": [path for path in old if path not in new],
-    }
-    return [f"{len(p)} {kind}: {p[0]}{', ...' * (len(p) > 1)}" for kind, p in kinds.items() if p]
+def sentences(texts: Iterable[str]) -> Iterator[str]:
+    """Lines that are short enough for sentencepiece, with all the text but U+2585."""
+    for text in texts:
+        for line in text.splitlines(keepends=True):
+            yield from LINE.findall(line)

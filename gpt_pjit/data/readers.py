@@ -1,21 +1,31 @@
-"""Files of every kind, read in items of bounded size, and the documents in those.
+"""The documents of a corpus: each for one split, and read in items of bounded size.
 
 A text file is one document. JSON lines, Parquet files and datasets of the Hugging Face hub hold
-many, with the text in one column. Text and JSON lines may be packed by gzip or zstd.
+many, with the text in one column.
 """
 
 from __future__ import annotations
 
-import codecs
-import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
-from gpt_pjit.core.errors import ConfigError
-from gpt_pjit.data.files import HUB, InputError, import_library, kind_of, text_blocks, unpacked
+from gpt_pjit.core.errors import ConfigError, Problem
+from gpt_pjit.data.corpus import (
+    HUB,
+    Bad,
+    Corpus,
+    CorpusFile,
+    InputError,
+    import_library,
+    is_packed,
+    kind_of,
+    text_blocks,
+    unpacked,
+)
 
 PIECE = 2**16  # characters of a document encoded at a time
 ROWS = 128  # of a table read at a time
@@ -36,56 +46,88 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Lines:
-    """Whole lines of JSON, the first of them number `first` in the file."""
+class Rows:
+    """Lines of JSON, or rows of a table, the first of them number `first` in the file."""
 
     path: str
     first: int
-    data: bytes
+    rows: list[Any]  # bytearray | dict
     read: int  # bytes of the file, so far
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Values of the text column, the first of them number `first` in the table."""
-
-    path: str
-    first: int
-    texts: list[Any]
-    read: int
-
-
-@dataclass(frozen=True)
 class Piece:
-    """Text of a document; `last` if the document ends with it, `ends` if end-of-text follows."""
+    """Text of a document: all of it, or a piece that more pieces follow unless it `ends`."""
 
     place: str
     text: str
     split: str
-    last: bool
     ends: bool
     document_bytes: int
-    read: int
-
-
-@dataclass(frozen=True)
-class Bad:
-    """Documents that cannot be read, and why."""
-
-    problem: str
-    documents: int = 1
     read: int = 0
 
 
-Item = Lines | Rows | Piece | Bad
+Item = Rows | Piece | Bad
+
+
+def divide(files: list[CorpusFile], corpus: Corpus) -> list[Part]:
+    """The parts of all files: each document to a split by its hash, or the tail to validation."""
+    if corpus.validation_split == "tail":
+        return _split_tail(files, corpus.validation_fraction)
+    parts = []
+    for file in files:
+        is_text = kind_of(file.path) == "text"
+        split = split_by_hash(file.sha256, corpus.validation_fraction) if is_text else ""
+        parts.append(Part(file.path, 0, file.size, split, True))
+    return parts
+
+
+def split_by_hash(sha256: str, fraction: float) -> str:
+    """The split of a document whose UTF-8 text has this SHA-256: the same if others are added."""
+    return "validation" if int(sha256[:16], 16) < fraction * 2**64 else "train"
+
+
+def _split_tail(files: list[CorpusFile], fraction: float) -> list[Part]:
+    """The last `fraction` of all bytes is for validation; a cut never splits a character."""
+    for file in files:
+        if kind_of(file.path) != "text" or is_packed(file.path):
+            constraint = f"cannot cut {file.path}, which is not plain text"
+            problem = Problem("data.validation_split", "tail", constraint, "use documents")
+            raise ConfigError([problem])
+    cut = int(sum(file.size for file in files) * (1 - fraction))
+    parts = []
+    for file in files:
+        at = min(max(cut, 0), file.size)
+        if 0 < at < file.size:
+            at = _character_start(file.path, at)
+        if at or (cut > 0 and not file.size):
+            parts.append(Part(file.path, 0, at, "train", at == file.size))
+        if at < file.size or cut <= 0:
+            parts.append(Part(file.path, at, file.size, "validation", True))
+        cut -= file.size
+    return parts
+
+
+def _character_start(path: str, at: int) -> int:
+    """The last byte at or before `at` that begins a character."""
+    with open(path, "rb") as file:
+        file.seek(max(at - 3, 0))
+        head = file.read(at - file.tell() + 1)
+    while at > 0 and head[-1] & 0xC0 == 0x80:  # the middle of a character
+        head, at = head[:-1], at - 1
+    return at
 
 
 def read_items(part: Part, column: str, can_cut: bool) -> Iterator[Item]:
     """The content of a file in items of bounded size; the same items each time."""
-    kind = kind_of(part.path)
-    if kind == "text":
-        return _pieces(part, can_cut)
-    return {"lines": _lines, "parquet": _parquet, "hub": _hub}[kind](part, column)
+    match kind_of(part.path):
+        case "text":
+            return _pieces(part, can_cut)
+        case "lines":
+            return _lines(part)
+        case "parquet":
+            return _parquet(part, column)
+    return _hub(part, column)
 
 
 def pieces_of(
@@ -98,28 +140,22 @@ def pieces_of(
     if isinstance(item, Bad):
         bad.append(item)
         return
-    is_line = isinstance(item, Lines)
-    values = item.data.split(b"\n") if isinstance(item, Lines) else item.texts
-    for number, value in enumerate(values, item.first):
-        if is_line and not value.strip():
+    for number, row in enumerate(item.rows, item.first):
+        if isinstance(row, bytearray) and not row.strip():
             continue
         place = f"{item.path}:{number}"
         try:
-            text = _text(value, is_line, column, number)
+            text = _text(row, column)
             content = text.encode()
         except (ValueError, RecursionError) as error:
-            bad.append(Bad(f"{place}: {_in_words(error)}"))
+            bad.append(Bad(f"{place}: {error}"))
             continue
         split = split_by_hash(hashlib.sha256(content).hexdigest(), validation_fraction)
-        *parts, last = cut_document(text) if can_cut else [text]
-        for part in parts:
-            yield Piece(place, part, split, False, False, len(content), 0)
-        yield Piece(place, last, split, True, True, len(content), 0)
-
-
-def split_by_hash(sha256: str, fraction: float) -> str:
-    """The split of a document whose UTF-8 text has this SHA-256."""
-    return "validation" if int(sha256[:16], 16) < fraction * 2**64 else "train"
+        pieces = [text]
+        if can_cut and len(text) > PIECE:
+            pieces = list(cut_text(text[i : i + PIECE] for i in range(0, len(text), PIECE)))
+        for i, piece in enumerate(pieces, 1):
+            yield Piece(place, piece, split, i == len(pieces), len(content))
 
 
 def cut_text(blocks: Iterator[str]) -> Iterator[str]:
@@ -138,13 +174,6 @@ def cut_text(blocks: Iterator[str]) -> Iterator[str]:
         yield rest
 
 
-def cut_document(text: str) -> Iterator[str]:
-    """`cut_text` for a text in memory."""
-    if len(text) <= PIECE:
-        return iter([text])
-    return cut_text(text[i : i + PIECE] for i in range(0, len(text), PIECE))
-
-
 def _between_words(text: str, separator: str) -> int:
     """Where to cut at the last `separator` with no white space beside it; 0 if there is none."""
     at = text.rfind(separator, 1, -1)
@@ -161,33 +190,37 @@ def _pieces(part: Part, can_cut: bool) -> Iterator[Piece]:
         text = next(texts, "")
         for following in texts:
             read += len(text)
-            yield Piece(part.path, text, part.split, False, False, size, min(read, size))
+            yield Piece(part.path, text, part.split, False, size, min(read, size))
             text = following
     except (InputError, OSError) as error:  # it has changed since it was checked
         raise ConfigError([str(error)], "input") from None
-    yield Piece(part.path, text, part.split, True, part.ends, size, size)
+    yield Piece(part.path, text, part.split, part.ends, size, size)
 
 
-def _lines(part: Part, _: str) -> Iterator[Item]:
-    path = part.path
-    rest: list[bytes] = []  # the beginnings of a line
+def _lines(part: Part) -> Iterator[Item]:
+    rest = bytearray()  # the beginning of a line
     first, read, problem = 1, 0, ""
     try:
-        for block, read in unpacked(path, part.start, part.stop):
-            cut = block.rfind(b"\n") + 1
-            if cut:
-                data = b"".join([*rest, block[:cut]])
-                yield Lines(path, first, data, read)
-                first += data.count(b"\n")
-                rest = []
-            rest.append(block[cut:])
+        for block, read in unpacked(part.path, part.start, part.stop):
+            rest += block
+            if b"\n" in block:
+                *lines, rest = rest.split(b"\n")
+                yield Rows(part.path, first, lines, read)
+                first += len(lines)
     except (InputError, OSError) as error:
         problem = f"{error}, after line {first - 1}"
-    last = b"".join(rest)
-    if last and not (problem and _is_cut(last)):
-        yield Lines(path, first, last, read)
+    if rest and not (problem and _is_cut(rest)):
+        yield Rows(part.path, first, [rest], read)
     if problem:
         yield Bad(problem, read=read)
+
+
+def _is_cut(line: bytearray) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return True
+    return False
 
 
 def _parquet(part: Part, column: str) -> Iterator[Item]:
@@ -199,49 +232,35 @@ def _parquet(part: Part, column: str) -> Iterator[Item]:
         yield Bad(f"{path}: cannot be read: {error}")
         return
     with file:
-        names, rows = file.schema_arrow.names, file.metadata.num_rows
+        names, total = file.schema_arrow.names, file.metadata.num_rows
         if column not in names:
-            yield Bad(f"{path}: has no column {column!r}, but {', '.join(names)}", rows)
+            yield Bad(f"{path}: has no field {column!r}, but {', '.join(names)}", total)
             return
         for group in range(file.num_row_groups):
             stop = row + file.metadata.row_group(group).num_rows
             try:
                 for batch in file.iter_batches(ROWS, row_groups=[group], columns=[column]):
-                    texts = _column_values(batch.column(0))
-                    yield Rows(path, row + 1, texts, part.stop * (row + len(texts)) // rows)
-                    row += len(texts)
+                    rows = [{column: value} for value in _column_values(batch.column(0))]
+                    yield Rows(path, row + 1, rows, part.stop * (row + len(rows)) // total)
+                    row += len(rows)
             except (OSError, ValueError) as error:
                 yield Bad(f"{path}: rows {row + 1} to {stop} cannot be read: {error}", stop - row)
                 row = stop
 
 
 def _column_values(array: Any) -> list[Any]:
-    """The values of a column; text that is not UTF-8 stays bytes."""
+    """The values of a column, as bytes if some are not UTF-8."""
     try:
         return array.to_pylist()
     except UnicodeDecodeError:
-        values = []
-        for value in array.cast("large_binary").to_pylist():
-            with contextlib.suppress(UnicodeDecodeError, AttributeError):
-                value = value.decode()
-            values.append(value)
-        return values
+        return array.cast("large_binary").to_pylist()
 
 
 def _hub(part: Part, column: str) -> Iterator[Item]:
-    texts: list[Any] = []
-    number = 0
-    for number, row in enumerate(_hub_rows(part.path), 1):
-        if column in row:
-            texts.append(row[column])
-        if len(texts) == ROWS or column not in row:
-            first = number - len(texts) + (column in row)
-            yield Rows(part.path, first, texts, 0)
-            texts = []
-        if column not in row:
-            names = ", ".join(row)
-            yield Bad(f"{part.path}:{number}: has no column {column!r}, but {names}")
-    yield Rows(part.path, number - len(texts) + 1, texts, 0)
+    rows, first = _hub_rows(part.path), 1
+    while some := list(islice(rows, ROWS)):
+        yield Rows(part.path, first, [{column: r[column]} if column in r else r for r in some], 0)
+        first += len(some)
 
 
 def _hub_rows(path: str) -> Iterator[dict[str, Any]]:
@@ -255,39 +274,19 @@ def _hub_rows(path: str) -> Iterator[dict[str, Any]]:
         raise ConfigError([problem], "input") from None
 
 
-def _text(value: Any, is_line: bool, column: str, number: int) -> str:
-    """The text of a line of JSON, or of a value of a table."""
-    if is_line:
-        if number == 1:
-            value = value.removeprefix(codecs.BOM_UTF8)
-        record = json.loads(value.decode())
-        if not isinstance(record, dict):
-            raise ValueError(f"is {type(record).__name__}, not an object")
-        if column not in record:
-            raise ValueError(f"has no field {column!r}, but {', '.join(record) or 'none'}")
-        value = record[column]
-    elif isinstance(value, bytes):
-        value.decode()
+def _text(row: Any, column: str) -> str:
+    """The text of a line of JSON, or of a row of a table."""
+    try:
+        record = json.loads(row) if isinstance(row, bytearray) else row
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is not JSON: {error.msg} at column {error.colno}") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"is {type(record).__name__}, not an object")
+    if column not in record:
+        raise ValueError(f"has no field {column!r}, but {', '.join(record) or 'none'}")
+    value = record[column]
+    if isinstance(value, bytes):
+        value = value.decode()
     if not isinstance(value, str):
         raise ValueError(f"{column!r} is {type(value).__name__}, not text")
     return value
-
-
-def _in_words(error: Exception) -> str:
-    if isinstance(error, RecursionError):
-        return "is nested too deeply"
-    if isinstance(error, UnicodeDecodeError):
-        return f"byte {error.start} is not UTF-8 ({error.reason})"
-    if isinstance(error, UnicodeEncodeError):
-        return f"character {error.start} of the text is half of a surrogate pair"
-    if isinstance(error, json.JSONDecodeError):
-        return f"is not JSON: {error.msg} at column {error.colno}"
-    return str(error)
-
-
-def _is_cut(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except (ValueError, RecursionError):
-        return True
-    return False

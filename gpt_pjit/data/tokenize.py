@@ -11,12 +11,12 @@ import os
 import signal
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +31,8 @@ from gpt_pjit.core.tokens import (
     Tokenizer,
     load_tokenizer,
 )
-from gpt_pjit.data.corpus import BadInput, Corpus
-from gpt_pjit.data.readers import Bad, Item, Lines, Part, Piece, Rows, pieces_of, read_items
+from gpt_pjit.data.corpus import Bad, BadInput, Corpus
+from gpt_pjit.data.readers import Item, Part, Piece, pieces_of, read_items
 from gpt_pjit.data.writer import DatasetWriter
 
 TASK = 2**20  # bytes of text for a worker at a time
@@ -41,6 +41,7 @@ OVERSIZED = 2**20  # bytes of a document that the summary counts as too long to 
 FIRST_SAVE = 0.25  # seconds after the start
 SAVING_SHARE = 0.02  # of the time
 
+Counts = Counter[str]  # documents, empty, oversized, changed, skipped
 _tokenizer: Tokenizer = BytesTokenizer()  # that this process encodes with
 
 
@@ -54,36 +55,14 @@ class TokenizeOptions:
 
 
 @dataclass
-class Counts:
-    """Figures of the summary that the set does not hold."""
-
-    documents: int = 0
-    empty: int = 0
-    oversized: int = 0
-    changed: int = 0
-    skipped: int = 0
-    last_changed: str = ""
-
-    def add(self, encoded: Encoded) -> None:
-        self.documents += encoded.documents
-        self.empty += encoded.empty
-        self.oversized += encoded.oversized
-        for place in encoded.changed:  # a long text is in several pieces, one after another
-            self.changed += place != self.last_changed
-            self.last_changed = place
-
-
-@dataclass
 class Encoded:
     """The tokens of a task, by split: ids, where documents end in them, bytes of text.
 
-    `changed` are the places of documents that the normaliser changed.
+    `counts` are figures of the summary, `changed` the documents that the normaliser changed.
     """
 
     splits: dict[str, tuple[np.ndarray, np.ndarray, int]] = field(default_factory=dict)
-    documents: int = 0
-    empty: int = 0
-    oversized: int = 0
+    counts: Counts = field(default_factory=Counter)
     changed: list[str] = field(default_factory=list)
     bad: list[Bad] = field(default_factory=list)
 
@@ -109,19 +88,22 @@ def tokenize(
 ) -> Counts:
     """Writes the set at `path`, or resumes it; `note` is the name and content of a file in it.
 
-    Raises SetExistsError if something is there, ConfigError for bad input and for no input.
+    Raises ConfigError for bad input and for no input.
     """
     tokenizer = _with_engine(tokenizer, options.engine)
     total = sum(part.stop - part.start for part in parts)
-    count = options.workers or _worker_count(total)
+    cores = usable_cores()
+    # One process where the tokenizer's own threads are enough, or the text is too short for more.
+    best = 1 if cores <= FEW_CORES else min(cores, total // TASK + 1 if total else cores)
+    count = options.workers or best
     with (
         DatasetWriter(path, tokenizer) as writer,
         Progress("tokenising", total, counted=megabytes) as progress,
         _workers(count, writer.draft, tokenizer, options.engine) as pool,
     ):
-        saved = writer.saved or {"position": (0, 0), "counts": {}}
-        counts = Counts(**saved["counts"])
-        bad = BadInput(options.skip_errors, counts.skipped)
+        saved = writer.saved or {"position": (0, 0), "counts": {}, "changed": ""}
+        counts, last_changed = Counter(saved["counts"]), saved["changed"]
+        bad = BadInput(options.skip_errors, counts["skipped"])
         writer.add_file(*note)
         if tokenizer.file:  # for the workers
             writer.add_file(tokenizer.file, tokenizer.content)
@@ -132,28 +114,25 @@ def tokenize(
             bad.report(encoded.bad)
             for name, values in encoded.splits.items():
                 writer.splits[name].append(*values)
-            counts.add(encoded)
-            counts.skipped = bad.count
+            counts.update(encoded.counts)
+            counts["skipped"] = bad.count
+            for place in encoded.changed:  # a long text is in several pieces, one after another
+                counts["changed"] += place != last_changed
+                last_changed = place
             bytes_ += sum(size for _, _, size in encoded.splits.values())
             tokens += sum(len(ids) for ids, *_ in encoded.splits.values())
             now = time.monotonic()
             rate = bytes_ / 1e6 / (now - started)
             progress.update(task.read, f"{rate:,.1f} MB/s, {tokens:,} tokens")
             if now >= due:
-                writer.save({"position": task.position, "counts": asdict(counts)})
+                writer.save({"position": task.position, "counts": counts, "changed": last_changed})
                 after = time.monotonic()
                 due = after + (after - now) / SAVING_SHARE
         if not writer.splits["train"].source_bytes:
-            raise ConfigError([_no_text(counts, writer)], "input")
+            problem = f"no text to train on: {counts['documents']:,} documents, "
+            problem += f"{counts['empty']:,} of them empty, {counts['skipped']:,} skipped"
+            raise ConfigError([problem], "input")
     return counts
-
-
-def _no_text(counts: Counts, writer: DatasetWriter) -> str:
-    held_out = writer.splits["validation"].source_bytes
-    return (
-        f"no text to train on: {counts.documents:,} documents, {counts.empty:,} of them empty, "
-        f"{counts.skipped:,} skipped, {held_out:,} bytes for validation"
-    )
 
 
 def _tasks(parts: list[Part], column: str, can_cut: bool, start: tuple[int, int]) -> Iterator[Task]:
@@ -178,9 +157,10 @@ def _tasks(parts: list[Part], column: str, can_cut: bool, start: tuple[int, int]
 def _size(item: Item) -> int:
     if isinstance(item, Piece):
         return len(item.text) + 100  # thousands of tiny files are work too
-    if isinstance(item, Lines):
-        return len(item.data)
-    return sum(len(str(text)) for text in item.texts) if isinstance(item, Rows) else 0
+    if isinstance(item, Bad):
+        return 0
+    texts = (row.values() if isinstance(row, dict) else [row] for row in item.rows)
+    return sum(len(v if isinstance(v, bytearray) else str(v)) for values in texts for v in values)
 
 
 def _encoded(
@@ -200,13 +180,6 @@ def _encoded(
     except BrokenProcessPool:
         problem = "a worker process was killed, often for lack of memory; use fewer --workers"
         raise ConfigError([problem], "tokenize") from None
-
-
-def _worker_count(total: int) -> int:
-    """1 where the tokenizer's own threads are enough, or the text is too short for more."""
-    cores = usable_cores()
-    worth = total // TASK + 1 if total else cores
-    return 1 if cores <= FEW_CORES else min(cores, worth)
 
 
 @contextmanager
@@ -281,27 +254,20 @@ def _encode(items: list[Item], column: str, validation_fraction: float) -> Encod
     for piece in pieces:
         if tokenizer.changes(piece.text):
             result.changed.append(piece.place)
-        if piece.last:
-            result.documents += 1
-            result.empty += piece.document_bytes == 0
-            result.oversized += piece.document_bytes > OVERSIZED
+        if piece.ends:
+            result.counts["documents"] += 1
+            result.counts["empty"] += piece.document_bytes == 0
+            result.counts["oversized"] += piece.document_bytes > OVERSIZED
     encoded = list(zip(pieces, tokenizer.encode_batch([p.text for p in pieces]), strict=True))
+    end_of_text = np.array([tokenizer.eot_id], np.uint32)
     for split in SPLITS:
-        mine = [(piece, ids) for piece, ids in encoded if piece.split == split]
-        result.splits[split] = _join(mine, tokenizer.eot_id)
+        parts, ends, length, size = [end_of_text[:0]], [], 0, 0
+        for piece, ids in encoded:
+            if piece.split != split:
+                continue
+            parts += [ids, end_of_text] if piece.ends else [ids]
+            length += len(ids) + piece.ends
+            size += len(piece.text.encode())
+            ends += [length] if piece.ends else []
+        result.splits[split] = np.concatenate(parts), np.array(ends, np.int64), size
     return result
-
-
-def _join(
-    encoded: list[tuple[Piece, np.ndarray]], eot_id: int
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """The ids of a split with end-of-text, the places where documents end, the bytes."""
-    end_of_text = np.array([eot_id], np.uint32)
-    parts, ends, length, size = [np.empty(0, np.uint32)], [], 0, 0
-    for piece, ids in encoded:
-        parts += [ids, end_of_text] if piece.ends else [ids]
-        length += len(ids) + piece.ends
-        size += len(piece.text.encode())
-        if piece.last:
-            ends.append(length)
-    return np.concatenate(parts), np.array(ends, np.int64), size

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import io
@@ -12,7 +11,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -41,9 +39,7 @@ SHARD = 2**22
 STATE = "progress.npz"  # written by `save`
 DRAFT = "set"  # becomes the set
 
-
-class SetExistsError(FileExistsError):
-    """There is something already where the set should be."""
+State = dict[str, np.ndarray]
 
 
 def partial_folder(path: Path) -> Path:
@@ -56,8 +52,6 @@ def writing(path: Path) -> Iterator[None]:
     """Turns errors of the disk into a ConfigError that names the file, or else `path`."""
     try:
         yield
-    except SetExistsError:
-        raise
     except OSError as error:
         problem = f"{error.filename or path} cannot be written: {error.strerror or error}"
         raise ConfigError([problem], "output") from None
@@ -80,7 +74,7 @@ class DatasetWriter:
     Everything goes to `partial_folder(path)`, and becomes the set by a rename at the end. If the
     block ends early the folder stays if `save` was called, and the next writer resumes from there,
     with the last argument of `save` in `saved`; for a new set, `saved` is None.
-    Raises SetExistsError if `path` holds something, ConfigError if another process writes it.
+    Raises ConfigError if `path` holds something, or another process writes it.
     """
 
     def __init__(self, path: Path, tokenizer: Tokenizer):
@@ -92,11 +86,10 @@ class DatasetWriter:
         self.saved: Any = None
 
     def __enter__(self) -> Self:
-        self._lock = _lock(self._partial)
         if self._path.is_file() or (self._path.is_dir() and any(self._path.iterdir())):
-            self._leave(keep=False)
-            raise self._exists()
-        state: dict[str, np.ndarray] = {}
+            raise ConfigError(["exists and is not empty"], f"output {self._path}")
+        self._lock = _lock(self._partial)
+        state: State = {}
         if (self._partial / STATE).exists():
             state = dict(np.load(self._partial / STATE))
             self.saved = json.loads(str(state["saved"]))
@@ -117,24 +110,15 @@ class DatasetWriter:
         """Puts a file into the set's folder, and onto the disk."""
         write_file(self.draft / name, content)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
-        keep = (self._partial / STATE).exists()
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         try:
             if error is None:
                 self._commit()
-                keep = False
-        except SetExistsError:
-            keep = False
-            raise
+                (self._partial / STATE).unlink(missing_ok=True)
         finally:
-            self._leave(keep)
-
-    def _leave(self, keep: bool) -> None:
-        if not keep:
-            shutil.rmtree(self._partial, ignore_errors=True)
-        os.close(self._lock)
+            if not (self._partial / STATE).exists():
+                shutil.rmtree(self._partial, ignore_errors=True)
+            os.close(self._lock)
 
     def _commit(self) -> None:
         tokenizer = self._tokenizer
@@ -148,29 +132,18 @@ class DatasetWriter:
             splits={name: split.finish() for name, split in self.splits.items()},
         )
         self.add_file(MANIFEST, info.to_json())
-        try:
-            self.draft.rename(self._path)
-        except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                raise
-            raise self._exists() from None
-
-    def _exists(self) -> SetExistsError:
-        return SetExistsError(f"{self._path} exists and is not empty")
+        self.draft.rename(self._path)
 
 
 class SplitWriter:
     """Appends tokens and document ends to one split; resumes from `state`, of another writer."""
 
-    def __init__(
-        self, folder: Path, dtype: str, tokenizer: Tokenizer, state: dict[str, np.ndarray]
-    ):
-        self._folder = folder
+    def __init__(self, folder: Path, dtype: str, tokenizer: Tokenizer, state: State):
+        self._counts = f"{folder.name} counts"
         self._vocab_size, self._eot_id = tokenizer.vocab_size, tokenizer.eot_id
         self._tokens = _ArrayWriter(folder / "tokens", dtype, state)
         self._offsets = _ArrayWriter(folder / "documents", "uint64", state)
-        counts = state.get(f"{folder.name} counts", np.zeros(2, np.int64))
-        self._last_end, self.source_bytes = counts.tolist()
+        self._last_end, self.source_bytes = state.get(self._counts, np.zeros(2, int)).tolist()
         if not self._offsets.length:
             self._offsets.append(np.zeros(1, np.uint64))
 
@@ -191,11 +164,10 @@ class SplitWriter:
         self._last_end = int(offsets[-1]) if len(offsets) else self._last_end
         self.source_bytes += source_bytes
 
-    def state(self) -> dict[str, np.ndarray]:
+    def state(self) -> State:
         """What another writer needs to resume, if the shards that are full stay as they are."""
-        counts = np.array([self._last_end, self.source_bytes], np.int64)
-        arrays = self._tokens.state() | self._offsets.state()
-        return {f"{self._folder.name} counts": counts, **arrays}
+        counts = {self._counts: np.array([self._last_end, self.source_bytes])}
+        return counts | self._tokens.state() | self._offsets.state()
 
     def finish(self) -> SplitInfo:
         """Writes the rest; tokens after the last document end are a document too."""
@@ -215,14 +187,12 @@ class SplitWriter:
 class _ArrayWriter:
     """Appends to an array; each shard is on the disk before the next one starts."""
 
-    def __init__(self, folder: Path, dtype: str, state: dict[str, np.ndarray]):
+    def __init__(self, folder: Path, dtype: str, state: State):
         self._folder, self._dtype = folder, dtype
         self._name = f"{folder.parent.name} {folder.name}"
-        self._buffer = np.empty(SHARD, dtype)
-        rest = state.get(f"{self._name} rest", self._buffer[:0])
-        self._filled = len(rest)
-        self._buffer[: self._filled] = rest
         self._shards = int(state.get(f"{self._name} shards", 0))
+        self._buffer, self._filled = np.empty(SHARD, dtype), 0
+        self.append(state.get(f"{self._name} rest", self._buffer[:0]))
 
     @property
     def length(self) -> int:
@@ -238,7 +208,7 @@ class _ArrayWriter:
                 self._write_shard()
                 self._shards, self._filled = self._shards + 1, 0
 
-    def state(self) -> dict[str, np.ndarray]:
+    def state(self) -> State:
         rest = self._buffer[: self._filled]
         return {f"{self._name} rest": rest, f"{self._name} shards": np.array(self._shards)}
 
@@ -250,9 +220,7 @@ class _ArrayWriter:
         write_file(self._folder / "zarr.json", json.dumps(metadata).encode())
         written = open_array(location(str(self._folder.absolute())), metadata)
         for start, stop in shard_bounds(written):
-            values = np.empty((1, stop - start), self._dtype)
-            read_windows(written, [start], values)
-            digest.update(values.data)
+            digest.update(read_windows(written, [start], stop - start).data)
 
     def _write_shard(self) -> None:
         spec = {

@@ -12,7 +12,14 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from gpt_pjit.config import Config, DataConfig, replaced
 from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.tokens import TokenDataset, load_tokenizer, open_data
-from gpt_pjit.data import Corpus, corpus, files, prepare as prepare_corpus, prepare_text, train_bpe
+from gpt_pjit.data import (
+    Corpus,
+    corpus,
+    prepare as prepare_corpus,
+    prepare_text,
+    readers,
+    train_bpe,
+)
 from gpt_pjit.data.readers import Part, read_items
 
 TEXTS = {
@@ -104,7 +111,7 @@ def test_the_tail_cuts_no_character_and_loses_none(tmp_path_factory, contents, f
         path = folder / str(i)
         path.write_bytes(text.encode())
         found.append(corpus.CorpusFile(str(path), len(text.encode()), 0, ""))
-    parts = corpus._split_tail(found, fraction)
+    parts = readers._split_tail(found, fraction)
     assert [part.split for part in parts] == sorted(part.split for part in parts)
     assert "".join(text for part in parts for text in pieces(part)) == "".join(contents)
     assert sum(part.ends for part in parts) == len(contents)
@@ -169,7 +176,7 @@ def runs_tokenizer(tmp_path_factory):
 def test_pieces_have_the_tokens_of_the_whole_text(
     tmp_path, monkeypatch, runs_tokenizer, words, separators
 ):
-    monkeypatch.setattr(files, "BLOCK", 60)
+    monkeypatch.setattr(corpus, "BLOCK", 60)
     text = "".join(word + separators[i % len(separators)] for i, word in enumerate(words))
     (tmp_path / "text").write_bytes(text.encode())
     cut = list(pieces(Part(str(tmp_path / "text"), 0, len(text.encode()), "train", True)))
@@ -180,7 +187,7 @@ def test_pieces_have_the_tokens_of_the_whole_text(
 
 
 def test_a_set_is_made_once(texts, tmp_path, monkeypatch, capsys):
-    assert prepare(config(), tmp_path / "data").documents == 4
+    assert prepare(config(), tmp_path / "data")["documents"] == 3
     monkeypatch.setattr(corpus, "text_blocks", None)
     assert prepare(config(), tmp_path / "data") is None
     assert "checking" in capsys.readouterr().err
@@ -261,7 +268,7 @@ def test_the_vocabulary_is_checked_before_the_work(texts, tmp_path):
 
 
 def test_invalid_utf8_names_every_file_and_byte(texts, tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "BLOCK", 11)  # cuts characters
+    monkeypatch.setattr(corpus, "BLOCK", 11)  # cuts characters
     (texts / "b.txt").write_bytes("\u00e9".encode() * 10 + b"\xff and so on")
     (texts / "c.txt").write_bytes(b"cut short \xe7\x8c")
     message = r"2 problems:\n.*b\.txt:1: byte 20 is not UTF-8.*\n.*c\.txt:1: byte 10 is not UTF-8"
@@ -273,7 +280,7 @@ def test_an_unreadable_file_is_named(texts, tmp_path, monkeypatch):
     def forbidden(path, mode):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(files, "open", forbidden, raising=False)
+    monkeypatch.setattr(corpus, "open", forbidden, raising=False)
     with pytest.raises(ConfigError, match=r"b\.txt: cannot be read: Permission denied"):
         prepare(config(), tmp_path / "data")
 

@@ -16,7 +16,7 @@ from gpt_pjit.config import DataConfig
 from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_DONE, EXIT_INTERRUPTED, ConfigError
 from gpt_pjit.core.tokens import TokenDataset, load_tokenizer
 from gpt_pjit.data import Corpus, TokenizeOptions, prepare, tokenize as module
-from gpt_pjit.data.train_tokenizer import sentences
+from gpt_pjit.data.prepare import sentences
 from tests.data.corpora import (
     documents,
     files_of,
@@ -191,7 +191,7 @@ def test_skipped_documents_are_counted_over_a_resumed_run(tmp_path, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         tokenize(*some, workers=1, skip=True)
     counts = tokenize(*some, workers=1, skip=True)
-    assert (counts.documents, counts.skipped) == (1200, 200)
+    assert (counts["documents"], counts["skipped"]) == (1200, 200)
 
 
 def killed_worker(*_):
@@ -385,7 +385,7 @@ def test_a_file_reached_twice_counts_once(tmp_path):
     os.link(folder / "1.txt", folder / "hard.txt")
     (folder / "soft.txt").symlink_to("2.txt")
     inputs = [folder / "**/*.txt", folder / "3.txt", f"{folder}/../texts/*.txt"]
-    assert tokenize(inputs, tmp_path / "set").documents == 5
+    assert tokenize(inputs, tmp_path / "set")["documents"] == 5
     assert b"loop" not in (tmp_path / "set/source.json").read_bytes()
 
 

@@ -1,8 +1,8 @@
 """Token sets, read: which tokens an example holds, and the stream of batches.
 
-The format (`format.py`; docs/token_datasets.md describes it) and its reader (`dataset.py`);
-tokenizers; examples as a pure function of seed, step and row (`index.py`), from one set or several
-(`mixture.py`); batches read ahead (`stream.py`). Importing it does not import JAX.
+`format.py` and `dataset.py` read sets (docs/token_datasets.md); examples are a pure function of
+seed, step and row (`index.py`); `stream.py` opens what a run trains on, and reads batches ahead.
+Importing it does not import JAX.
 """
 
 from gpt_pjit.core.tokens.dataset import (
@@ -22,14 +22,12 @@ from gpt_pjit.core.tokens.format import (
     TokenizerInfo as TokenizerInfo,
     array_metadata as array_metadata,
 )
-from gpt_pjit.core.tokens.mixture import (
-    TrainingData as TrainingData,
-    check_vocabulary as check_vocabulary,
-    open_data as open_data,
-)
 from gpt_pjit.core.tokens.stream import (
     Batch as Batch,
+    TrainingData as TrainingData,
+    check_vocabulary as check_vocabulary,
     held_out_batches as held_out_batches,
+    open_data as open_data,
     train_batches as train_batches,
     validation_batches as validation_batches,
 )

@@ -9,7 +9,9 @@ import functools
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,8 @@ from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.tokens.format import MANIFEST, DatasetInfo, SplitInfo, array_metadata
 from gpt_pjit.core.tokens.tokenizers import BytesTokenizer, Tokenizer, tokenizer_from_bytes
 
-# Holds the shard indexes of a set of 9B tokens, so that a read is one request, not two.
-CACHE_BYTES = 2**27
+# The cache holds the shard indexes of a set of 9B tokens, so that a read is one request, not two.
+CONTEXT = tensorstore.Context({"cache_pool": {"total_bytes_limit": 2**27}})
 # A failing network is worth a retry; every other status means that the data are damaged.
 TRANSIENT = ("ABORTED", "CANCELLED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "UNAVAILABLE")
 
@@ -44,7 +46,10 @@ class TokenDataset:
         path = str(path)
         data = _read_file(path, MANIFEST)
         if data is None:
-            raise _no_manifest(path)
+            problem = f"has no {MANIFEST}, so it is not a token dataset; check the path"
+            if _read_file(path, "train/tokens/zarr.json") is not None:
+                problem = f"holds tokens but no {MANIFEST}: writing or copying it was interrupted"
+            raise ConfigError([problem], f"token dataset {path}")
         info = DatasetInfo.from_json(data, path)
         splits = {name: TokenSplit(path, name, split, info) for name, split in info.splits.items()}
         return cls(path, info, splits)
@@ -52,13 +57,13 @@ class TokenDataset:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer from the copy of its file that the set holds."""
         info = self.info.tokenizer
-        content = _read_file(self.path, info.file) if info.file else BytesTokenizer.content
-        found = "is missing" if content is None else hashlib.sha256(content).hexdigest()
-        if content is None or found != info.sha256:
-            problem = f"{info.file}, of tokenizer {info.name!r}, "
-            problem += found if content is None else f"has SHA-256 {found}, not {info.sha256}"
+        if not info.file:
+            return BytesTokenizer()
+        content = _read_file(self.path, info.file)
+        if content is None or hashlib.sha256(content).hexdigest() != info.sha256:
+            problem = f"{info.file}, of tokenizer {info.name!r}, is missing or damaged"
             raise ConfigError([problem], f"token dataset {self.path}")
-        return tokenizer_from_bytes(info.name, content) if info.file else BytesTokenizer()
+        return tokenizer_from_bytes(info.name, content)
 
     def verify(self) -> None:
         """Reads everything; raises ConfigError that lists all damage."""
@@ -79,31 +84,24 @@ class TokenSplit:
         self.tokens, self.documents = info.tokens, info.documents
         self.source_bytes, self.eot_id = info.source_bytes, dataset.eot_id
         self.read_threads = 8 if "://" in path else 1  # most wait for the network
-        self._tokens = self._open("tokens", dataset.dtype, info.tokens)
-
-    def __repr__(self) -> str:
-        return f"TokenSplit({self.path}/{self.name}, {self.tokens:,} tokens)"
+        with self._naming("tokens"):
+            metadata = array_metadata(dataset.dtype, self.tokens)
+            self._tokens = open_array(location(path, name, "tokens"), metadata)
 
     def read(self, starts: np.ndarray, length: int) -> np.ndarray:
         """int32 [len(starts), length] tokens from each start on."""
-        result = np.empty((len(starts), length), np.int32)
-        self._read(self._tokens, "tokens", starts.tolist(), result)
-        return result
+        with self._naming("tokens"):
+            return read_windows(self._tokens, starts.tolist(), length, np.int32)
 
     def document_offsets(self, start: int, stop: int) -> np.ndarray:
         """uint64 offsets `start` to `stop`: document i is the tokens from offset i to i + 1."""
-        result = np.empty((1, stop - start), np.uint64)
-        self._read(self._documents, "document offsets", [start], result)
-        return result[0]
+        with self._naming("document offsets"):
+            return read_windows(self._documents, [start], stop - start)[0]
 
     def document_at(self, token: int) -> int:
         """The document that holds a token: a binary search in the stored offsets."""
-        low, high = 0, self.documents
-        while high - low > 1:
-            middle = (low + high) // 2
-            offset = int(self.document_offsets(middle, middle + 1)[0])
-            low, high = (middle, high) if offset <= token else (low, middle)
-        return low
+        starts = range(1, self.documents)
+        return bisect_right(starts, token, key=lambda i: int(self.document_offsets(i, i + 1)[0]))
 
     def verify(self) -> list[str]:
         """Reads the whole split; returns all damage, with its place."""
@@ -111,37 +109,28 @@ class TokenSplit:
         digest = hashlib.sha256()
         for array, what in ((self._tokens, "tokens"), (self._documents, "documents")):
             for start, stop in shard_bounds(array):
-                values = np.empty((1, stop - start), array.dtype.numpy_dtype)
                 try:
-                    read_windows(array, [start], values)
+                    digest.update(read_windows(array, [start], stop - start).data)
                 except DamageError as damage:
                     problems.append(f"{what} {start} to {stop}: {damage}")
-                digest.update(values.data)
         if not problems and digest.hexdigest() != self.info.sha256:
             problems.append(f"the content hash is {digest.hexdigest()}, not {self.info.sha256}")
         return [f"split {self.name!r}: {problem}" for problem in problems]
 
     @functools.cached_property
     def _documents(self) -> tensorstore.TensorStore:
-        return self._open("documents", "uint64", self.documents + 1)
+        with self._naming("document offsets"):
+            metadata = array_metadata("uint64", self.documents + 1)
+            return open_array(location(self.path, self.name, "documents"), metadata)
 
-    def _open(self, name: str, dtype: str, length: int) -> tensorstore.TensorStore:
+    @contextmanager
+    def _naming(self, what: str) -> Iterator[None]:
+        """Turns damage into a ConfigError that names the split."""
         try:
-            return open_array(location(self.path, self.name, name), array_metadata(dtype, length))
+            yield
         except DamageError as damage:
-            raise self._unreadable(f"array {name!r}", damage) from None
-
-    def _read(
-        self, array: tensorstore.TensorStore, what: str, starts: Sequence[int], out: np.ndarray
-    ) -> None:
-        try:
-            read_windows(array, starts, out)
-        except DamageError as damage:
-            raise self._unreadable(what, damage) from None
-
-    def _unreadable(self, what: str, damage: DamageError) -> ConfigError:
-        problem = f"{what} of split {self.name!r} cannot be read: {damage}"
-        return ConfigError([problem], f"token dataset {self.path}")
+            problem = f"{what} of split {self.name!r} cannot be read: {damage}"
+            raise ConfigError([problem], f"token dataset {self.path}") from None
 
 
 def location(root: str, *folders: str) -> Any:
@@ -170,21 +159,24 @@ def open_array(kvstore: Any, metadata: dict[str, Any]) -> tensorstore.TensorStor
         "recheck_cached_data": "open",
     }
     try:
-        return tensorstore.open(spec, context=_context(), open=True, read=True).result()
+        return tensorstore.open(spec, context=CONTEXT, open=True, read=True).result()
     except ValueError as error:
         raise _failure(error) from None
 
 
-def read_windows(array: tensorstore.TensorStore, starts: Sequence[int], out: np.ndarray) -> None:
-    """Fills row i of `out` with the values from `starts[i]` on; all rows are read together."""
-    length = out.shape[1]
+def read_windows(
+    array: tensorstore.TensorStore, starts: Sequence[int], length: int, dtype: Any = None
+) -> np.ndarray:
+    """[len(starts), length] values from each start on, all read together; raises DamageError."""
+    values = np.empty((len(starts), length), dtype or array.dtype.numpy_dtype)
     try:
         with tensorstore.Batch() as batch:
             futures = [array[start : start + length].read(batch=batch) for start in starts]
-        for row, future in zip(out, futures, strict=True):
+        for row, future in zip(values, futures, strict=True):
             row[:] = future.result()
     except ValueError as error:
         raise _failure(error) from None
+    return values
 
 
 def shard_bounds(array: tensorstore.TensorStore) -> list[tuple[int, int]]:
@@ -192,11 +184,6 @@ def shard_bounds(array: tensorstore.TensorStore) -> list[tuple[int, int]]:
     (length,) = array.shape
     (shard,) = array.chunk_layout.write_chunk_template.shape
     return [(start, min(start + shard, length)) for start in range(0, length, shard)]
-
-
-@functools.cache
-def _context() -> tensorstore.Context:
-    return tensorstore.Context({"cache_pool": {"total_bytes_limit": CACHE_BYTES}})
 
 
 def first_line(error: ValueError) -> str:
@@ -218,10 +205,3 @@ def _read_file(root: str, name: str) -> bytes | None:
         problem = f"{name} cannot be read: {_failure(error)}"
         raise ConfigError([problem], f"token dataset {root}") from None
     return result.value if result.state == "value" else None
-
-
-def _no_manifest(path: str) -> ConfigError:
-    problem = f"has no {MANIFEST}, so it is not a token dataset; check the path"
-    if _read_file(path, "train/tokens/zarr.json") is not None:
-        problem = f"holds tokens but no {MANIFEST}: writing or copying it was interrupted"
-    return ConfigError([problem], f"token dataset {path}")

@@ -20,11 +20,9 @@ SPLITS = ("train", "validation")
 
 @dataclass(frozen=True)
 class TokenizerInfo:
-    """The tokenizer's name, the SHA-256 of its file, and the file's name in the set, if any."""
-
     name: str
-    sha256: str
-    file: str | None
+    sha256: str  # of its file
+    file: str | None  # its name in the set
 
 
 @dataclass(frozen=True)
@@ -64,28 +62,16 @@ class DatasetInfo:
         """Raises ConfigError if `data`, from the set at `where`, is damaged or another format."""
         try:
             return cls._from_fields(json.loads(data))
-        except RecursionError:
-            problem = "is nested too deeply"
-        except json.JSONDecodeError as error:
-            problem = f"is not JSON: {error}"
-        except (KeyError, TypeError, AttributeError) as error:
-            problem = f"has a missing, unknown or mistyped field: {error}"
-        except ValueError as error:
-            problem = str(error)
-        raise ConfigError([problem], f"{MANIFEST} of {where}") from None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            problem = f"cannot be read: {error}"
+            raise ConfigError([problem], f"{MANIFEST} of {where}") from None
 
     @classmethod
     def _from_fields(cls, fields: dict[str, Any]) -> DatasetInfo:
-        if not isinstance(fields, dict) or fields.get("format") != FORMAT:
-            raise ValueError(f"does not say that its format is {FORMAT!r}")
-        if fields.get("version") != VERSION:
-            raise ValueError(f"has version {fields.get('version')!r}; this reader knows {VERSION}")
-        stated = fields.pop("sha256", None)
-        if stated != checksum(fields):
-            raise ValueError(
-                f"was edited or damaged: its other fields have SHA-256 {checksum(fields)}, "
-                f"not {stated}"
-            )
+        if fields.get("format") != FORMAT or fields.get("version") != VERSION:
+            raise ValueError(f"its format is not {FORMAT!r}, version {VERSION}")
+        if fields.pop("sha256", None) != checksum(fields):
+            raise ValueError("it was edited or damaged: its hash of its other fields is wrong")
         del fields["format"], fields["version"]
         fields["tokenizer"] = TokenizerInfo(**fields["tokenizer"])
         fields["splits"] = {k: SplitInfo(**v) for k, v in fields["splits"].items()}

@@ -2,16 +2,23 @@
 
 An epoch cuts the text into `n` windows of `T` tokens, starting at a random offset below `T`, and
 visits them in a random order. Nothing depends on hosts or on earlier reads, so a run resumes at
-any step, on any number of hosts, by computing. docs/token_datasets.md says the same in prose.
+any step, on any number of hosts, by computing. In a mixture of sets, weights become a cycle of
+whole examples, 0.7 and 0.3 are 7 and 3 of every 10, and each set walks its own epochs.
+docs/token_datasets.md says the same in prose.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 
+from gpt_pjit.core.errors import ConfigError
+
 ROUNDS = 16  # the fewest that make all orders of six windows equally likely; 0.2 ms a batch
+LONGEST_CYCLE = 10_000  # examples
 
 
 def windows(tokens: int, sequence_length: int) -> int:
@@ -79,3 +86,58 @@ def _splitmix64(x: np.ndarray) -> np.ndarray:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
+
+
+def cycle_counts(weights: Sequence[float]) -> list[int]:
+    """The fewest whole examples in the proportions of the weights, as they are written in decimal.
+
+    Raises ConfigError if there are more than `LONGEST_CYCLE` of them.
+    """
+    exact = [Fraction(str(weight)) for weight in weights]
+    multiple = math.lcm(*(weight.denominator for weight in exact))
+    whole = [int(weight * multiple) for weight in exact]
+    counts = [count // math.gcd(*whole) for count in whole]
+    if min(counts) < 1 or sum(counts) > LONGEST_CYCLE:
+        problem = f"weights {weights} do not repeat within {LONGEST_CYCLE:,} examples; round them"
+        raise ConfigError([problem], "data.sources")
+    return counts
+
+
+class Schedule:
+    """Which set each example comes from, and its number among the examples of that set."""
+
+    def __init__(self, weights: Sequence[float]):
+        self.counts = np.array(cycle_counts(weights))
+        self._cycle = _even_cycle(self.counts.tolist())
+        taken = self._cycle[:, None] == np.arange(len(self.counts))
+        self._before = np.concatenate([np.zeros((1, len(self.counts)), int), taken.cumsum(axis=0)])
+
+    def draw(self, example: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(set, number within the set) of int64 examples."""
+        cycle, place = np.divmod(example, len(self._cycle))
+        chosen = self._cycle[place]
+        return chosen, cycle * self.counts[chosen] + self._before[place, chosen]
+
+    def drawn(self, examples: int) -> list[int]:
+        """How many of the first `examples` come from each set."""
+        cycle, place = divmod(examples, len(self._cycle))
+        return (cycle * self.counts + self._before[place]).tolist()
+
+
+def _even_cycle(counts: list[int]) -> np.ndarray:
+    """The sets of a cycle, by Tijdeman's rule (the chairman assignment problem, 1980).
+
+    Of the sets that may have one more without having one too many, the next example goes to the
+    one that must have it soonest.
+    """
+    total = sum(counts)
+    taken = [0] * len(counts)
+    cycle = np.empty(total, np.int64)
+    slack = 2 * len(counts) - 2 or 1  # a set must stay 1 / slack of an example below too many
+    for i in range(total):
+        # Integers: `due` is total * slack times (share of i + 1 examples - taken).
+        due = [((i + 1) * counts[s] - total * taken[s]) * slack for s in range(len(counts))]
+        ready = [s for s in range(len(counts)) if due[s] >= total]
+        cycle[i] = min(ready, key=lambda s: ((total * (slack - 1) - due[s]) / counts[s], s))
+        taken[cycle[i]] += 1
+    return cycle

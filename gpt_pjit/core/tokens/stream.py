@@ -1,4 +1,4 @@
-"""Batches of token windows: training up to the last step, validation once over the split.
+"""What a run trains and validates on, one set or a mixture, and its batches.
 
 Grain maps batch numbers to batches and reads ahead. Its iterator state is never saved: a batch is a
 pure function of its number, so a run resumes from `start` on any number of hosts.
@@ -6,18 +6,104 @@ pure function of its number, so a run resumes from `start` on any number of host
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from gpt_pjit.config import Config
-from gpt_pjit.core.errors import ConfigError
-from gpt_pjit.core.tokens.dataset import TokenSplit
-from gpt_pjit.core.tokens.index import windows
-from gpt_pjit.core.tokens.mixture import TrainingData
+from gpt_pjit.config import Config, DataConfig
+from gpt_pjit.core.errors import ConfigError, Problem
+from gpt_pjit.core.tokens.dataset import TokenDataset, TokenSplit
+from gpt_pjit.core.tokens.index import Schedule, hash64, window_starts, windows
+from gpt_pjit.core.tokens.tokenizers import Tokenizer
 
 READ_AHEAD = 8  # batches
+
+
+class TrainingData:
+    """One or more sets of one tokenizer; `splits` are their training splits.
+
+    `held_out` are the validation splits that hold text to score: none, if a set has no such split.
+    """
+
+    def __init__(self, datasets: Sequence[TokenDataset], weights: Sequence[float] = (1,)):
+        self.datasets, self._schedule = list(datasets), Schedule(weights)
+        self.splits = [dataset.splits["train"] for dataset in datasets]
+        held_out = [dataset.splits.get("validation") for dataset in datasets]
+        self.held_out = [s for s in held_out if s and s.tokens > 1 and s.source_bytes]
+        self.held_out_tokens = sum(split.tokens for split in self.held_out)
+        self.held_out_bytes = sum(split.source_bytes for split in self.held_out)
+        self.eot_id = datasets[0].eot_id
+        self.read_threads = max(split.read_threads for split in self.splits)
+
+    def tokenizer(self) -> Tokenizer:
+        return self.datasets[0].tokenizer()
+
+    def windows(
+        self, example: np.ndarray, seed: int, sequence_length: int
+    ) -> Iterator[tuple[TokenSplit, np.ndarray, np.ndarray]]:
+        """For each set: its split, which of the int64 examples it has, and their first tokens."""
+        chosen, number = self._schedule.draw(example)
+        for s, split in enumerate(self.splits):
+            mine = np.flatnonzero(chosen == s)
+            own = seed if len(self.splits) == 1 else int(hash64(seed, s)[0])
+            shape = {"sequence_length": sequence_length, "tokens": split.tokens}
+            yield split, mine, window_starts(number[mine], seed=own, **shape)
+
+    def identity(self) -> list[dict[str, str | int]]:
+        """What must be the same when a run is resumed."""
+        return [
+            {
+                "path": dataset.path,
+                "tokenizer": dataset.info.tokenizer.sha256,
+                "vocab_size": dataset.vocab_size,
+                "sha256": dataset.fingerprint,
+            }
+            for dataset in self.datasets
+        ]
+
+    def proportions(self, examples: int, sequence_length: int) -> str:
+        """A line for each set: how many of the first `examples` of a run came from it."""
+        lines = []
+        for split, drawn in zip(self.splits, self._schedule.drawn(examples), strict=True):
+            epochs = drawn / windows(split.tokens, sequence_length)
+            share = drawn / max(examples, 1)
+            lines.append(f"{share:7.2%}  {drawn:,} examples, {epochs:.2f} epochs of {split.path}")
+        return "\n".join(lines)
+
+
+def open_data(config: DataConfig, folder: Path, vocab_size: int) -> TrainingData:
+    """The set at `config.path`, the mixture of `config.sources`, or the set that was made of
+    `config.text` in `folder`.
+
+    Raises ConfigError if ids do not fit `vocab_size`, the model's, or sets do not fit each other.
+    """
+    sources = config.sources or ((folder if config.text else config.path, 1),)
+    datasets = [TokenDataset.open(path) for path, _ in sources]
+    first = datasets[0].info.tokenizer
+    for dataset in datasets:
+        tokenizer = dataset.info.tokenizer
+        check_vocabulary(tokenizer.name, dataset.vocab_size, vocab_size)
+        problem = ""
+        if "train" not in dataset.splits:
+            problem = "has no split 'train'"
+        elif tokenizer.sha256 != first.sha256:
+            problem = (
+                f"has tokenizer {tokenizer.name}, SHA-256 {tokenizer.sha256}, but "
+                f"{datasets[0].path} has {first.name}, {first.sha256}"
+            )
+        if problem:
+            raise ConfigError([problem], f"token dataset {dataset.path}")
+    return TrainingData(datasets, [weight for _, weight in sources])
+
+
+def check_vocabulary(name: str, needed: int, vocab_size: int) -> None:
+    """Raises ConfigError if tokenizer `name`, of `needed` ids, has more than the model."""
+    if needed > vocab_size:
+        constraint = f"is smaller than the {needed} ids of tokenizer {name}"
+        remedy = f"set it to at least {needed}; {-(-needed // 128) * 128} divides well"
+        raise ConfigError([Problem("model.vocab_size", vocab_size, constraint, remedy)])
 
 
 class Batch(NamedTuple):
@@ -74,8 +160,12 @@ def validation_batches(
     count = min(config.eval.batches, total) or total
 
     def batch(i: int) -> Batch:
-        window = i * total // count * batch_size + rows
-        tokens, mask = _padded_windows(split, window * length, length)
+        starts = (i * total // count * batch_size + rows) * length
+        found = np.clip(split.tokens - starts, 0, length + 1)  # tokens from each start
+        tokens = np.zeros((len(rows), length + 1), np.int32)
+        for n in np.unique(found[found > 1]):  # the last window of the split is shorter
+            tokens[found == n, :n] = split.read(starts[found == n], n)
+        mask = (np.arange(1, length + 1) < found[:, None]).astype(np.float32)
         if not config.data.mask_documents:
             return Batch(tokens, mask)
         document = segments(tokens, split.eot_id)
@@ -93,38 +183,12 @@ def segments(tokens: np.ndarray, eot_id: int) -> np.ndarray:
     return np.concatenate([np.zeros_like(ends[:, :1]), ends[:, :-1]], axis=1)
 
 
-def _padded_windows(
-    split: TokenSplit, starts: np.ndarray, sequence_length: int
-) -> tuple[np.ndarray, np.ndarray]:
-    lengths = np.clip(split.tokens - starts, 0, sequence_length + 1)
-    tokens = np.zeros((len(starts), sequence_length + 1), np.int32)
-    whole = lengths == sequence_length + 1
-    tokens[whole] = split.read(starts[whole], sequence_length + 1)
-    for row in np.flatnonzero(~whole & (lengths > 1)):  # one in the whole split
-        tokens[row, : lengths[row]] = split.read(starts[row : row + 1], lengths[row])
-    mask = np.arange(1, sequence_length + 1) < lengths[:, None]
-    return tokens, mask.astype(np.float32)
-
-
-class _Batches:
-    """The random-access source that Grain reads: element i is `batch(i)`."""
-
-    def __init__(self, batch: Callable[[int], Batch], length: int):
-        self._batch, self._length = batch, length
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, number: int) -> Batch:
-        return self._batch(int(number))
-
-
 def _read_ahead(
     batch: Callable[[int], Batch], numbers: range, threads: int
 ) -> Generator[Batch, None, None]:
     import grain  # here, since it imports JAX, which the workers that tokenise must not
 
-    dataset = grain.MapDataset.source(_Batches(batch, numbers.stop))[numbers.start :]
+    dataset = grain.MapDataset.range(numbers.start, numbers.stop).map(batch)
     iterator = iter(dataset.to_iter_dataset(grain.ReadOptions(threads, READ_AHEAD)))
     try:
         yield from iterator

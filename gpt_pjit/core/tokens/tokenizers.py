@@ -24,17 +24,14 @@ UNICODE_FORMS: dict[str, Any] = {form: form for form in ("NFC", "NFD", "NFKC", "
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back; `content` is the tokenizer's file, `file` its name in a dataset.
-
-    `can_cut` says whether a text may be cut between words without changing its ids.
-    """
+    """Text to ids and back."""
 
     name: str
-    file: str | None
-    content: bytes
+    file: str | None  # the name of its file in a dataset
+    content: bytes  # of that file
     vocab_size: int
     eot_id: int
-    can_cut: bool
+    can_cut: bool  # whether a text may be cut between words without changing its ids
 
     @property
     def sha256(self) -> str:
@@ -77,16 +74,13 @@ class BytesTokenizer(Tokenizer):
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """A `tokenizer.json`; end-of-text is `<|endoftext|>`."""
+    """A `tokenizer.json`."""
 
     file = "tokenizer.json"
 
     def __init__(self, name: str, content: bytes):
         self.name, self.content = name, content
-        try:
-            self._model = tokenizers.Tokenizer.from_buffer(content)
-        except Exception as error:  # the library raises nothing more special
-            raise _broken(name, "a Hugging Face tokenizer.json", error) from None
+        self._model = tokenizers.Tokenizer.from_buffer(content)
         self._model.no_truncation()  # files of encoder models cut texts at 512 tokens
         self._model.no_padding()
         self._model.encode_special_tokens = True  # as text
@@ -95,10 +89,8 @@ class HuggingFaceTokenizer(Tokenizer):
         if END_OF_TEXT not in vocabulary:
             added = self._model.get_added_tokens_decoder().values()
             special = ", ".join(token.content for token in added if token.special) or "none"
-            raise ConfigError(
-                [f"has no token {END_OF_TEXT} to end documents; its special tokens are: {special}"],
-                f"tokenizer {name}",
-            )
+            problem = f"has no token {END_OF_TEXT} to end documents; its special tokens: {special}"
+            raise ConfigError([problem], f"tokenizer {name}")
         self.eot_id = vocabulary[END_OF_TEXT]
         self.can_cut = _splits_into_words(json.loads(content))
 
@@ -126,10 +118,7 @@ class SentencePieceTokenizer(Tokenizer):
     def __init__(self, name: str, content: bytes):
         self.name, self.content = name, content
         self._model = sentencepiece.SentencePieceProcessor()
-        try:
-            self._model.LoadFromSerializedProto(content)
-        except RuntimeError as error:
-            raise _broken(name, "a sentencepiece model", error) from None
+        self._model.LoadFromSerializedProto(content)
         self.vocab_size = self._model.vocab_size()
         self.eot_id = self._model.eos_id()
         if self.eot_id < 0:
@@ -172,7 +161,13 @@ def tokenizer_from_bytes(name: str, content: bytes) -> Tokenizer:
     kind = kinds.get(Path(name).suffix)
     if kind is None:
         raise ConfigError(["is not bytes, FILE.json or FILE.model"], f"tokenizer {name}")
-    return kind(name, content)
+    try:
+        return kind(name, content)
+    except ConfigError:
+        raise
+    except Exception as error:  # `tokenizers` raises nothing more special
+        problem = f"is not a valid {kind.file} or is damaged: {error}"
+        raise ConfigError([problem], f"tokenizer {name}") from None
 
 
 def _splits_into_words(fields: dict[str, Any]) -> bool:
@@ -184,7 +179,3 @@ def _splits_into_words(fields: dict[str, Any]) -> bool:
     plain = not any(level["add_prefix_space"] for level in levels)
     normalizer = (fields.get("normalizer") or {}).get("type", "NFC")
     return bool(levels) and by_regex and plain and normalizer in UNICODE_FORMS
-
-
-def _broken(name: str, kind: str, error: Exception) -> ConfigError:
-    return ConfigError([f"is not {kind}, or is damaged: {error}"], f"tokenizer {name}")

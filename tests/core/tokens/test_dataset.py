@@ -198,10 +198,12 @@ def test_an_array_of_another_length_is_named(make_set):
 
 def test_another_tokenizer_file_is_named(bpe_set):
     (bpe_set / "tokenizer.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"tokenizer\.json, of tokenizer 'cats\.json', has SHA"):
+    with pytest.raises(
+        ConfigError, match=r"tokenizer\.json, of tokenizer 'cats\.json', is missing or"
+    ):
         TokenDataset.open(bpe_set).tokenizer()
     (bpe_set / "tokenizer.json").unlink()
-    with pytest.raises(ConfigError, match="is missing"):
+    with pytest.raises(ConfigError, match="is missing or damaged"):
         TokenDataset.open(bpe_set).tokenizer()
 
 
@@ -228,13 +230,13 @@ def test_a_half_copied_set_is_refused(tmp_path, make_set):
         TokenDataset.open(dataset.path)
     (tmp_path / "elsewhere").rename(_path(dataset) / "dataset.json")
     shutil.rmtree(f"{dataset.path}/train")
-    with pytest.raises(ConfigError, match="array 'tokens' of split 'train' cannot be read"):
+    with pytest.raises(ConfigError, match="tokens of split 'train' cannot be read"):
         TokenDataset.open(dataset.path)
 
 
 def test_a_set_is_never_overwritten(make_set):
     dataset, _ = make_set(100, 10)
-    with pytest.raises(FileExistsError):
+    with pytest.raises(ConfigError, match="exists and is not empty"):
         DatasetWriter(_path(dataset), BytesTokenizer()).__enter__()
 
 
@@ -288,8 +290,8 @@ def test_a_folder_without_a_set_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        ({"version": 2}, r"has version 2; this reader knows 1"),
-        ({"format": "tar"}, r"not say that its format is 'gpt_pjit token dataset'"),
+        ({"version": 2}, r"format is not 'gpt_pjit token dataset', version 1"),
+        ({"format": "tar"}, r"format is not 'gpt_pjit token dataset', version 1"),
         ({"eot_id": 5}, r"edited or damaged"),
     ],
 )
@@ -306,7 +308,7 @@ def test_a_manifest_with_other_fields_is_named(make_set):
     fields = json.loads((_path(dataset) / "dataset.json").read_text())
     del fields["vocab_size"], fields["sha256"]
     fields["sha256"] = checksum(fields)
-    with pytest.raises(ConfigError, match=r"missing, unknown or mistyped field.*vocab_size"):
+    with pytest.raises(ConfigError, match=r"missing 1 .*vocab_size"):
         DatasetInfo.from_json(json.dumps(fields).encode(), "here")
 
 
