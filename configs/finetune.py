@@ -27,7 +27,7 @@ def get_config():
     c.data.text = "mine/*.jsonl"
     c.data.text_column = "text"
     c.data.tokenizer = "runs/finetune/tokenizer.json"
-    c.data.validation_split = "tail"  # the newest records, where lines are in order of time
+    c.data.validation_split = "documents"  # by the hash of each record
     c.data.validation_fraction = 0.02
     c.data.mask_documents = True
     c.data.sequence_length = 1024
