@@ -1,4 +1,4 @@
-"""Token sets, read: which tokens an example holds, and the stream of batches.
+"""Reading token sets: which tokens an example holds, and the stream of batches.
 
 The format (`format.py`; docs/token_datasets.md describes it) and its reader (`dataset.py`);
 tokenizers; examples as a pure function of seed, step and row (`index.py`), from one set or several

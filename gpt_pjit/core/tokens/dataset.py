@@ -20,9 +20,9 @@ from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.tokens.format import MANIFEST, DatasetInfo, SplitInfo, array_metadata
 from gpt_pjit.core.tokens.tokenizers import BytesTokenizer, Tokenizer, tokenizer_from_bytes
 
-# Holds the shard indexes of a set of 9B tokens, so that a read is one request, not two.
+# Enough for the shard indexes of a set of 9B tokens: a read is then one request, not two.
 CACHE_BYTES = 2**27
-# A failing network is worth a retry; every other status means that the data are damaged.
+# The network failed, and a retry may help; any other status means damaged data.
 TRANSIENT = ("ABORTED", "CANCELLED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "UNAVAILABLE")
 
 
@@ -78,20 +78,20 @@ class TokenSplit:
         self.path, self.name, self.info = path, name, info
         self.tokens, self.documents = info.tokens, info.documents
         self.source_bytes, self.eot_id = info.source_bytes, dataset.eot_id
-        self.read_threads = 8 if "://" in path else 1  # most wait for the network
+        self.read_threads = 8 if "://" in path else 1  # mostly waiting for the network
         self._tokens = self._open("tokens", dataset.dtype, info.tokens)
 
     def __repr__(self) -> str:
         return f"TokenSplit({self.path}/{self.name}, {self.tokens:,} tokens)"
 
     def read(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """int32 [len(starts), length] tokens from each start on."""
+        """The `length` tokens from each start, int32 [len(starts), length]."""
         result = np.empty((len(starts), length), np.int32)
         self._read(self._tokens, "tokens", starts.tolist(), result)
         return result
 
     def document_offsets(self, start: int, stop: int) -> np.ndarray:
-        """uint64 offsets `start` to `stop`: document i is the tokens from offset i to i + 1."""
+        """uint64 offsets `start` to `stop`; document i is the tokens between offsets i and i + 1."""
         result = np.empty((1, stop - start), np.uint64)
         self._read(self._documents, "document offsets", [start], result)
         return result[0]
@@ -145,7 +145,7 @@ class TokenSplit:
 
 
 def location(root: str, *folders: str) -> Any:
-    """Where TensorStore finds a folder of the set in a local folder or below a URL."""
+    """What TensorStore calls a folder of a set that is local or below a URL."""
     if "://" not in root:
         path = os.path.abspath(os.path.expanduser(root))
         return {"driver": "file", "path": "/".join([path, *folders, ""])}
@@ -153,7 +153,7 @@ def location(root: str, *folders: str) -> Any:
     endpoint = os.environ.get("AWS_ENDPOINT_URL")
     if not url.startswith("s3://") or not endpoint:
         return url
-    # Stores that speak S3 but are not Amazon's: the variable that its own clients read.
+    # For stores that speak S3 but are not Amazon's; Amazon's own clients read this variable too.
     bucket, _, path = url.removeprefix("s3://").partition("/")
     region = os.environ.get("AWS_REGION", "us-east-1")
     where = {"endpoint": endpoint, "aws_region": region}
@@ -161,7 +161,7 @@ def location(root: str, *folders: str) -> Any:
 
 
 def open_array(kvstore: Any, metadata: dict[str, Any]) -> tensorstore.TensorStore:
-    """Reads metadata only; raises DamageError unless they agree with `metadata`, or OSError."""
+    """Opens an array by its metadata alone; raises DamageError if they differ, or OSError."""
     spec = {
         "driver": "zarr3",
         "kvstore": kvstore,

@@ -1,8 +1,8 @@
 """What a run trains and validates on: one set, or several in a mixture.
 
-Weights become a cycle of whole examples: 0.7 and 0.3 are 7 and 3 of every 10. Within a cycle each
-set comes as evenly as possible: after any number of examples each has less than one more or less
-than its share. Each set walks its own epochs over its own windows. Which set an example comes from
+Weights become a cycle of whole examples: 0.7 and 0.3 are 7 and 3 of every 10. Within a cycle the
+sets alternate evenly: after any number of examples each is less than one example from its share.
+Each set walks its own epochs over its own windows. Which set an example comes from
 is a pure function of its number, as in `index.py`.
 """
 
@@ -27,7 +27,7 @@ LONGEST_CYCLE = 10_000
 class TrainingData:
     """One or more sets of one tokenizer; `splits` are their training splits.
 
-    `held_out` are the validation splits that hold text to score: none, if a set has no such split.
+    `held_out` are the validation splits that hold text to score; there may be none.
     """
 
     def __init__(self, datasets: Sequence[TokenDataset], weights: Sequence[float] = (1,)):
@@ -62,7 +62,7 @@ class TrainingData:
             )
 
     def identity(self) -> list[dict[str, str | int]]:
-        """What must be the same when a run is resumed."""
+        """What must stay the same when a run resumes."""
         return [
             {
                 "path": dataset.path,
@@ -84,8 +84,8 @@ class TrainingData:
 
 
 def open_data(config: DataConfig, folder: Path, vocab_size: int) -> TrainingData:
-    """The set at `config.path`, the mixture of `config.sources`, or the set that was made of
-    `config.text` in `folder`.
+    """The set at `config.path`, the mixture of `config.sources`, or, in `folder`, the set made from
+    `config.text`.
 
     Raises ConfigError if ids do not fit `vocab_size`, the model's, or sets do not fit each other.
     """
@@ -118,7 +118,7 @@ def _open(path: Path | str, vocab_size: int) -> TokenDataset:
 
 
 def check_vocabulary(name: str, needed: int, vocab_size: int) -> None:
-    """Raises ConfigError if tokenizer `name`, of `needed` ids, has more than the model."""
+    """Raises ConfigError if tokenizer `name` has more ids, `needed`, than the model."""
     if needed > vocab_size:
         constraint = f"is smaller than the {needed} ids of tokenizer {name}"
         remedy = f"set it to at least {needed}; {-(-needed // 128) * 128} divides well"
@@ -126,9 +126,9 @@ def check_vocabulary(name: str, needed: int, vocab_size: int) -> None:
 
 
 def cycle_counts(weights: Sequence[float]) -> list[int]:
-    """The fewest whole examples in the proportions of the weights, as they are written in decimal.
+    """The smallest whole numbers in the proportions of the weights, read as decimals.
 
-    Raises ValueError if there are more than `LONGEST_CYCLE` of them.
+    Raises ValueError if they sum to more than `LONGEST_CYCLE`.
     """
     exact = [Fraction(str(weight)) for weight in weights]
     multiple = math.lcm(*(weight.denominator for weight in exact))
@@ -163,13 +163,13 @@ class Schedule:
 def _even_cycle(counts: list[int]) -> np.ndarray:
     """The sets of a cycle, by Tijdeman's rule (the chairman assignment problem, 1980).
 
-    Of the sets that may have one more without having one too many, the next example goes to the
-    one that must have it soonest.
+    Of the sets that can take one more example without exceeding their share by a whole one, the
+    next example goes to the one that needs it soonest.
     """
     total = sum(counts)
     taken = [0] * len(counts)
     cycle = np.empty(total, np.int64)
-    slack = 2 * len(counts) - 2 or 1  # a set must stay 1 / slack of an example below too many
+    slack = 2 * len(counts) - 2 or 1  # a set stays 1 / slack of an example below one too many
     for i in range(total):
         # Integers: `due` is total * slack times (share of i + 1 examples - taken).
         due = [

@@ -48,7 +48,7 @@ class Tokenizer(Protocol):
         return self.encode_batch([text])[0]
 
     def changes(self, text: str) -> bool:
-        """Whether the normaliser changes `text`, so that decoding gives another text."""
+        """Whether the normaliser changes `text`, so decoding gives a different text."""
         ...
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
@@ -85,7 +85,7 @@ class HuggingFaceTokenizer(Tokenizer):
         self.name, self.content = name, content
         try:
             self._model = tokenizers.Tokenizer.from_buffer(content)
-        except Exception as error:  # the library raises nothing more special
+        except Exception as error:  # the library raises nothing more specific
             raise _broken(name, "a Hugging Face tokenizer.json", error) from None
         self._model.no_truncation()  # files of encoder models cut texts at 512 tokens
         self._model.no_padding()
@@ -176,7 +176,7 @@ def tokenizer_from_bytes(name: str, content: bytes) -> Tokenizer:
 
 
 def _splits_into_words(fields: dict[str, Any]) -> bool:
-    """Whether a `tokenizer.json` is byte-level BPE within words, so that no token spans two."""
+    """Whether a `tokenizer.json` is byte-level BPE within words: no token spans two."""
     pre = fields.get("pre_tokenizer") or {}
     steps = pre.get("pretokenizers") or [pre]
     levels = [step for step in steps if step.get("type") == "ByteLevel"]
