@@ -37,7 +37,7 @@ def _gib(n: float) -> int:
     return round(n * GIB)
 
 
-# v2 and v3 show each core as a device; v4 and v5p join the two cores of a chip into one ("megacore").
+# A core of v2 and v3 is a device; v4 and v5p join the two cores of a chip into one ("megacore").
 CHIPS = (
     Chip("v2", ("TPU v2",), 22.5e12, _gib(7.48), 350e9, 4 * 62e9, 0.7e9, 2),
     Chip("v3", ("TPU v3",), 61.5e12, _gib(15.48), 450e9, 4 * 82e9, 0.94e9, 2),

@@ -18,8 +18,8 @@ from gpt_pjit.core.model.positions import alibi_bias
 
 QUERY_BLOCK = 256
 
-# (q, k, v, key) to the attention output [H, B, T, K]; heads are before batch everywhere, the order in
-# which the projections leave them on a TPU.
+# (q, k, v, key) to the weighted values [H, B, T, K]; heads are before batch everywhere, the order
+# in which the projections leave them on a TPU.
 Attend = Callable[..., jax.Array]
 
 

@@ -13,7 +13,7 @@ SHIFTS = np.arange(0, 32, 8, dtype=np.uint32)[:, None, None]  # of the bytes of 
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Zeroes elements of `x` with probability `rate`, rounded to 1/256; does nothing without a `key`.
+    """Zeroes elements of `x` with probability `rate`, rounded to 1/256; without a `key`, none.
 
     The mask is the same on every mesh. The next-to-last dimension must not be split.
     """

@@ -91,7 +91,7 @@ class TokenSplit:
         return result
 
     def document_offsets(self, start: int, stop: int) -> np.ndarray:
-        """uint64 offsets `start` to `stop`; document i is the tokens between offsets i and i + 1."""
+        """uint64 offsets `start` to `stop`; document i lies between offsets i and i + 1."""
         result = np.empty((1, stop - start), np.uint64)
         self._read(self._documents, "document offsets", [start], result)
         return result[0]

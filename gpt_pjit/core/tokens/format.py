@@ -61,7 +61,7 @@ class DatasetInfo:
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> DatasetInfo:
-        """Raises ConfigError if `data`, from the set at `where`, is damaged or of another format."""
+        """Raises ConfigError if `data`, of the set at `where`, is damaged or in another format."""
         try:
             return cls._from_fields(json.loads(data))
         except RecursionError:
