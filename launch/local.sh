@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs a training as several processes on this machine, each with several CPU devices:
-# the shape of a pod. 4 x 8 is a TPU v3-32.
+# Runs training as several processes on this machine, each with several CPU devices,
+# in the shape of a pod: 4 x 8 is a TPU v3-32.
 #
 #   launch/local.sh --processes=4 --devices=8 --config=configs/quickstart.py [flags of main ...]
 #   launch/local.sh --module=gpt_pjit.evaluate --checkpoint=runs/quickstart [its flags ...]
@@ -33,7 +33,7 @@ export JAX_NUM_PROCESSES="$processes"
 pids=()
 trap 'kill "${pids[@]}" 2>/dev/null || true' EXIT
 for ((id = 0; id < processes; id++)); do
-    # Process 0 speaks for all; the others only when something is wrong.
+    # Only process 0 prints; from the others come errors alone.
     if ((id == 0)); then
         JAX_PROCESS_ID=$id "$python" -m "$module" "${arguments[@]}" &
     else
@@ -42,7 +42,7 @@ for ((id = 0; id < processes; id++)); do
     pids+=($!)
 done
 
-# The first process to fail decides the exit code, and ends the others.
+# The first process that fails sets the exit code and ends the others.
 for ((left = processes; left > 0; left--)); do
     code=0
     wait -n || code=$?
