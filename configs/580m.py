@@ -4,8 +4,9 @@
         --command="cd gpt_pjit && launch/run.sh --config=configs/580m.py --workdir=/shared/580m"
 
 Hardware: TPU v3-32 (4 hosts, 32 cores of 16 GiB). Tokens: GPT-NeoX tokenizer, 8.24B for training,
-0.5M a step, 50.9B in all, which is 6.2 epochs. Expected, after averaging the last checkpoints: WikiText-2 0.9547, text8 1.133, enwik8 1.089 bits per byte; LAMBADA 46.4 % at
-perplexity 14.08; PIQA 66.8 %.
+0.5M a step, 50.9B in all, which is 6.2 epochs. Expected after averaging the last checkpoints:
+WikiText-2 0.9547, text8 1.133, enwik8 1.089 bits per byte; LAMBADA 46.4 % at perplexity 14.08; PIQA
+66.8 %.
 
 The TPU compiler estimates 1,721 Mcycles a step, which is 1.83 s at 940 MHz, or 1.87 s with our
 estimate of the collectives. The peak is 14.03 of 15.48 GiB a core. Two microbatches take 9.9 GiB
