@@ -27,7 +27,7 @@ def main(flags: argparse.Namespace) -> int:
     # Imported late: --help and mistakes in a config are answered at once.
     from absl import logging
 
-    from gpt_pjit.core.runtime import initialize_devices
+    from gpt_pjit.core.runtime import ending_together, initialize_devices
     from gpt_pjit.core.train import train
     from gpt_pjit.data import prepare_text
     from gpt_pjit.generate import sample
@@ -35,7 +35,9 @@ def main(flags: argparse.Namespace) -> int:
     logging.set_verbosity(logging.WARNING)  # Orbax logs every file it writes
     rows = config.data.batch_size // config.optim.microbatches
     initialize_devices(config.mesh, rows, distributed=flags.distributed)
-    return train(config, flags.workdir or Path("runs") / flags.config.stem, prepare_text, sample)
+    with ending_together():
+        workdir = flags.workdir or Path("runs") / flags.config.stem
+        return train(config, workdir, prepare_text, sample)
 
 
 if __name__ == "__main__":

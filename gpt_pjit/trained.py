@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from gpt_pjit.core.checkpointer import (
     saved_steps,
 )
 from gpt_pjit.core.errors import ConfigError, Problem
-from gpt_pjit.core.model import Cache, Model, build_model
+from gpt_pjit.core.model import Model, build_model
 from gpt_pjit.core.runtime import initialize_devices, pod_devices, read_run
 from gpt_pjit.core.sharding import make_mesh, mesh_shape, paths_and_leaves
 from gpt_pjit.core.tokens import Tokenizer, TrainingData, held_out_batches, saved_tokenizer
@@ -48,14 +47,6 @@ class Trained:
     @property
     def mesh(self) -> Mesh:
         return self.model.mesh
-
-    @property
-    def forward(self) -> Callable[..., jax.Array]:
-        return self.model.forward
-
-    @property
-    def extend(self) -> Callable[..., tuple[jax.Array, Cache]]:
-        return self.model.extend
 
 
 def start_devices(*, tensor: int = 1, distributed: bool = False) -> None:

@@ -3,20 +3,26 @@
 # in the shape of a pod: 4 x 8 is a TPU v3-32.
 #
 #   launch/local.sh --processes=4 --devices=8 --config=configs/quickstart.py [flags of main ...]
+#   launch/local.sh --topology=v5e-16 --config=configs/quickstart.py  # in the order of that pod
 #   launch/local.sh --module=gpt_pjit.evaluate --checkpoint=runs/quickstart [its flags ...]
+#
+# The first process to fail decides the exit code. Signals are passed on; what is alive after
+# GRACE seconds, 30 by default, is killed. Nothing outlives this script, nor its own kill.
 set -euo pipefail
 
 processes=4
 devices=8
+topology=
 module=gpt_pjit.main
 arguments=()
 for argument in "$@"; do
     case "$argument" in
         --processes=*) processes="${argument#*=}" ;;
         --devices=*) devices="${argument#*=}" ;;
+        --topology=*) topology="${argument#*=}" ;;
         --module=*) module="${argument#*=}" ;;
         -h | --help)
-            sed -n '2,6s/^# \{0,1\}//p' "$0"
+            sed -n '2,9s/^# \{0,1\}//p' "$0"
             exit 0
             ;;
         *) arguments+=("$argument") ;;
@@ -24,25 +30,46 @@ for argument in "$@"; do
 done
 
 python="${PYTHON:-python}"
-port="$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')"
 export JAX_PLATFORMS=cpu
+if [[ -n "$topology" ]]; then
+    folder="$(mktemp -d)"
+    export GPT_PJIT_VIRTUAL_POD="$folder/pod.json"
+    read -r processes devices < <("$python" -m gpt_pjit.plan pod --topology="$topology" --out="$folder/pod.json")
+fi
+port="$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')"
 export JAX_NUM_CPU_DEVICES="$devices"
 export JAX_COORDINATOR_ADDRESS="127.0.0.1:$port"
 export JAX_NUM_PROCESSES="$processes"
 
 pids=()
-trap 'kill "${pids[@]}" 2>/dev/null || true' EXIT
+end() { # passes the signal on, waits, kills
+    trap - EXIT INT TERM HUP
+    kill -s "$1" "${pids[@]}" 2> /dev/null || true
+    for ((waited = 0; waited < 10 * ${GRACE:-30}; waited++)); do
+        kill -0 "${pids[@]}" 2> /dev/null || break
+        sleep 0.1
+    done
+    kill -s KILL "${pids[@]}" 2> /dev/null || true
+    wait "${pids[@]}" 2> /dev/null || true
+    [[ -z "${folder:-}" ]] || rm -r "$folder"
+}
+trap 'end TERM' EXIT
+trap 'end INT; exit 130' INT
+trap 'end TERM; exit 143' TERM
+trap 'end HUP; exit 129' HUP
+
+# Each in a session of its own, so that Ctrl-C reaches it once, through `end`; `setpriv` has the
+# kernel end it when this script is killed.
+run=(env --default-signal=INT setsid setpriv --pdeathsig KILL "$python" -m "$module" "${arguments[@]}")
 for ((id = 0; id < processes; id++)); do
-    # Only process 0 prints; from the others come errors alone.
-    if ((id == 0)); then
-        JAX_PROCESS_ID=$id "$python" -m "$module" "${arguments[@]}" &
+    if ((id == 0)); then # only its output is shown; the others show errors alone
+        JAX_PROCESS_ID=$id "${run[@]}" &
     else
-        JAX_PROCESS_ID=$id "$python" -m "$module" "${arguments[@]}" > /dev/null &
+        JAX_PROCESS_ID=$id "${run[@]}" > /dev/null &
     fi
     pids+=($!)
 done
 
-# The first process that fails sets the exit code and ends the others.
 for ((left = processes; left > 0; left--)); do
     code=0
     wait -n || code=$?

@@ -33,7 +33,7 @@ def test_logits_are_those_of_the_newest_step_on_any_mesh(run, tensor):
     assert trained.step == 4
     assert trained.mesh.shape == {"replica": 1, "data": 32 // tensor, "tensor": tensor}
     with jax.set_mesh(trained.mesh):
-        logits = jax.jit(trained.forward)(trained.weights, jnp.asarray(tokens))
+        logits = jax.jit(trained.model.forward)(trained.weights, jnp.asarray(tokens))
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from gpt_pjit.config import Config
+from gpt_pjit.config import Config, flatten
 from gpt_pjit.core.checkpointer import Checkpointer, restore_params
 from gpt_pjit.core.console import say
 from gpt_pjit.core.errors import EXIT_DONE, EXIT_INTERRUPTED
@@ -16,12 +16,14 @@ from gpt_pjit.core.model import Model, count_params
 from gpt_pjit.core.runtime import (
     Interrupt,
     StepLog,
+    all_or_none,
+    check_agreement,
+    code_facts,
     global_batch,
     local_rows,
     open_workdir,
     pod_devices,
     record_start,
-    wait_for_all,
 )
 from gpt_pjit.core.sharding import make_mesh, mesh_shape
 from gpt_pjit.core.tokens import (
@@ -57,6 +59,7 @@ def train(config: Config, workdir: Path, prepare: Prepare, sample: Sample) -> in
     open_workdir(workdir, config)
     data = _open_data(config, workdir, prepare)
     tokenizer = data.tokenizer()
+    check_agreement(_facts(config, data))
     record_start(workdir, config, data.identity(), (tokenizer.file, tokenizer.content))
     checkpointer = Checkpointer(workdir / "checkpoints", config.checkpoint.keep)
     with jax.set_mesh(mesh):
@@ -83,10 +86,17 @@ def train(config: Config, workdir: Path, prepare: Prepare, sample: Sample) -> in
 def _open_data(config: Config, workdir: Path, prepare: Prepare) -> TrainingData:
     """Opens the data; process 0 first tokenises the text if necessary, while the others wait."""
     folder = workdir / "data"
-    if config.data.text and jax.process_index() == 0:
-        prepare(config, folder)
-    wait_for_all("data prepared")
-    return open_data(config.data, folder, config.model.vocab_size)
+    with all_or_none():
+        if config.data.text and jax.process_index() == 0:
+            prepare(config, folder)
+    with all_or_none():
+        return open_data(config.data, folder, config.model.vocab_size)
+
+
+def _facts(config: Config, data: TrainingData) -> dict[str, Any]:
+    """What must be the same on all hosts; a set may lie elsewhere on each."""
+    sets = [{**identity, "path": None} for identity in data.identity()]
+    return flatten(config) | code_facts() | {"data": sets, "data.path": None}
 
 
 def _first_state(

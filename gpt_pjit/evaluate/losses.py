@@ -1,18 +1,19 @@
-"""Statistics of token losses: ratios, standard errors, and the distribution that a mean hides."""
+"""What a task gives: ratios, standard errors, and the distribution of token losses."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from gpt_pjit.core.tokens import Tokenizer
-from gpt_pjit.evaluate.batches import Request
-from gpt_pjit.evaluate.scorer import Scored
+from gpt_pjit.evaluate.scorer import Request, Scored
 
 Metrics = dict[str, float | None]
+Details = dict[str, Any]
 
 QUANTILES = (0.5, 0.9, 0.99, 0.999)
 HIGH = 20.0  # nats: a probability of 2e-9; a uniform guess among 50,000 tokens costs 10.8
@@ -22,6 +23,18 @@ BEFORE = 12  # tokens shown before a bad one
 SHARES = ("share_above_20", "loss_share_above_20")
 QUANTILE_NAMES = tuple(f"nll_quantile_{q:g}" for q in QUANTILES)
 DISTRIBUTION = (*QUANTILE_NAMES, "nll_max", *SHARES)
+
+
+@dataclass(frozen=True)
+class Result:
+    """The metrics of a task, with `_stderr` beside each estimate, and what explains them."""
+
+    metrics: Metrics
+    details: Details
+
+
+# A task ready to be scored; a group gives the results of all its tasks.
+Job = Callable[[], dict[str, Result]]
 
 
 def with_stderr(name: str, value: float | None, stderr: float | None) -> Metrics:
@@ -76,9 +89,8 @@ def warning(metrics: dict[str, Any]) -> str | None:
         return None
     return (
         f"{metrics['share_above_20']:.3%} of the tokens cost more than {HIGH:.0f} nats and make up "
-        f"{metrics['loss_share_above_20']:.0%} of the loss (maximum {metrics['nll_max']:.1f}): no "
-        "sound model is so sure and so wrong. Suspect softmax, logits or parameters in bfloat16, "
-        "or a tokenizer or text that does not belong to the model"
+        f"{metrics['loss_share_above_20']:.0%} of the loss (maximum {metrics['nll_max']:.1f}). "
+        "Suspect softmax, logits or parameters in bfloat16, or another tokenizer than the model's"
     )
 
 

@@ -10,8 +10,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from lm_eval.api.instance import Instance
@@ -21,17 +20,15 @@ from lm_eval.models.utils import normalize_gen_kwargs
 
 from gpt_pjit.core.checkpointer import fingerprint
 from gpt_pjit.core.console import Progress
-from gpt_pjit.core.errors import ConfigError, Problem
-from gpt_pjit.evaluate.batches import Request, rolling_requests
-from gpt_pjit.evaluate.scorer import Scored, Scorer
+from gpt_pjit.core.errors import ConfigError
+from gpt_pjit.evaluate.scorer import Request, Scored, Scorer, fitted, rolling_requests
 from gpt_pjit.generate import Continuation, Sampling, stream
 from gpt_pjit.trained import load_trained
 
 SOURCE = "lm-eval"
 
 
-@dataclass(frozen=True)
-class GenerationOptions:
+class GenerationOptions(NamedTuple):
     """What a request for text asks for, beside its prompt."""
 
     max_new_tokens: int
@@ -61,24 +58,13 @@ class ScorerLM(TemplateLM):
     def max_length(self) -> int:
         return self.scorer.window
 
-    @property
-    def tokenizer_name(self) -> str:
-        return self.trained.tokenizer.sha256
-
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
         return [int(i) for i in self.trained.tokenizer.encode(string)]
 
-    def apply_chat_template(
-        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
-    ) -> str:
-        problem = "a base model has no chat template; leave --apply_chat_template out"
-        raise ConfigError([problem], SOURCE)
-
     def check(self, instances: Sequence[Instance], task: str) -> None:
         """Raises ConfigError where a request cannot fit the window, before any is scored."""
-        doubtful = []
         for instance in instances:
             if instance.request_type == "generate_until":
                 generation_options(instance.args[1], self.max_length)
@@ -86,17 +72,16 @@ class ScorerLM(TemplateLM):
             # No more tokens than bytes: only long continuations have to be encoded for this.
             fits = 0 < len(instance.args[-1].encode()) < self.max_length
             if instance.request_type == "loglikelihood" and not fits:
-                doubtful.append(instance)
-        self.scorer.fitted(self._requests(doubtful), task)
+                fitted(self._requests([instance]), self.max_length, task)
 
     def loglikelihood(
         self, requests: Sequence[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        wanted = self.scorer.fitted(self._requests(requests), self.label)
+        wanted = fitted(self._requests(requests), self.max_length, self.label)
         results = self.scorer.score(wanted, self.label)
         items = [[pair] for pair in zip(wanted, results, strict=True)]
         self._keep(requests, items)
-        return [(result.log_likelihood, result.is_greedy) for result in results]
+        return [(-float(result.nll.sum()), bool(result.greedy.all())) for result in results]
 
     def loglikelihood_rolling(
         self, requests: Sequence[Instance], disable_tqdm: bool = False
@@ -112,7 +97,7 @@ class ScorerLM(TemplateLM):
         pairs = list(zip(wanted, self.scorer.score(wanted, self.label), strict=True))
         items = [pairs[start:end] for start, end in zip([0, *ends], ends, strict=False)]
         self._keep(requests, items)
-        return [sum((scored.log_likelihood for _, scored in item), 0.0) for item in items]
+        return [-sum((float(scored.nll.sum()) for _, scored in item), 0.0) for item in items]
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
         """Requests with equal options together; a prompt leaves room for what is to follow it."""
@@ -189,16 +174,14 @@ class GptPjitLM(ScorerLM):
 
     def __init__(
         self,
-        checkpoint: str = "",
+        checkpoint: str,
         window: int | None = None,
         tensor: int = 1,
         dtype: str = "",
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
         device: str | None = None,
-        **unknown: Any,
     ):
-        _check_arguments(checkpoint, window, batch_size, unknown)
         trained = load_trained(str(checkpoint), tensor=tensor, dtype=dtype)
         # "auto" is for models that find out by failing; here any number fits that does for one.
         rows = 1 if str(batch_size).startswith("auto") else int(batch_size)
@@ -218,7 +201,7 @@ class GptPjitLM(ScorerLM):
         trained = self.trained
         checkpoint = fingerprint(trained.workdir / "checkpoints", trained.step)
         cache = cache_hook.dbdict  # an SqliteDict, also the one that lm-eval reads
-        cache.tablename = f"{checkpoint} {self.max_length} {trained.config.model.dtype}"
+        cache.tablename = f"{checkpoint} {self.max_length} {trained.model.config.dtype}"
         cache.conn.execute(
             f'CREATE TABLE IF NOT EXISTS "{cache.tablename}" (key TEXT PRIMARY KEY, value BLOB)'
         )
@@ -230,9 +213,8 @@ def generation_options(options: dict[str, Any], window: int) -> GenerationOption
     options = dict(normalize_gen_kwargs(options))
     n_tokens = options.pop("max_gen_toks")
     if n_tokens >= window:
-        constraint = f"leaves no room for a prompt in the window of {window} tokens"
-        remedy = "give a longer window, or fewer by --gen_kwargs max_gen_toks=N"
-        raise ConfigError([Problem("max_gen_toks", n_tokens, constraint, remedy)], SOURCE)
+        problem = f"max_gen_toks={n_tokens} leaves no room for a prompt in the window of {window}"
+        raise ConfigError([f"{problem} tokens"], SOURCE)
     stop = tuple(filter(None, options.pop("until")))
     temperature = float(options.pop("temperature", 1.0))
     sampling = Sampling(
@@ -243,21 +225,6 @@ def generation_options(options: dict[str, Any], window: int) -> GenerationOption
     if options:
         _warn(f"generation ignores {', '.join(f'{k}={v}' for k, v in options.items())}")
     return GenerationOptions(n_tokens, sampling, stop)
-
-
-def _check_arguments(
-    checkpoint: object, window: object, batch_size: object, unknown: dict[str, Any]
-) -> None:
-    known = "known: checkpoint, window, tensor, dtype"
-    problems = [Problem(name, value, "no such argument", known) for name, value in unknown.items()]
-    if not checkpoint:
-        problems.append(Problem("checkpoint", checkpoint, "is missing", "name a run's workdir"))
-    if window is not None and type(window) is not int:
-        problems.append(Problem("window", window, "is not an integer", "leave it out: as trained"))
-    if not (str(batch_size).isdigit() or str(batch_size).startswith("auto")):
-        problems.append(Problem("batch_size", batch_size, "must be a number or auto", "try 1"))
-    if problems:
-        raise ConfigError(problems, "--model_args")
 
 
 def _warn(message: str) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,37 +14,119 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 
 from gpt_pjit.core.console import Progress
-from gpt_pjit.core.errors import ConfigError, Problem
-from gpt_pjit.core.model import EMPTY, Cache, token_nll, with_slots
+from gpt_pjit.core.errors import ConfigError
+from gpt_pjit.core.model import Model, token_nll
 from gpt_pjit.core.runtime import global_array, local_rows
 from gpt_pjit.core.sharding import BATCH_AXES
-from gpt_pjit.evaluate.batches import (
-    PrefixGroup,
-    Request,
-    batches,
-    fitted,
-    group_by_prefix,
-)
+from gpt_pjit.generate import EMPTY, Cache, extend, with_slots
 from gpt_pjit.trained import Trained
 
-ROWS = P(BATCH_AXES, None)
 NOTHING = -1  # fills up a row
+SHORTEST = 32  # tokens; inputs are padded to this, its doubles, or the window
+
+
+class Request(NamedTuple):
+    """`tokens`, of which the last `scored` are predicted; the first is never predicted."""
+
+    tokens: tuple[int, ...]
+    scored: int
+
+
+def rolling_requests(
+    tokens: Sequence[int], prefix: int, window: int, stride: int
+) -> Iterator[Request]:
+    """Requests that predict each of `tokens` exactly once, with at most `window` tokens of input.
+
+    The first predicts a whole window after `prefix` (end-of-text) alone; each further one predicts
+    `stride` tokens after `window - stride + 1` of context. The last is moved back so that its input
+    is full. With `stride == window` these are the windows of lm-eval's `loglikelihood_rolling`.
+    """
+    assert 1 <= stride <= window
+    end = min(window, len(tokens))
+    if end:
+        yield Request((prefix, *tokens[:end]), end)
+    while end < len(tokens):
+        scored = min(stride, len(tokens) - end)
+        end += scored
+        yield Request(tuple(tokens[end - window - 1 : end]), scored)
+
+
+def fitted(requests: Sequence[Request], window: int, task: str) -> list[Request]:
+    """The requests with inputs cut from the left to `window` tokens.
+
+    Raises ConfigError where the scored tokens alone are longer.
+    """
+    longest = max((request.scored for request in requests), default=0)
+    if longest > window:
+        problem = f"{task}: a continuation of {longest} tokens is longer than the window, {window}"
+        raise ConfigError([problem], "evaluation")
+    return [Request(request.tokens[-(window + 1) :], request.scored) for request in requests]
 
 
 @dataclass(frozen=True)
-class Scored:
+class PrefixGroup:
+    """Requests that begin with `prefix`, which is computed once; () for a single request."""
+
+    prefix: tuple[int, ...]
+    requests: tuple[Request, ...]
+
+    def shape(self, window: int) -> tuple[int, int]:
+        """The padded lengths of the prefix, 0 if there is none, and of each input after it."""
+        longest = max(len(request.tokens) for request in self.requests) - 1
+        before = padded(len(self.prefix), window) if self.prefix else 0
+        return before, padded(longest - len(self.prefix), window)
+
+    def cost(self, window: int) -> int:
+        """Tokens to compute, with padding."""
+        before, after = self.shape(window)
+        return before + len(self.requests) * after
+
+
+def group_by_prefix(requests: Iterable[Request], window: int) -> list[PrefixGroup]:
+    """Requests of one context together, where that computes fewer tokens than each alone.
+
+    The prefix is the context without its last token, whose logits predict the first scored one.
+    """
+    by_context: dict[tuple[int, ...], list[Request]] = {}
+    for request in requests:
+        by_context.setdefault(request.tokens[: -request.scored], []).append(request)
+    groups = []
+    for context, found in by_context.items():
+        together = PrefixGroup(context[:-1], tuple(found))
+        alone = [PrefixGroup((), (request,)) for request in found]
+        gains = together.cost(window) < sum(group.cost(window) for group in alone)
+        groups += [together] if gains and len(found) > 1 else alone
+    return groups
+
+
+def batches(
+    groups: Sequence[PrefixGroup], window: int, rows: Callable[[int], int]
+) -> Iterator[tuple[tuple[int, int], list[PrefixGroup]]]:
+    """Groups of one shape each, the longest first, at most `rows(sum(shape))` of them."""
+    by_shape: dict[tuple[int, int], list[PrefixGroup]] = {}
+    for group in groups:
+        by_shape.setdefault(group.shape(window), []).append(group)
+    for shape in sorted(by_shape, key=sum, reverse=True):
+        # Groups of similar size together, so that few rows of a batch are left empty.
+        same = sorted(by_shape[shape], key=lambda group: len(group.requests), reverse=True)
+        size = rows(sum(shape))
+        for start in range(0, len(same), size):
+            yield shape, same[start : start + size]
+
+
+def padded(length: int, window: int) -> int:
+    """The shape in which an input of `length` tokens is computed."""
+    shape = SHORTEST
+    while shape < length:
+        shape *= 2
+    return min(shape, window)
+
+
+class Scored(NamedTuple):
     """For each scored token: `nll` in nats, float64, and whether it was the most likely one."""
 
     nll: np.ndarray
     greedy: np.ndarray
-
-    @property
-    def log_likelihood(self) -> float:
-        return -float(self.nll.sum())
-
-    @property
-    def is_greedy(self) -> bool:
-        return bool(self.greedy.all())
 
 
 class Scorer:
@@ -52,30 +134,23 @@ class Scorer:
 
     `window` is the longest input in tokens; None stands for the trained length. Each device along
     the batch axes reads `rows` sequences of that length at once, or as many shorter ones as take
-    the same memory. A context that several requests share is read once, into a cache of keys and
-    values that each request continues (`batches.py`). Every process makes the same calls and
-    receives all results.
+    the same memory. Every process makes the same calls and receives all results.
     """
 
     def __init__(self, trained: Trained, *, window: int | None = None, rows: int = 1):
-        self.trained = trained
-        self.window = checked_window(trained, window)
-        if rows < 1:
-            raise ConfigError([Problem("rows", rows, "must be 1 or more", "try 1")])
-        self.rows = rows
-        self._sharding = NamedSharding(trained.mesh, ROWS)
+        length = trained.config.data.sequence_length
+        self.trained, self.window, self.rows = trained, window or length, rows
+        if self.window > length and trained.config.model.positions == "learned":
+            raise ConfigError([learned_limit(f"a window of {window} tokens", length)], "evaluation")
+        self._sharding = NamedSharding(trained.mesh, P(BATCH_AXES, None))
         self._parts = int(np.prod([trained.mesh.shape[axis] for axis in BATCH_AXES]))
-
-    def fitted(self, requests: Sequence[Request], task: str) -> list[Request]:
-        """The requests cut to the window; ConfigError where it is too short for some."""
-        return fitted(requests, self.window, task)
 
     def score(self, requests: Sequence[Request], task: str = "scoring") -> list[Scored]:
         """One result for each request, in their order; identical requests are computed once.
 
         Raises ConfigError where a loss is not finite.
         """
-        unique = sorted(set(requests), key=lambda r: (len(r.tokens), r.tokens, r.scored))
+        unique = sorted(set(requests), key=lambda request: (len(request.tokens), request))
         for request in unique:
             assert 0 < request.scored < len(request.tokens) <= self.window + 1, request
         grouped = group_by_prefix(unique, self.window)
@@ -84,9 +159,11 @@ class Scorer:
             # The longest first: what does not fit in memory fails at once.
             for shape, batch in batches(grouped, self.window, self.batch_size):
                 for results in self._run(shape, batch):
-                    _check_finite(results.values(), task)
                     done.update(results)
                     progress.update(len(done))
+        if not all(np.isfinite(result.nll).all() for result in done.values()):
+            problem = f"{task}: the model's losses are not finite; score an earlier step of the run"
+            raise ConfigError([problem], "evaluation")
         return [done[request] for request in requests]
 
     def batch_size(self, length: int) -> int:
@@ -103,14 +180,14 @@ class Scorer:
         cache = None
         if before:
             tokens = self._placed(prefixes, (rows, before))
-            cache = _read(trained.extend, trained.weights, tokens, slots=before + after)
+            cache = _read(trained.model, trained.weights, tokens, slots=before + after)
             jax.block_until_ready(cache)
         for requests in zip_longest(*(group.requests for group in batch)):
             new = [r.tokens[len(p) :] if r else () for r, p in zip(requests, prefixes, strict=True)]
             tokens = self._placed(new, (rows, after + 1))
             # One at a time: XLA on CPU deadlocks when the collectives of several are under way.
             nll, greedy = jax.block_until_ready(
-                _score(trained.forward, trained.extend, trained.weights, tokens, cache)
+                _score(trained.model, trained.weights, tokens, cache)
             )
             nll, greedy = np.asarray(nll, np.float64), np.asarray(greedy)
             results = {}
@@ -129,15 +206,15 @@ class Scorer:
         return global_array(self._sharding, tokens[local_rows(self._sharding, shape)], shape[0])
 
 
-@partial(jax.jit, static_argnames=("extend", "slots"))
-def _read(extend: Any, weights: Any, tokens_BT: jax.Array, *, slots: int) -> Cache:
+@partial(jax.jit, static_argnames=("model", "slots"))
+def _read(model: Model, weights: Any, tokens_BT: jax.Array, *, slots: int) -> Cache:
     """The cache after `tokens_BT`, of `slots` slots."""
-    return with_slots(_extended(extend, weights, tokens_BT, None)[1], slots)
+    return with_slots(_extended(model, weights, tokens_BT, None)[1], slots)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=0)
 def _score(
-    forward: Any, extend: Any, weights: Any, tokens: jax.Array, cache: Cache | None
+    model: Model, weights: Any, tokens: jax.Array, cache: Cache | None
 ) -> tuple[jax.Array, jax.Array]:
     """For tokens [B, T + 1]: nats of each target, float32 [B, T], and whether it is the argmax.
 
@@ -146,9 +223,9 @@ def _score(
     """
     inputs_BT, targets_BT = tokens[:, :-1], jnp.maximum(tokens[:, 1:], 0)
     if cache is None:  # causal: a text does not see what fills up its row after it
-        logits_BTV = forward(weights, jnp.maximum(inputs_BT, 0))
+        logits_BTV = model.forward(weights, jnp.maximum(inputs_BT, 0))
     else:
-        logits_BTV = _extended(extend, weights, inputs_BT, cache)[0]
+        logits_BTV = _extended(model, weights, inputs_BT, cache)[0]
     greedy_BT = jnp.argmax(logits_BTV, axis=-1) == targets_BT
     everywhere = P(None, None)
     nll_BT = token_nll(logits_BTV, targets_BT)
@@ -156,7 +233,7 @@ def _score(
 
 
 def _extended(
-    extend: Any, weights: Any, tokens_BT: jax.Array, cache: Cache | None
+    model: Model, weights: Any, tokens_BT: jax.Array, cache: Cache | None
 ) -> tuple[jax.Array, Cache]:
     """Logits after each token [B, T, V], and the cache with them in its last slots."""
     n_tokens = tokens_BT.shape[1]
@@ -165,28 +242,10 @@ def _extended(
         places = places + jnp.sum(cache.positions_BS < EMPTY, axis=1, keepdims=True)
         slot = cache.positions_BS.shape[1] - n_tokens
     positions_BT = jnp.where(tokens_BT == NOTHING, EMPTY, places)
-    return extend(weights, jnp.maximum(tokens_BT, 0), positions_BT, cache, slot, every=True)
+    tokens_BT = jnp.maximum(tokens_BT, 0)
+    return extend(model, weights, tokens_BT, positions_BT, cache, slot, every=True)
 
 
-def _check_finite(results: Iterable[Scored], task: str) -> None:
-    if not all(np.isfinite(result.nll).all() for result in results):
-        problem = f"{task}: the model's losses are not finite; score an earlier step of the run"
-        raise ConfigError([problem], "evaluation")
-
-
-def checked_window(trained: Trained, window: int | None) -> int:
-    """`window`, or the trained length; ConfigError where positions do not reach that far."""
-    length = trained.config.data.sequence_length
-    if window is None:
-        return length
-    if window < 1:
-        raise ConfigError([Problem("window", window, "must be 1 or more", f"try {length}")])
-    if window > length and trained.config.model.positions == "learned":
-        raise ConfigError([learned_limit("window", window, length)])
-    return window
-
-
-def learned_limit(field: str, value: object, length: int) -> Problem:
+def learned_limit(what: str, length: int) -> str:
     """The problem of an input that is longer than the learned positions."""
-    constraint = f"model.positions is learned and has only {length} positions"
-    return Problem(field, value, constraint, "models with alibi positions read longer texts")
+    return f"{what}: the model has learned {length} positions; those with alibi read longer texts"

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gpt_pjit.core.errors import ConfigError
-from gpt_pjit.evaluate.batches import Request, rolling_requests
+from gpt_pjit.core.runtime import file_errors
+from gpt_pjit.evaluate.harness import require_lm_eval
 from gpt_pjit.evaluate.losses import (
+    Job,
     Metrics,
+    Result,
     loss_metrics,
     perplexity,
     ratio,
@@ -22,15 +26,22 @@ from gpt_pjit.evaluate.losses import (
     with_stderr,
     worst_tokens,
 )
-from gpt_pjit.evaluate.results import Job, Result
-from gpt_pjit.evaluate.scorer import Scorer, learned_limit
+from gpt_pjit.evaluate.scorer import Request, Scorer, learned_limit, rolling_requests
 
+FILE, LENGTHS = "file:", "lengths:"
+WIKITEXT2_SHA256 = "173c87a53759e0201f33e0ccf978e510c2042d7f2cb78229d9a50d79b9e7dd08"
+ENWIK8_SHA256 = "2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8"
+TEXTS = {  # the published files, and the hash by which each is known
+    "wikitext2": ("wiki.test.raw", f"sha256:{WIKITEXT2_SHA256}"),
+    "text8": ("text8", "md5:3bea1919949baf155f99411df5fada7e"),
+    "enwik8": ("enwik8", f"sha256:{ENWIK8_SHA256}"),
+}
+TEST_BYTES = 5_000_000  # the last of text8 and enwik8, by convention
 MULTIPLES = (1, 2, 4)  # of the training context
 BUCKETS = 4  # of positions, in each training context
 
 
-@dataclass(frozen=True)
-class Document:
+class Document(NamedTuple):
     """What the model reads, and the size of the original: UTF-8 bytes, and words between spaces."""
 
     text: str
@@ -43,12 +54,100 @@ class Document:
         return cls(original if text is None else text, len(original.encode()), words)
 
 
-def prepare_texts(scorer: Scorer, documents: Sequence[Document], stride: int, task: str) -> Job:
-    """Bits per byte, and perplexity per token, word and byte, of documents scored one by one.
+def is_text(task: str) -> bool:
+    return task in TEXTS or task.startswith((FILE, LENGTHS))
 
-    Standard errors treat documents as independent, or the pieces of a window's length of a single
-    document, whatever the stride.
+
+def prepare_text(task: str, scorer: Scorer, stride: int, data_dir: Path | None) -> Job:
+    """The job of a text, or of `lengths:` of one, whose file is read and checked here."""
+    name = task.removeprefix(LENGTHS)
+    path = _find(name, data_dir)
+    with file_errors(f"{path} cannot be read", "--tasks"):
+        content = path.read_bytes()
+    if name in TEXTS:
+        _check_published(name, path, content)
+    digest = hashlib.sha256(content).hexdigest()
+    data = {"file": str(path), "sha256": digest, "checked": name in TEXTS}
+    documents = _documents(name, content, path)
+    if name == task:
+        score = prepare_bits(scorer, documents, stride, task)
+    else:
+        score = prepare_lengths(scorer, documents, task)
+
+    def job() -> dict[str, Result]:
+        result = score()
+        return {task: Result(result.metrics, {"data": data} | result.details)}
+
+    return job
+
+
+def _find(name: str, data_dir: Path | None) -> Path:
+    """The file of `file:PATH`, or of one of `TEXTS`, in DATA_DIR/TEXT or DATA_DIR."""
+    if name.startswith(FILE):
+        return Path(name.removeprefix(FILE)).expanduser()
+    if name not in TEXTS:
+        raise ConfigError([f"{LENGTHS}{name}: {LENGTHS} takes {', '.join(TEXTS)} or {FILE}PATH"])
+    file = TEXTS[name][0]
+    if data_dir is None:
+        raise ConfigError([f"{name} needs its published file {file}; give its --data_dir"])
+    places = (data_dir / name / file, data_dir / file)
+    if found := next((place for place in places if place.is_file()), None):
+        return found
+    raise ConfigError([f"{name}: there is no {' or '.join(map(str, places))}"])
+
+
+def _check_published(name: str, path: Path, content: bytes) -> None:
+    kind, _, digest = TEXTS[name][1].partition(":")
+    if (found := hashlib.new(kind, content, usedforsecurity=False).hexdigest()) != digest:
+        problem = f"{name}: {path} has {kind} {found}, the published file {digest}"
+        raise ConfigError([f"{problem}; {FILE}{path} scores it as it is"])
+
+
+def _documents(name: str, content: bytes, path: Path) -> list[Document]:
+    """What is scored of a text; ConfigError where that is not UTF-8."""
+    scored = last(content, TEST_BYTES) if name in ("text8", "enwik8") else content
+    try:
+        text = scored.decode()
+    except UnicodeDecodeError as error:
+        problem = f"{path} is not UTF-8 text at byte {error.start} of what is scored"
+        raise ConfigError([f"{problem}: {error.reason}"]) from None
+    if name != "wikitext2":
+        return [Document.of(text)]
+    require_lm_eval([name])
+    from lm_eval.tasks.wikitext.preprocess_wikitext import wikitext_detokenizer
+
+    return [Document.of(page, wikitext_detokenizer({"page": page})) for page in pages(text)]
+
+
+def last(content: bytes, size: int) -> bytes:
+    """The last `size` bytes of UTF-8, without the rest of a character that is cut there."""
+    start = max(0, len(content) - size)
+    while start and start < len(content) and content[start] & 0xC0 == 0x80:
+        start += 1
+    return content[start:]
+
+
+def pages(text: str) -> list[str]:
+    """The documents of lm-eval's `wikitext`: each begins with a line ` = Title = `.
+
+    A blank part before the first title is left out, and so is the line end between two pages.
     """
+    found: list[str] = []
+    lines: list[str] = []
+    for line in text.split("\n"):
+        title = line.replace("= = =", "===").replace("= =", "==").strip()
+        if title.startswith("= ") and title.endswith(" ="):
+            if "".join(lines).strip():
+                found.append("\n".join(lines))
+            lines = []
+        lines.append(line)
+    return [*found, "\n".join(lines)]
+
+
+def prepare_bits(
+    scorer: Scorer, documents: Sequence[Document], stride: int, task: str
+) -> Callable[[], Result]:
+    """Bits per byte, and perplexity per token, word and byte, of documents scored one by one."""
     tokenizer = scorer.trained.tokenizer
     requests: list[Request] = []
     owner: list[int] = []
@@ -69,7 +168,7 @@ def prepare_texts(scorer: Scorer, documents: Sequence[Document], stride: int, ta
         "text_changed_by_tokenizer": any(tokenizer.changes(d.text) for d in documents),
     }
 
-    def compute() -> dict[str, Result]:
+    def score() -> Result:
         scored = scorer.score(requests, task)
         nll = np.concatenate([result.nll for result in scored])
         assert len(nll) == details["tokens"]
@@ -77,9 +176,9 @@ def prepare_texts(scorer: Scorer, documents: Sequence[Document], stride: int, ta
         greedy = np.concatenate([result.greedy for result in scored])
         metrics = _text_metrics(documents, owner_of_token, nll, greedy, scorer.window)
         worst = worst_tokens(requests, scored, tokenizer)
-        return {task: Result(metrics, details | {"worst_tokens": worst})}
+        return Result(metrics, details | {"worst_tokens": worst})
 
-    return compute
+    return score
 
 
 def _text_metrics(
@@ -89,7 +188,11 @@ def _text_metrics(
     greedy: np.ndarray,
     window: int,
 ) -> Metrics:
-    """`owner`, `nll` and `greedy` are [N], one entry for each token."""
+    """`owner`, `nll` and `greedy` are [N], one entry for each token.
+
+    Standard errors treat documents as independent, or the pieces of a window's length of a single
+    document, whatever the stride.
+    """
     cluster, n = owner, len(documents)
     sizes: dict[str, Any] = {
         "byte": np.array([document.bytes for document in documents], np.float64),
@@ -111,7 +214,9 @@ def _text_metrics(
     return metrics | loss_metrics(nll, cluster)
 
 
-def prepare_lengths(scorer: Scorer, documents: Sequence[Document], task: str) -> Job:
+def prepare_lengths(
+    scorer: Scorer, documents: Sequence[Document], task: str
+) -> Callable[[], Result]:
     """Nats per token at 1, 2 and 4 times the training context, and by position in the window.
 
     Every length reads the same tokens in windows that do not overlap: those of each document, up to
@@ -121,15 +226,14 @@ def prepare_lengths(scorer: Scorer, documents: Sequence[Document], task: str) ->
     trained = scorer.trained
     context = trained.config.data.sequence_length
     if trained.config.model.positions == "learned":
-        raise ConfigError([learned_limit("tasks", task, context)])
+        raise ConfigError([learned_limit(task, context)], "--tasks")
     longest = MULTIPLES[-1] * context
     encoded = trained.tokenizer.encode_batch([document.text for document in documents])
     texts = [ids[: len(ids) // longest * longest].tolist() for ids in encoded]
-    texts = [ids for ids in texts if ids]
-    if not texts:
+    if not any(texts):
         problem = f"{task} needs a document of {longest:,} tokens, 4 times the training context"
-        raise ConfigError([problem], "tasks")
-    return lambda: {task: _lengths_result(scorer, texts, context, task)}
+        raise ConfigError([problem], "--tasks")
+    return lambda: _lengths_result(scorer, texts, context, task)
 
 
 def _lengths_result(
@@ -141,29 +245,24 @@ def _lengths_result(
         window = multiple * context
         rows = max(1, scorer.rows * scorer.window // window)
         reader = Scorer(scorer.trained, window=window, rows=rows)
-        requests = _windows(texts, scorer.trained.tokenizer.eot_id, window)
+        # Each window starts anew from end-of-text: no token sees more than its own window.
+        requests = [
+            Request((scorer.trained.tokenizer.eot_id, *ids[start : start + window]), window)
+            for ids in texts
+            for start in range(0, len(ids), window)
+        ]
         scored = reader.score(requests, f"{task} {multiple}x")
         losses[multiple] = np.concatenate([result.nll for result in scored])
-    losses = {multiple: losses[multiple] for multiple in MULTIPLES}
     metrics: Metrics = {}
-    for multiple, nll in losses.items():
+    by_position = []
+    for multiple in MULTIPLES:
+        nll = losses[multiple]
         metrics |= _mean_loss(f"loss_{multiple}x", nll, longest)
         if multiple > 1:
             metrics |= _mean_loss(f"loss_change_{multiple}x", nll - losses[1], longest)
-    by_position = [
-        part for multiple, nll in losses.items() for part in _by_position(nll, multiple, context)
-    ]
+        by_position += _by_position(nll, multiple, context)
     details = {"tokens": len(losses[1]), "training_context": context, "by_position": by_position}
     return Result(metrics, details)
-
-
-def _windows(texts: Sequence[Sequence[int]], prefix: int, window: int) -> list[Request]:
-    """Each window starts anew from `prefix`: no token sees more than its own window."""
-    return [
-        Request((prefix, *ids[start : start + window]), window)
-        for ids in texts
-        for start in range(0, len(ids), window)
-    ]
 
 
 def _mean_loss(name: str, nll: np.ndarray, block: int) -> Metrics:

@@ -6,25 +6,23 @@ python -m gpt_pjit.generate --checkpoint=runs/quickstart --prompt='def'
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import jax
 
-from gpt_pjit.commandline import Answer, Parser, positive
+from gpt_pjit.commandline import Answer, Parser, local_path, positive
 from gpt_pjit.config import SampleConfig
 from gpt_pjit.core.errors import EXIT_DONE, ConfigError
+from gpt_pjit.core.runtime import ending_together, file_errors
 from gpt_pjit.core.validation import CHOICES
-from gpt_pjit.generate.continuation import Continuation
 from gpt_pjit.generate.decode import Sampling
-from gpt_pjit.generate.stream import ROWS, setting_problems, stream
-from gpt_pjit.trained import Trained, load_trained, start_devices
+from gpt_pjit.generate.stream import ROWS, Continuation, setting_problems, stream
+from gpt_pjit.trained import load_trained, start_devices
 
 
+@ending_together()
 def run(flags: argparse.Namespace) -> Answer | None:
     start_devices(tensor=flags.tensor, distributed=flags.distributed)
     sampling = Sampling(flags.temperature, flags.top_k, flags.top_p)
@@ -47,100 +45,72 @@ def run(flags: argparse.Namespace) -> Answer | None:
         times.append((time.perf_counter(), sum(len(row.tokens) for row in rows)))
         if speaks and not flags.json:
             transcript.show(rows)
-    rate = _tokens_per_second(times)
+    # From the first tokens, which had to be compiled, to the last.
+    (start, first), (end, n_tokens) = times[0], times[-1]
+    rate = (n_tokens - first) / (end - start) if n_tokens > first else None
     if speaks and flags.json:
-        return _answer(trained, texts, rows, rate)
+        names = ("text", "tokens", "finish_reason")
+        record = {
+            "checkpoint": str(trained.workdir),
+            "step": trained.step,
+            "tokens_per_second": rate,
+            "results": [
+                {"prompt": text} | {name: getattr(row, name) for name in names}
+                for text, row in zip(texts, rows, strict=True)
+            ],
+        }
+        return Answer(EXIT_DONE, record, ())
     if speaks:
-        _say_how_it_ended(trained, rows, rate)
+        speed = f", {rate:,.0f} per second" if rate else ""
+        print(f"{n_tokens:,} tokens{speed}", file=sys.stderr)
+        if any(row.finish_reason == "context" for row in rows):
+            last = trained.config.data.sequence_length
+            print(f"ended at position {last}, the last one the model has learned", file=sys.stderr)
     return None
-
-
-def _tokens_per_second(times: Sequence[tuple[float, int]]) -> float | None:
-    """From the first tokens, which had to be compiled, to the last."""
-    (start, first), (end, last) = (times[0], times[-1]) if times else ((0.0, 0), (0.0, 0))
-    return (last - first) / (end - start) if last > first else None
 
 
 class Transcript:
     """Writes prompts and continuations one after the other, the current one as it grows."""
 
     def __init__(self, prompts: Sequence[str]):
-        self._pieces = self._write(prompts)
-        self._rows: Sequence[Continuation] = ()
+        self._prompts = prompts
+        self._row = 0
+        self._written = -1  # characters of the current row; -1 before its prompt
 
     def show(self, rows: Sequence[Continuation]) -> None:
         """Writes what is new, up to the first row that is not finished."""
-        self._rows = rows
-        next(self._pieces, None)
-
-    def _write(self, prompts: Sequence[str]) -> Iterator[None]:
-        for number, prompt in enumerate(prompts):
-            if len(prompts) > 1:
-                print(f"--- {number + 1} of {len(prompts)}")
-            print(prompt, end="")
-            written = 0
-            while True:
-                row = self._rows[number]
-                print(row.text[written:], end="", flush=True)
-                written = len(row.text)
-                if row.finish_reason:
-                    break
-                yield
+        for row in rows[self._row :]:
+            if self._written < 0:
+                if len(rows) > 1:
+                    print(f"--- {self._row + 1} of {len(rows)}")
+                print(self._prompts[self._row], end="")
+                self._written = 0
+            print(row.text[self._written :], end="", flush=True)
+            self._written = len(row.text)
+            if not row.finish_reason:
+                return
             print()
-
-
-def _answer(
-    trained: Trained, prompts: Sequence[str], rows: Sequence[Continuation], rate: float | None
-) -> Answer:
-    results = [
-        {
-            "prompt": prompt,
-            "text": row.text,
-            "tokens": row.tokens,
-            "finish_reason": row.finish_reason,
-        }
-        for prompt, row in zip(prompts, rows, strict=True)
-    ]
-    record = {
-        "checkpoint": str(trained.workdir),
-        "step": trained.step,
-        "tokens_per_second": rate,
-        "results": results,
-    }
-    return Answer(EXIT_DONE, record, ())
-
-
-def _say_how_it_ended(trained: Trained, rows: Sequence[Continuation], rate: float | None) -> None:
-    tokens = sum(len(row.tokens) for row in rows)
-    print(f"{tokens:,} tokens" + (f", {rate:,.0f} per second" if rate else ""), file=sys.stderr)
-    if any(row.finish_reason == "context" for row in rows):
-        last = trained.config.data.sequence_length
-        print(f"ended at position {last}, the last one the model has learned", file=sys.stderr)
+            self._row, self._written = self._row + 1, -1
 
 
 def _prompts(flags: argparse.Namespace) -> list[str]:
     if any("\udc80" <= letter <= "\udcff" for text in flags.prompt for letter in text):
         raise ConfigError(["--prompt is not UTF-8"], "generate")  # Python's escapes of bytes
-    files = [
-        _text(path, partial(Path(path).read_text, encoding="utf-8")) for path in flags.prompt_file
-    ]
+    files = [_text(str(path), path.read_bytes) for path in flags.prompt_file]
     if flags.prompt or files:
         return [*flags.prompt, *files]
-    if jax.process_count() > 1:
-        raise ConfigError(["several processes cannot share stdin; give --prompt"], "generate")
-    if sys.stdin.isatty():
-        raise ConfigError(["give --prompt=TEXT, --prompt_file, or a text on stdin"], "generate")
-    # Whatever the terminal's encoding is.
-    stdin = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8")
-    return [_text("stdin", stdin.read)]
+    if jax.process_count() > 1 or sys.stdin.isatty():
+        alternative = "" if jax.process_count() > 1 else ", or a text on stdin"
+        raise ConfigError([f"give --prompt=TEXT or --prompt_file{alternative}"], "generate")
+    return [_text("stdin", sys.stdin.buffer.read)]
 
 
-def _text(name: str, read: Callable[[], str]) -> str:
-    """What `read` gives, without its last newline."""
+def _text(name: str, read: Callable[[], bytes]) -> str:
+    """What `read` gives as UTF-8, whatever the terminal's encoding, without its last newline."""
+    with file_errors(f"{name} cannot be read", "generate"):
+        content = read()
     try:
-        return read().removesuffix("\n")
-    except OSError as error:
-        raise ConfigError([f"{name} cannot be read: {error.strerror}"], "generate") from None
+        return content.decode().replace("\r\n", "\n").removesuffix("\n")
     except UnicodeDecodeError:
         raise ConfigError([f"{name} is not UTF-8"], "generate") from None
 
@@ -148,10 +118,10 @@ def _text(name: str, read: Callable[[], str]) -> str:
 def define(parser: Parser) -> None:
     parser.set_defaults(run=run)
     add = parser.add_argument
-    add("--checkpoint", required=True, help="a run's workdir, or WORKDIR/checkpoints/STEP")
+    add("--checkpoint", type=local_path, required=True, help="a workdir, or its checkpoints/STEP")
     add("--prompt", action="append", default=[], help="text to continue; may be repeated")
     files = "one prompt per file, without its last newline; may be repeated"
-    add("--prompt_file", nargs="+", action="extend", default=[], help=files)
+    add("--prompt_file", type=local_path, nargs="+", action="extend", default=[], help=files)
     add("--max_new_tokens", type=int, default=200)
     default = Sampling(temperature=SampleConfig().temperature)
     add("--temperature", type=float, default=default.temperature, help="0 takes the likeliest")

@@ -6,7 +6,6 @@ share. So a step writes one slice of the cache, whatever the lengths.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,8 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from gpt_pjit.core.model import EMPTY, Cache, with_slots
+from gpt_pjit.core.model import Model
 from gpt_pjit.core.sharding import BATCH_AXES
+from gpt_pjit.generate.cache import EMPTY, Cache, extend, with_slots
 
 LOWEST = 1e-30  # temperature: in float32 the likeliest token is certain long before
 
@@ -33,10 +33,7 @@ class Sampling:
 
 
 class State(NamedTuple):
-    """What a step needs from those before it; `written` counts them.
-
-    A row's draws depend on its logits and its seed in `seeds_B`, uint32.
-    """
+    """What a step needs from those before it, which `written` counts; seeds are uint32."""
 
     cache: Cache
     logits_BV: jax.Array
@@ -45,9 +42,9 @@ class State(NamedTuple):
     written: jax.Array
 
 
-@partial(jax.jit, static_argnames=("extend", "slots"))
+@partial(jax.jit, static_argnames=("model", "slots"))
 def prefill(
-    extend: Callable[..., tuple[jax.Array, Cache]],
+    model: Model,
     weights: Any,
     prompts_BT: jax.Array,
     lengths_B: jax.Array,
@@ -58,17 +55,17 @@ def prefill(
     """The state after prompts of `lengths_B` tokens, with a cache of `slots` slots."""
     places_T = jnp.arange(prompts_BT.shape[1])[None]
     positions_BT = jnp.where(places_T < lengths_B[:, None], places_T, EMPTY)
-    logits_BV, cache = extend(weights, prompts_BT, positions_BT)
+    logits_BV, cache = extend(model, weights, prompts_BT, positions_BT)
     return State(with_slots(cache, slots), logits_BV, lengths_B, seeds_B, jnp.int32(0))
 
 
 @partial(
     jax.jit,
-    static_argnames=("extend", "first_slot", "steps", "vocab_size", "sampling"),
+    static_argnames=("model", "first_slot", "steps", "vocab_size", "sampling"),
     donate_argnames="state",
 )
 def decode(
-    extend: Callable[..., tuple[jax.Array, Cache]],
+    model: Model,
     weights: Any,
     state: State,
     *,
@@ -87,7 +84,8 @@ def decode(
         tokens_B = draw_rows(logits_BV, state.seeds_B, state.written, sampling)
         positions_B1 = (state.lengths_B + state.written)[:, None]
         slot = first_slot + state.written
-        logits_BV, cache = extend(weights, tokens_B[:, None], positions_B1, state.cache, slot)
+        new_B1 = tokens_B[:, None]
+        logits_BV, cache = extend(model, weights, new_B1, positions_B1, state.cache, slot)
         return state._replace(cache=cache, logits_BV=logits_BV, written=state.written + 1), tokens_B
 
     state, tokens_TB = jax.lax.scan(step, state, length=steps)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,83 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 
 from gpt_pjit.config import Config
-from gpt_pjit.core.errors import ConfigError, Problem
+from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.model import Model
 from gpt_pjit.core.sharding import BATCH_AXES
 from gpt_pjit.core.tokens import Tokenizer
-from gpt_pjit.generate.continuation import Continuation
-from gpt_pjit.generate.decode import Sampling, State, decode, prefill
+from gpt_pjit.generate.decode import Sampling, decode, prefill
 from gpt_pjit.trained import Trained
 
 CHUNK = 16  # tokens written between two looks at them, so that dispatch takes little of the time
 ROWS = 64  # continuations at once by default
+CONTEXT = 8  # prompt tokens that are decoded too: some decoders drop the first space of a text
+UNFINISHED = "\ufffd"  # what a decoder makes of the first bytes of a character
+
+
+class Continuation:
+    """What is written after one prompt; `text` is what is certain so far, and only grows.
+
+    `finish_reason` is empty until the end, then `end` (the model wrote end-of-text, which is not
+    among `tokens`), `stop` (a stop string; the text ends before it, `tokens` after it), `length`
+    (as many tokens as were asked for) or `context` (no learned position is left).
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt: Sequence[int],
+        limit: int,
+        stop: Sequence[str] = (),
+        at_limit: str = "length",
+    ):
+        self.tokens: list[int] = []
+        self.text = ""
+        self.finish_reason = ""
+        self.limit = limit
+        self._tokenizer, self._stop, self._at_limit = tokenizer, stop, at_limit
+        self._before = list(prompt[-CONTEXT:])
+        self._shown = tokenizer.decode(self._before)
+
+    def add(self, ids: Sequence[int]) -> None:
+        """Appends ids; those after the end are ignored."""
+        if self.finish_reason:
+            return
+        old = len(self.tokens)
+        self.tokens += ids[: self.limit - old]
+        if len(self.tokens) == self.limit:
+            self.finish_reason = self._at_limit
+        if self._tokenizer.eot_id in self.tokens:
+            del self.tokens[self.tokens.index(self._tokenizer.eot_id) :]
+            self.finish_reason = "end"
+        text = self._decode(len(self.tokens))
+        if self._first_stop(text) is not None:
+            # The first token that completes one decides, however many came at once.
+            ends = range(old + 1, len(self.tokens) + 1)
+            end = next(n for n in ends if self._first_stop(self._decode(n)) is not None)
+            text = self._decode(end)
+            del self.tokens[end:]
+            self.finish_reason, self.text = "stop", text[: self._first_stop(text)]
+        elif self.finish_reason:
+            self.text = text
+        else:
+            text = text.rstrip(UNFINISHED)
+            self.text = text[: len(text) - self._may_become_stop(text)]
+
+    def _decode(self, n_tokens: int) -> str:
+        """The text of the first tokens, with a character that the prompt left unfinished."""
+        text = self._tokenizer.decode(self._before + self.tokens[:n_tokens])
+        pairs = zip(self._shown, text, strict=False)
+        return text[sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)) :]
+
+    def _first_stop(self, text: str) -> int | None:
+        return min((text.index(stop) for stop in self._stop if stop in text), default=None)
+
+    def _may_become_stop(self, text: str) -> int:
+        """The number of characters at the end that could begin a stop string."""
+        return max(
+            (n for stop in self._stop for n in range(1, len(stop)) if text.endswith(stop[:n])),
+            default=0,
+        )
 
 
 def stream(
@@ -38,13 +106,12 @@ def stream(
 
     An empty prompt stands for end-of-text. A draw depends on `seed`, the prompt's ids and how many
     equal prompts came before: not on the mesh, other prompts, or `batch_size`, the number of
-    continuations at once. One shape is compiled for all batches. Raises ConfigError with everything
-    that is wrong with the arguments.
+    continuations at once. One shape is compiled for all batches. Raises ConfigError with all that
+    is wrong with the settings, or where a prompt is longer than the learned positions.
     """
-    ids = [list(map(int, prompt)) or [trained.tokenizer.eot_id] for prompt in prompts]
-    wrong = setting_problems(max_new_tokens, sampling, stop, batch_size)
-    if problems := wrong + _prompt_problems(trained, ids):
+    if problems := setting_problems(max_new_tokens, sampling, stop, batch_size):
         raise ConfigError(problems, "generate")
+    ids = [list(map(int, prompt)) or [trained.tokenizer.eot_id] for prompt in prompts]
     rows = [_continuation(trained, prompt, max_new_tokens, stop) for prompt in ids]
     seeds = _row_seeds(ids, seed)
     longest = max((row.limit for row in rows), default=1)
@@ -76,20 +143,20 @@ def _write(
     row_seeds = np.zeros(size, np.uint32)
     for row, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
         tokens[row, : len(prompt)], lengths[row], row_seeds[row] = prompt, len(prompt), seed
-    rows = NamedSharding(trained.mesh, P(BATCH_AXES))
-    with jax.set_mesh(trained.mesh):
+    model, weights = trained.model, trained.weights
+    rows = NamedSharding(model.mesh, P(BATCH_AXES))
+    with jax.set_mesh(model.mesh):
         arrays = [jax.device_put(array, rows) for array in (tokens, lengths, row_seeds)]
-        slots = length + chunks * CHUNK
-        state: State = prefill(trained.extend, trained.weights, *arrays, slots=slots)
+        state = prefill(model, weights, *arrays, slots=length + chunks * CHUNK)
     for _ in range(chunks):
-        with jax.set_mesh(trained.mesh):  # released while the caller looks at the tokens
+        with jax.set_mesh(model.mesh):  # released while the caller looks at the tokens
             state, written = decode(
-                trained.extend,
-                trained.weights,
+                model,
+                weights,
                 state,
                 first_slot=length,
                 steps=CHUNK,
-                vocab_size=min(trained.tokenizer.vocab_size, trained.config.model.vocab_size),
+                vocab_size=min(trained.tokenizer.vocab_size, model.config.vocab_size),
                 sampling=sampling,
             )
         yield np.asarray(written).tolist()
@@ -97,7 +164,7 @@ def _write(
 
 def setting_problems(
     max_new_tokens: int, sampling: Sampling, stop: Sequence[str], batch_size: int
-) -> list[Problem | str]:
+) -> list[str]:
     """What is wrong with the arguments of `stream`, whatever the model."""
     temperature, top_k, top_p = sampling.temperature, sampling.top_k, sampling.top_p
     checks = (
@@ -111,33 +178,18 @@ def setting_problems(
     return [problem for holds, problem in checks if not holds]
 
 
-def _prompt_problems(trained: Trained, prompts: Sequence[Sequence[int]]) -> list[str]:
-    """Each prompt that the model cannot read, once, by the number of the first one like it."""
-    problems, first = [], dict[tuple[int, ...], int]()
-    for number, prompt in enumerate(prompts, 1):
-        first.setdefault(tuple(prompt), number)
-    context, vocab_size = learned_context(trained), trained.config.model.vocab_size
-    for prompt, number in first.items():
-        if context is not None and len(prompt) > context:
-            found = f"prompt {number} has {len(prompt):,} tokens"
-            problems.append(f"{found}; the model has learned {context:,} positions")
-        if wrong := [i for i in prompt if not 0 <= i < vocab_size]:
-            problems.append(f"prompt {number} has id {wrong[0]}; the last is {vocab_size - 1}")
-    return problems
-
-
-def learned_context(trained: Trained) -> int | None:
-    """How many positions the model has learned; None where it needs none, so text has no end."""
-    c = trained.config
-    return c.data.sequence_length if c.model.positions == "learned" else None
-
-
 def _continuation(
     trained: Trained, prompt: Sequence[int], max_new_tokens: int, stop: Sequence[str]
 ) -> Continuation:
-    context = learned_context(trained)
+    """Raises ConfigError where the prompt is longer than the learned positions."""
+    c = trained.config
+    if c.model.positions != "learned":
+        return Continuation(trained.tokenizer, prompt, max_new_tokens, stop)
     # The last position still predicts a token, which is not read.
-    room = max_new_tokens if context is None else context + 1 - len(prompt)
+    room = c.data.sequence_length + 1 - len(prompt)
+    if room < 1:
+        problem = f"a prompt has {len(prompt):,} tokens; the model has learned "
+        raise ConfigError([f"{problem}{c.data.sequence_length:,} positions"], "generate")
     at_limit = "length" if max_new_tokens <= room else "context"
     return Continuation(trained.tokenizer, prompt, min(max_new_tokens, room), stop, at_limit)
 

@@ -13,6 +13,7 @@ from gpt_pjit.pages.blocks import (
     before_and_after as before_and_after,
     changes_table as changes_table,
     human_bytes as human_bytes,
+    markdown as markdown,
     terminal as terminal,
 )
 from gpt_pjit.pages.page import grid as grid, page as page, stacked_bars as stacked_bars

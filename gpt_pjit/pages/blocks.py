@@ -20,6 +20,7 @@ STYLES = {
     "split": "cyan",
     "strong": "bold",
     "dim": "dim",
+    "code": "",  # pieces of other texts, which Markdown shows as they are
     "": "",
 }
 
@@ -84,6 +85,32 @@ def terminal(blocks: Iterable[Block]) -> Iterator[RenderableType]:
             yield _rich_table(block)
         elif isinstance(block, Note):
             yield Text(block.text, STYLES[block.style]) if block.style else block.text
+
+
+def markdown(blocks: Iterable[Block]) -> str:
+    """The tables, under their titles, and the notes as a list."""
+    lines = []
+    for block in blocks:
+        if isinstance(block, Table):
+            lines += [f"## {block.title}", ""] if block.title else []
+            names = [column.removeprefix(">") for column in block.columns]
+            rules = ["---:" if column.startswith(">") else "---" for column in block.columns]
+            rows = (map(_markdown_cell, row) for row in block.rows)
+            lines += [f"| {' | '.join(row)} |" for row in (names, rules, *rows)]
+            lines.append("")
+        elif isinstance(block, Note):
+            lines.append(f"- {block.text}")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _markdown_cell(cell: str | Cell) -> str:
+    text = cell if isinstance(cell, str) else " ".join((cell.text, *cell.notes))
+    if isinstance(cell, Cell) and cell.style == "code":
+        fence = "`"  # more backticks than it has in a row
+        while fence in text:
+            fence += "`"
+        text = f"{fence} {text} {fence}" if "`" in text else f"`{text}`"
+    return text.replace("|", "\\|")
 
 
 def before_and_after(

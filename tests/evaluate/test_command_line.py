@@ -7,18 +7,19 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 
 import pytest
 
-from gpt_pjit.commandline import run_command
 from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_DONE, EXIT_INTERRUPTED
-from gpt_pjit.evaluate import command, tasks
-from gpt_pjit.evaluate.results import read_results
+from gpt_pjit.evaluate import command, read_results, texts
 from gpt_pjit.evaluate.scorer import Scorer
-from tests.helpers import without_reader
+from gpt_pjit.trained import load_trained
+from tests.helpers import ROOT, run_command_here, without_reader
 
 TEXT = "The first page has several words, and so has the second one.\n" * 4
+SENTENCES = "".join(f"sentence {i} of a text for several processes.\n" for i in range(30))
 
 
 @pytest.fixture
@@ -28,11 +29,9 @@ def evaluate(workdir, trained, monkeypatch, capsys):
     monkeypatch.setattr(command, "load_trained", lambda *_, **__: trained)
 
     def run(*flags):
-        argv = [f"--checkpoint={workdir}", *flags]
-        with pytest.raises(SystemExit) as stop:
-            run_command("gpt_pjit.evaluate.command", prog="gpt_pjit evaluate", argv=argv)
-        assert stop.value.code == EXIT_DONE
-        return capsys.readouterr().out
+        code, output, _ = run_command_here(capsys, "evaluate", f"--checkpoint={workdir}", *flags)
+        assert code == EXIT_DONE
+        return output
 
     return run
 
@@ -43,10 +42,9 @@ def failure(evaluate, workdir, capsys):
 
     def run(*flags, code=EXIT_CONFIG):
         argv = [f"--checkpoint={workdir}", *flags]
-        with pytest.raises(SystemExit) as stop:
-            run_command("gpt_pjit.evaluate.command", prog="gpt_pjit evaluate", argv=argv)
-        assert stop.value.code == code
-        return capsys.readouterr().err
+        found, _, error = run_command_here(capsys, "evaluate", *argv)
+        assert found == code
+        return error
 
     return run
 
@@ -63,7 +61,7 @@ def text8(tmp_path, monkeypatch):
     """A small file in place of the published one; gives its folder."""
     (tmp_path / "text8").write_text(TEXT * 3)
     digest = hashlib.sha256((TEXT * 3).encode()).hexdigest()
-    monkeypatch.setitem(tasks.TEXTS, "text8", ("text8", f"sha256:{digest}"))
+    monkeypatch.setitem(texts.TEXTS, "text8", ("text8", f"sha256:{digest}"))
     return tmp_path
 
 
@@ -137,24 +135,32 @@ def test_a_reader_that_has_enough_is_no_error(workdir, text):
 def test_the_tables_name_the_run_that_an_average_lies_in(workdir, tmp_path):
     (tmp_path / "run").symlink_to(workdir)
     shutil.copytree(workdir, workdir / "averaged")
-    assert command._name(workdir / "averaged") == "run/averaged"
-    assert command._name(workdir) == "run"
+    for folder, name in ((workdir / "averaged", "run/averaged"), (workdir, "run")):
+        assert command._nothing_yet("", load_trained(folder)).name == name
 
 
 def test_flags_are_checked(failure):
     task = f"--tasks=file:{__file__}"
     wrong = {
-        "--tasks=,": "',' names no task; known: wikitext2",
         "--rows=0": "'0' is not a positive integer",
         "--dtype=int8": "invalid choice: 'int8'",
-        "--stride=99": "--stride=99 must be between 1 and the window, 32",
-        "--limit=0": "'0' is neither a number of items nor a share",
-        "--limit=1.5": "'1.5' is neither",
+        "--tasks=,": "--tasks names no task; known: wikitext2",
+        "--window=0": "'0' is not a positive integer",
+        "--stride=99": "--stride=99 is longer than the window, 32",
+        "--out=gs://bucket/results": "is a URL; give a path on this machine",
         "--bogus": "--help lists all flags",
         f"--out={__file__}": f"--out={__file__} cannot be written: File exists",
     }
     for flag, words in wrong.items():
         assert words in failure(task, flag)
+
+
+def test_results_name_the_dtype_that_they_were_computed_in(workdir, text, evaluate, monkeypatch):
+    """Not that of the run, where --dtype says otherwise."""
+    other = load_trained(workdir, dtype="bfloat16")
+    monkeypatch.setattr(command, "load_trained", lambda *_, **__: other)
+    record = json.loads(evaluate(f"--tasks=file:{text}", "--dtype=bfloat16", "--json"))
+    assert record["settings"]["dtype"] == "bfloat16"
 
 
 def test_ctrl_c_is_no_traceback(failure, monkeypatch):
@@ -185,5 +191,33 @@ def test_learned_positions_are_said_before_anything_is_computed(failure, trained
     learned = dataclasses.replace(trained, config=config)
     monkeypatch.setattr(command, "load_trained", lambda *_, **__: learned)
     error = failure(f"--tasks=file:{__file__},lengths:file:{__file__}")
-    assert "model.positions is learned and has only 32 positions" in error
-    assert "models with alibi positions read longer texts" in error
+    assert "the model has learned 32 positions; those with alibi read longer texts" in error
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_results_of_one(workdir, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text(SENTENCES)
+    flags = [f"--checkpoint={workdir}", f"--tasks=file:{text},lengths:file:{text}", "--json"]
+    one = [sys.executable, "-m", "gpt_pjit.evaluate", *flags]
+    script = str(ROOT / "launch" / "local.sh")
+    two = [script, "--processes=2", "--devices=2", "--module=gpt_pjit.evaluate", *flags]
+    out = f"--out={tmp_path / 'two'}"
+    environment = os.environ | {"PYTHON": sys.executable, "JAX_NUM_CPU_DEVICES": "1"}
+    records = []
+    for argv in (one, [*two, out]):
+        done = subprocess.run(
+            argv, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        lines = done.stdout.splitlines(keepends=True)
+        spoken = "".join(line for line in lines if not line.startswith("[Gloo]"))  # of XLA itself
+        records.append(json.loads(spoken))
+    alone, together = records
+    assert alone["settings"]["mesh"]["data"] == 1
+    assert together["settings"]["mesh"]["data"] == 4
+    assert json.loads((tmp_path / "two" / "results.json").read_text()) == together
+    for task, metrics in alone.items():
+        if task != "settings":
+            for name, value in metrics.items():
+                assert together[task][name] == pytest.approx(value, rel=1e-5, abs=1e-6), name

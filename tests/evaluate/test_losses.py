@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from gpt_pjit.evaluate.losses import WORST, loss_metrics, perplexity, ratio_stderr, warning
-from gpt_pjit.evaluate.report import notes
-from gpt_pjit.evaluate.results import from_record, results_record
+from gpt_pjit.evaluate.report import ModelResults, report
 from gpt_pjit.evaluate.scorer import Scorer
-from gpt_pjit.evaluate.texts import Document, prepare_texts
+from gpt_pjit.evaluate.texts import Document, prepare_bits
 
 OWN_TEXT = Path(__file__).read_text(encoding="utf-8")
 LARGE = 4112.0  # between 4096 and 8192 bfloat16 knows multiples of 32 only; this is halfway
@@ -37,9 +36,14 @@ def cast(logits):
 
 def results(with_logits, table, change):
     scorer = Scorer(with_logits(table, change))
-    scored = prepare_texts(scorer, [Document.of(OWN_TEXT[:2000])], scorer.window, "text")()
-    settings = {"name": "m", "step": 1, "checkpoint": "c", "dtype": "float32"}
-    return from_record(results_record(scored, settings))
+    scored = prepare_bits(scorer, [Document.of(OWN_TEXT[:2000])], scorer.window, "text")()
+    details = {"text": scored.details}
+    settings = {"name": "m", "step": 1, "checkpoint": "c", "dtype": "float32", "tasks": details}
+    return ModelResults("m", {"text": scored.metrics}, settings)
+
+
+def warnings(results):
+    return [block.text for block in report(results, []) if getattr(block, "style", "") == "bad"]
 
 
 def test_logits_in_bfloat16_are_flagged_while_accuracy_stays(with_logits):
@@ -51,8 +55,8 @@ def test_logits_in_bfloat16_are_flagged_while_accuracy_stays(with_logits):
     assert well["nll_max"] < 20 < 30 < badly["nll_max"]
     assert well["share_above_20"] == 0
     assert badly["share_above_20"] > 0.3
-    assert not [line for line in notes(sound, []) if "WARNING" in line]
-    (line,) = [line for line in notes(broken, []) if "WARNING" in line]
+    assert not warnings(sound)
+    (line,) = warnings(broken)
     assert "% of the tokens cost more than 20 nats" in line
     assert "Suspect softmax, logits or parameters in bfloat16" in line
 
@@ -62,7 +66,7 @@ def test_worst_tokens_have_their_text(with_logits):
     table[:, ord("#")] = -15.0  # the model cannot believe a #
     text = "a plain text, and then # comes; " * 2 + "no more of it " * 20
     scorer = Scorer(with_logits(table))
-    result = prepare_texts(scorer, [Document.of(text)], scorer.window, "text")()["text"]
+    result = prepare_bits(scorer, [Document.of(text)], scorer.window, "text")()
     worst = result.details["worst_tokens"]
     assert len(worst) == WORST
     assert [w["text"] for w in worst[:3]].count("#") == 2

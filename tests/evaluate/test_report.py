@@ -7,16 +7,14 @@ import pytest
 
 from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.evaluate.report import (
-    Table,
     comparisons,
-    markdown,
-    markdown_table,
-    notes,
+    from_record,
+    read_results,
+    report,
     results_table,
-    tables,
     value_text,
 )
-from gpt_pjit.evaluate.results import from_record, read_results
+from gpt_pjit.pages import markdown
 
 
 def record(name="mine", **details):
@@ -34,31 +32,29 @@ def test_results_of_another_window_or_text_cannot_be_compared(tmp_path):
         paths.append(str(tmp_path / f"{number}.json"))
         (tmp_path / f"{number}.json").write_text(json.dumps(record(f"other{number}", **other)))
     mine = from_record(record())
-    lines = [line for line in notes(mine, comparisons(paths, ["text8"])) if "WARN" in line]
-    assert lines == [
+    blocks = report(mine, comparisons(paths, ["text8"]))
+    assert [block.text for block in blocks if getattr(block, "style", "") == "bad"] == [
         f"WARNING, text8: other1 of {paths[1]} cannot be compared: stride 1,024, here 512",
         f"WARNING, text8: other2 of {paths[2]} cannot be compared: other data",
     ]
 
 
-def test_published_models_stand_beside_and_are_marked(tmp_path):
+def test_published_models_stand_beside_and_are_marked():
     names = [model.name for model in comparisons(["published"], ["enwik8"])]
     assert names == ["GPT-580M", "GPT2-Medium (paper)", "GPT2-Large (paper)"]
     others = comparisons(["published"], ["piqa"])
     mine = from_record(record())
-    table = tables(mine, others)[0]
-    assert table.header == ["task", "metric", "mine"] + [
-        f"{name} (published)" for name in ("GPT2-Medium", "GPT-580M", "GPT2-Large")
-    ]
+    table, *_, last = report(mine, others)
+    published = (f"{name} (published)" for name in ("GPT2-Medium", "GPT-580M", "GPT2-Large"))
+    assert table.columns == ("task", "metric", "mine", *published)
     assert table.rows == [
-        ["text8", "bits_per_byte", "1.0000", "1.1024", "1.1330", "1.0543"],
-        ["piqa", "acc", "100.00 ± 50.00 %", "67.60 %", "66.80 %", "70.30 %"],
+        ("text8", "bits_per_byte", "1.0000", "1.1024", "1.1330", "1.0543"),
+        ("piqa", "acc", "100.00 ± 50.00 %", "67.60 %", "66.80 %", "70.30 %"),
     ]
-    assert "training log of the 580M run" in notes(mine, others)[-1]
-    with pytest.raises(ConfigError, match=r"published models have none of these .*text8, wik"):
-        comparisons(["published"], ["winogrande"])
-    with pytest.raises(ConfigError, match=r"2 problems:(.|\n)*No such file(.|\n)*publised"):
-        comparisons([str(tmp_path / "none.json"), "publised"], ["piqa"])
+    assert "training log of the 580M run" in last.text
+    assert comparisons(["published"], ["winogrande"]) == []
+    with pytest.raises(ConfigError, match=r"publised cannot be read: No such file"):
+        comparisons(["published", "publised"], ["piqa"])
 
 
 def test_few_shot_metrics_of_a_filter_are_shares_too():
@@ -68,9 +64,11 @@ def test_few_shot_metrics_of_a_filter_are_shares_too():
 
 
 def test_pieces_of_text_are_code_in_markdown():
-    rows = [("1", "'<b>|*'"), ("2", "'a `` b'")]
-    table = markdown_table(Table("t", ("nats", "token"), rows, code=(1,)))
-    assert table.splitlines()[2:] == ["| 1 | `'<b>\\|*'` |", "| 2 | ``` 'a `` b' ``` |"]
+    worst = [{"nll": 1.0, "text": text, "before": ""} for text in ("<b>|*", "a `` b")]
+    shown = markdown(report(from_record(record(worst_tokens=worst)), []))
+    assert "## text8: worst tokens\n\n| nats | token | after |\n" in shown
+    assert "| `'<b>\\|*'` |" in shown
+    assert "| ``` 'a `` b' ``` |" in shown
 
 
 def places(value, before=()):
@@ -102,7 +100,7 @@ DAMAGED = [
 def test_a_damaged_file_is_one_sentence(tmp_path, content):
     path = tmp_path / "results.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(ConfigError, match=r"--compare has 1 problem:\n.*results\.json is not "):
+    with pytest.raises(ConfigError, match=r"has 1 problem:\n.*results\.json is damaged"):
         comparisons([str(tmp_path)], ["piqa"])
 
 
@@ -117,8 +115,8 @@ def test_any_part_of_another_type_is_refused_or_shown(tmp_path):
             except ConfigError:
                 refused += 1
                 continue
-            assert markdown(from_record(record()), [other])
+            assert report(from_record(record()), [other])
             assert results_table(other)
-    assert refused > 50
+    assert refused > 40
     path.write_text(json.dumps(record()))
     assert read_results(path) == read_results(tmp_path)

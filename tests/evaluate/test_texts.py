@@ -1,6 +1,8 @@
-"""Bits per byte against a plain computation; longer windows read the same tokens."""
+"""Bits per byte against a plain computation; longer windows; the published files."""
 
 import dataclasses
+import hashlib
+import importlib.util
 import math
 
 import numpy as np
@@ -8,16 +10,17 @@ import pytest
 
 from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.evaluate import texts
-from gpt_pjit.evaluate.batches import Request
-from gpt_pjit.evaluate.scorer import Scorer
-from gpt_pjit.evaluate.texts import Document, prepare_lengths, prepare_texts
+from gpt_pjit.evaluate.command import prepare_jobs
+from gpt_pjit.evaluate.harness import require_lm_eval
+from gpt_pjit.evaluate.scorer import Request, Scorer
+from gpt_pjit.evaluate.texts import Document, last, pages, prepare_bits, prepare_lengths
 
 TEXT = "Dass es regnet, wei\N{LATIN SMALL LETTER SHARP S} man; why, nobody knows.\n"
 
 
 def test_a_short_text_is_scored_as_a_whole(trained, plain):
     document = Document.of("to be or not to be")
-    result = prepare_texts(Scorer(trained), [document], 32, "text")()["text"]
+    result = prepare_bits(Scorer(trained), [document], 32, "text")()
     ids = list(document.text.encode())
     nll, greedy = plain(Request((256, *ids), len(ids)))
     metrics = result.metrics
@@ -32,7 +35,7 @@ def test_a_short_text_is_scored_as_a_whole(trained, plain):
 def test_each_byte_once_whatever_the_stride(trained, stride):
     text = TEXT * 3
     documents = [Document.of(text), Document.of(TEXT[:5])]
-    result = prepare_texts(Scorer(trained), documents, stride, "text")()["text"]
+    result = prepare_bits(Scorer(trained), documents, stride, "text")()
     assert result.details["bytes"] == len(text.encode()) + 5
     assert result.details["tokens"] == result.details["bytes"]  # the tokenizer is that of bytes
     assert (result.details["window"], result.details["stride"]) == (32, stride)
@@ -46,7 +49,7 @@ def test_a_standard_error_does_not_shrink_with_the_stride(with_logits):
     scorer = Scorer(with_logits(table))
     document = Document.of(("a" * 64 + "b" * 64) * 10)
     wide, narrow = (
-        prepare_texts(scorer, [document], stride, "text")()["text"].metrics["bits_per_byte_stderr"]
+        prepare_bits(scorer, [document], stride, "text")().metrics["bits_per_byte_stderr"]
         for stride in (32, 4)
     )
     assert narrow == pytest.approx(wide, rel=1e-4)
@@ -54,7 +57,7 @@ def test_a_standard_error_does_not_shrink_with_the_stride(with_logits):
 
 def test_bytes_are_those_of_the_original(trained):
     page, read = "it 's a 2 @-@ way @,@ street .", "it's a 2-way,street ."
-    result = prepare_texts(Scorer(trained), [Document.of(page, read)], 32, "text")()["text"]
+    result = prepare_bits(Scorer(trained), [Document.of(page, read)], 32, "text")()
     assert (result.details["bytes"], result.details["words"]) == (len(page), 9)
     nats = result.metrics["bits_per_byte"] * math.log(2) * len(page)
     assert math.log(result.metrics["token_perplexity"]) * len(read) == (
@@ -67,7 +70,7 @@ def test_tokens_of_one_document_are_not_independent(with_logits):
     table = np.zeros((257, 512))
     table[:, ord("a")] = 9
     documents = [Document.of(letter * 200) for letter in "aabb"]
-    metrics = prepare_texts(Scorer(with_logits(table)), documents, 32, "text")()["text"].metrics
+    metrics = prepare_bits(Scorer(with_logits(table)), documents, 32, "text")().metrics
     assert metrics["acc"] == 0.5
     assert metrics["acc_stderr"] == pytest.approx(math.sqrt(1 / 3) / 2)
     assert metrics["word_perplexity"] is metrics["word_perplexity_stderr"] is None  # above e^700
@@ -78,9 +81,7 @@ LINES = "".join(f"line {i} of a text that goes on and on\n" for i in range(20))
 
 
 def lengths_of(scorer, *documents):
-    return prepare_lengths(scorer, [Document.of(text) for text in documents], "lengths:t")()[
-        "lengths:t"
-    ]
+    return prepare_lengths(scorer, [Document.of(text) for text in documents], "lengths:t")()
 
 
 def test_longer_windows_read_the_same_tokens_in_the_memory_that_was_asked(trained, monkeypatch):
@@ -117,5 +118,56 @@ def test_lengths_that_cannot_be_measured_are_said(trained):
     model = dataclasses.replace(trained.config.model, positions="learned")
     config = dataclasses.replace(trained.config, model=model)
     learned = dataclasses.replace(trained, config=config)
-    with pytest.raises(ConfigError, match=r"tasks='lengths:t': model.positions is learned and"):
+    with pytest.raises(ConfigError, match=r"lengths:t: the model has learned 32 positions"):
         lengths_of(Scorer(learned), LINES)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="lm-eval is here")
+def test_without_lm_eval_one_message_names_it():
+    with pytest.raises(ConfigError, match=r"1 problem:\n  piqa, mmlu need lm-eval: pip .*\[eval\]"):
+        require_lm_eval(["piqa", "mmlu"])
+
+
+def test_a_published_text_is_its_end_and_known_by_its_hash(tmp_path, monkeypatch, trained):
+    monkeypatch.setattr(texts, "TEST_BYTES", 40)
+    (tmp_path / "text8").mkdir()
+    (tmp_path / "text8" / "text8").write_text(TEXT * 3)
+    words = r"text8: .*/text8/text8 has md5 .*, the published file 3bea.*; file:.* scores it"
+    with pytest.raises(ConfigError, match=words):
+        prepare_jobs(["text8"], Scorer(trained), data_dir=tmp_path)
+    digest = hashlib.md5((TEXT * 3).encode(), usedforsecurity=False).hexdigest()
+    monkeypatch.setitem(texts.TEXTS, "text8", ("text8", f"md5:{digest}"))
+    (job,) = prepare_jobs(["text8"], Scorer(trained), data_dir=tmp_path)
+    result = job()["text8"]
+    assert result.details["bytes"] == 40
+    assert result.details["data"]["checked"]
+    wrong = ["enwik8", "file:nothing.txt", "lengths:piqa"]
+    with pytest.raises(ConfigError, match="3 problems") as error:
+        prepare_jobs(wrong, Scorer(trained), data_dir=tmp_path)
+    assert "enwik8: there is no " in str(error.value)
+    assert "nothing.txt cannot be read: No such file" in str(error.value)
+    assert "lengths:piqa: lengths: takes wikitext2, text8" in str(error.value)
+    with pytest.raises(ConfigError, match="text8 needs its published file text8; give its --data"):
+        prepare_jobs(["text8"], Scorer(trained))
+
+
+def test_the_end_of_a_file_begins_with_a_whole_character():
+    content = TEXT.encode() * 2
+    sharp_s = content.index(b"\xc3")
+    assert last(content, len(content) - sharp_s) == content[sharp_s:]
+    assert last(content, len(content) - sharp_s - 1) == content[sharp_s + 2 :]
+    assert last(content, 1000) == content
+    assert last(b"\x93", 5) == b"\x93"  # nothing is cut here, and nothing lost unsaid
+
+
+@pytest.mark.parametrize(("content", "place"), [(b"ab\xffcd", 2), (b"\x93ab", 0), (b"caf\xe9", 3)])
+def test_text_that_is_not_utf8_is_refused(content, place, tmp_path, trained):
+    (tmp_path / "f").write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"f is not UTF-8 text at byte {place} of what is sco"):
+        prepare_jobs([f"file:{tmp_path / 'f'}"], Scorer(trained))
+
+
+def test_pages_begin_at_titles():
+    raw = " \n = One = \n \n text \n = = Part = = \n more \n = Two = \n end \n"
+    assert pages(raw) == [" = One = \n \n text \n = = Part = = \n more ", " = Two = \n end \n"]
+    assert sum(map(len, pages(raw))) == len(raw) - len(" \n") - 1  # blank start; one line end

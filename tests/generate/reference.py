@@ -41,7 +41,7 @@ def recompute(trained: Trained, prompts: Sequence[Sequence[int]], n_tokens: int)
     windows = jax.device_put(windows, NamedSharding(trained.mesh, P(BATCH_AXES)))
     with jax.set_mesh(trained.mesh):
         written = _recompute(
-            trained.forward,
+            trained.model.forward,
             trained.weights,
             windows,
             jnp.int32(length),

@@ -13,8 +13,7 @@ import pytest
 from gpt_pjit.commandline import run_command
 from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_DONE
 from gpt_pjit.core.tokens import load_tokenizer
-from gpt_pjit.generate import command
-from gpt_pjit.generate.continuation import Continuation
+from gpt_pjit.generate import Continuation, command
 from gpt_pjit.trained import load_trained
 from tests.helpers import ROOT, make_workdir, tiny
 

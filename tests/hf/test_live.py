@@ -214,8 +214,8 @@ def test_trained_averaged_exported_the_same_bits_per_byte(tmp_path, monkeypatch,
     from gpt_pjit.core.runtime import read_run
     from gpt_pjit.core.tokens import held_out_batches, open_data
     from gpt_pjit.core.train import train
-    from gpt_pjit.evaluate import __main__ as evaluate, read_results
-    from gpt_pjit.evaluate.batches import rolling_requests
+    from gpt_pjit.evaluate import command as evaluate, read_results
+    from gpt_pjit.evaluate.scorer import rolling_requests
     from gpt_pjit.trained import held_out_metrics
 
     def call(module, argv):

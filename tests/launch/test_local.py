@@ -93,3 +93,11 @@ def test_a_mistake_in_the_flags_of_the_trainer_is_its_exit_code():
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert result.returncode == EXIT_CONFIG
     assert "unrecognized arguments: --nonsense" in result.stderr
+
+
+def test_killing_the_launcher_leaves_no_orphans(module):
+    process = start(module, f"{module}/pids", "--sleep")
+    wait_until(lambda: len(alive(module)) == 3)
+    process.kill()
+    process.communicate(timeout=60)
+    wait_until(lambda: not alive(module))

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from gpt_pjit.config import ModelConfig, PartitionConfig
-from gpt_pjit.core.model.cache import Cache, extend
 from gpt_pjit.core.model.gpt import forward, param_shapes
 from gpt_pjit.core.parameters import gpt_rules, matrix_rules
 from gpt_pjit.core.sharding import (
@@ -40,7 +39,7 @@ class Model:
 
     @partial(jax.jit, static_argnums=0)
     def weights(self, params: Any) -> Any:
-        """What `forward` and `extend` take: parameters, cast and gathered."""
+        """What `forward` takes: parameters, cast and gathered."""
         return self.gather_weights(params)
 
     def gather_weights(self, params: Any) -> Any:
@@ -79,21 +78,6 @@ class Model:
         are learned.
         """
         return forward(self.config, weights, tokens_BT, None, self.gather_layer, segments_BT)
-
-    def extend(
-        self,
-        weights: Any,
-        tokens_BT: jax.Array,
-        positions_BT: jax.Array,
-        cache: Cache | None = None,
-        slot: jax.Array | int = 0,
-        every: bool = False,
-    ) -> tuple[jax.Array, Cache]:
-        """`forward` with a cache, see `gpt_pjit.core.model.extend`; not compiled."""
-        gather = self.gather_layer
-        return extend(
-            self.config, weights, tokens_BT, positions_BT, cache, slot, gather, every=every
-        )
 
     def differentiable(
         self, weights: Any, tokens_BT: jax.Array, key: jax.Array | None, segments_BT: Any

@@ -16,6 +16,12 @@ from gpt_pjit.core.runtime.hosts import (
 )
 from gpt_pjit.core.runtime.interrupt import Interrupt as Interrupt
 from gpt_pjit.core.runtime.metrics import StepLog as StepLog
+from gpt_pjit.core.runtime.provenance import code_facts as code_facts
+from gpt_pjit.core.runtime.together import (
+    all_or_none as all_or_none,
+    check_agreement as check_agreement,
+    ending_together as ending_together,
+)
 from gpt_pjit.core.runtime.virtual_pod import pod_devices as pod_devices
 from gpt_pjit.core.runtime.workdir import (
     check_same_data as check_same_data,

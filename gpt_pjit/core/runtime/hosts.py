@@ -16,7 +16,9 @@ from gpt_pjit.config import MeshConfig
 from gpt_pjit.core.console import mute, warn
 from gpt_pjit.core.cores import usable_cores
 from gpt_pjit.core.errors import ConfigError
+from gpt_pjit.core.runtime.together import watch_for_failure
 
+HEARTBEAT_SECONDS = 15  # a host without one for this long counts as dead; JAX waits 100
 # The environment may set these; the results of a run must not depend on it.
 OURS: dict[str, Any] = {
     "jax_enable_x64": False,
@@ -50,9 +52,10 @@ def initialize_devices(
             num_processes=_from_environment("JAX_NUM_PROCESSES"),
             process_id=_from_environment("JAX_PROCESS_ID"),
             coordinator_bind_address=coordinator,  # by default JAX listens on every interface
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
     elif distributed:
-        jax.distributed.initialize()
+        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
     elif "JAX_NUM_CPU_DEVICES" not in os.environ and "device_count" not in os.environ.get(
         "XLA_FLAGS", ""
     ):
@@ -65,6 +68,7 @@ def initialize_devices(
         raise ConfigError([problem], "environment") from None
     if process != 0:
         mute()
+    watch_for_failure()
 
 
 def cpu_devices(mesh: MeshConfig, rows: int | None, cores: int) -> int:

@@ -6,7 +6,6 @@ sees the slots whose positions are not after its own; an empty slot is after eve
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,11 +13,16 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
-from gpt_pjit.config import ModelConfig
-from gpt_pjit.core.model.attention import QUERY_BLOCK
-from gpt_pjit.core.model.gpt import KeysAndValues, open_block, open_ends, scan_layers
-from gpt_pjit.core.model.layers import contract
-from gpt_pjit.core.model.positions import alibi_slopes
+from gpt_pjit.core.model import (
+    QUERY_BLOCK,
+    KeysAndValues,
+    Model,
+    alibi_slopes,
+    contract,
+    open_block,
+    open_ends,
+    scan_layers,
+)
 
 EMPTY = 2**30  # the position of a slot without a token
 
@@ -32,23 +36,22 @@ class Cache(NamedTuple):
 
 
 def extend(
-    c: ModelConfig,
-    params: Any,
+    model: Model,
+    weights: Any,
     tokens_BT: jax.Array,
     positions_BT: jax.Array,
     cache: Cache | None = None,
     slot: jax.Array | int = 0,
-    gather_layer: Callable[[Any], Any] = lambda block: block,
     every: bool = False,
 ) -> tuple[jax.Array, Cache]:
     """Logits after the last token of each row, float32 [B, V], and the cache with the new tokens.
 
-    The tokens go to slots `slot` to `slot + T` of `cache`; None starts a cache of T slots. A row
-    shorter than T is padded with tokens at position `EMPTY`. Learned positions end with their
-    table: a token beyond it gets the last one, which the caller should avoid. With `every`, the
-    logits are the ones after each new token, [B, T, V].
+    They fill `cache` from `slot`; None makes a cache of T slots. Rows shorter than T are padded
+    with tokens at position `EMPTY`. A token beyond the learned positions gets the last one, which
+    the caller should avoid. With `every`, there are logits after each new token, [B, T, V].
     """
-    ends = open_ends(c, params)
+    c = model.config
+    ends = open_ends(c, weights)
     within_BT = positions_BT
     if c.positions == "learned":
         within_BT = jnp.minimum(positions_BT, ends.positions.embedding.shape[0] - 1)
@@ -56,7 +59,7 @@ def extend(
     positions_BS = positions_BT if cache is None else put(cache.positions_BS, positions_BT, slot, 1)
 
     def run(x_BTD: jax.Array, layer: tuple[Any, KeysAndValues | None]) -> Any:
-        params, past = layer
+        block, past = layer
 
         def attend(q_HBTK, k_HBSK, v_HBSK, key):  # no key: no dropout
             if past is not None:
@@ -64,10 +67,10 @@ def extend(
             alibi = c.positions == "alibi"
             return attend_slots(alibi, q_HBTK, k_HBSK, v_HBSK, positions_BT, positions_BS)
 
-        return open_block(c, gather_layer(params))(x_BTD, attend)
+        return open_block(c, model.gather_layer(block))(x_BTD, attend)
 
     past = None if cache is None else (cache.keys_LHBSK, cache.values_LHBSK)
-    x_BTD, new = scan_layers(c, run, x_BTD, (params["blocks"], past))
+    x_BTD, new = scan_layers(c, run, x_BTD, (weights["blocks"], past))
     if past is not None:
         # Once for all layers: a scan that returned whole caches would copy them at each token.
         new = put(past[0], new[0], slot, 3), put(past[1], new[1], slot, 3)

@@ -1,0 +1,188 @@
+"""Hosts that agree before they start, and end together when one of them fails.
+
+Through the key-value store of JAX's coordinator, which needs no devices and no collectives. In a
+run of one process every function here is trivial.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import itertools
+import json
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+from jax._src import distributed  # the client of the coordinator has no public name
+
+from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_FAULT, EXIT_INTERRUPTED, ConfigError
+
+ROOT = "gpt_pjit"
+FAILED, HEARD = f"{ROOT}/failed", f"{ROOT}/heard"
+A_DAY = 24 * 60 * 60 * 1000  # milliseconds: tokenising a corpus takes hours; a failure ends a wait
+SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_TO_HEAR = 5.0
+
+_meetings = itertools.count()
+
+
+class HostFailedError(Exception):
+    """Another process failed first; `code` is the exit code that all of them end with."""
+
+    def __init__(self, line: str, code: int):
+        super().__init__(line)
+        self.code = code
+
+
+def everyone(value: Any) -> list[Any]:
+    """The values that all processes give, in their order; a value is JSON, and small.
+
+    All processes must call it in the same order. It is a barrier.
+    """
+    client = _client()
+    if client is None:
+        return [value]
+    folder = f"{ROOT}/meeting/{next(_meetings)}"
+    client.key_value_set(f"{folder}/{jax.process_index():06}", json.dumps(value))
+    client.wait_at_barrier(folder.replace("/", "-"), A_DAY)
+    return [json.loads(text) for _, text in sorted(client.key_value_dir_get(folder))]
+
+
+def from_first(value: Any) -> Any:
+    """The value of process 0, on all processes."""
+    return everyone(value if jax.process_index() == 0 else None)[0]
+
+
+@contextmanager
+def all_or_none() -> Iterator[None]:
+    """A barrier at its end that carries errors: a ConfigError on one process is one on all."""
+    error: ConfigError | None = None
+    try:
+        yield
+    except ConfigError as raised:
+        error = raised
+    errors = everyone(None if error is None else str(error))
+    if error is not None:
+        raise error
+    for process, text in enumerate(errors):
+        if text is not None:
+            raise HostFailedError(f"process {process}: {text}", EXIT_CONFIG)
+
+
+def check_agreement(facts: dict[str, Any]) -> None:
+    """Raises ConfigError, the same on all processes, where their facts differ."""
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    if len(set(everyone(digest))) == 1:
+        return
+    problems = []
+    told = everyone({"host": socket.gethostname(), "facts": facts})
+    for name in sorted({name for one in told for name in one["facts"]}):
+        values = [one["facts"].get(name) for one in told]
+        for process, value in enumerate(values):
+            if value != values[0]:
+                problems.append(
+                    f"{name} is {value!r} on process {process} ({told[process]['host']}), but "
+                    f"{values[0]!r} on process 0 ({told[0]['host']})"
+                )
+                break  # one host is enough to find the difference
+    raise ConfigError(problems, "the agreement of hosts")
+
+
+def watch_for_failure() -> None:
+    """Ends this process when another one has failed, wherever it is: in a collective, or waiting.
+
+    Call once, after the processes have been joined.
+    """
+    client = _client()
+    if client is None:
+        return
+    at_an_end = threading.Event()
+
+    def watch() -> None:
+        while not at_an_end.wait(SECONDS_BETWEEN_LOOKS):
+            try:
+                failure = json.loads(client.key_value_try_get(FAILED))
+            except jax.errors.JaxRuntimeError:  # none has failed
+                continue
+            if failure["process"] != jax.process_index():
+                print(failure["line"], file=sys.stderr, flush=True)
+                client.key_value_set(f"{HEARD}/{jax.process_index()}", "")
+                _leave(failure["code"])
+
+    thread = threading.Thread(target=watch, name="watch for failure", daemon=True)
+    thread.start()
+
+    def stop() -> None:  # a thread inside the client's code would crash the interpreter's end
+        at_an_end.set()
+        thread.join(1)
+
+    atexit.register(stop)
+
+
+@contextmanager
+def ending_together() -> Iterator[None]:
+    """What fails inside the block on one process ends all of them, with one code and one line.
+
+    They leave by `os._exit`: a library's threads, or a collective that waits, would hold them.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if _client() is None:
+            raise
+        code, line = _code_and_line(error)
+        if not isinstance(error, ConfigError | HostFailedError | KeyboardInterrupt):
+            traceback.print_exception(error)
+        _end_all(code, line)
+
+
+def _code_and_line(error: BaseException) -> tuple[int, str]:
+    where = f"process {jax.process_index()} ({socket.gethostname()})"
+    if isinstance(error, HostFailedError):
+        return error.code, str(error)
+    if isinstance(error, ConfigError):
+        return EXIT_CONFIG, f"{where}: {error}"
+    if isinstance(error, KeyboardInterrupt):
+        return EXIT_INTERRUPTED, f"{where}: stopped"
+    return EXIT_FAULT, f"{where}: {type(error).__name__}: {error}".split("\n", 1)[0]
+
+
+def _end_all(code: int, line: str) -> None:
+    """Tells the others, and exits; if another process was first, its code and line hold."""
+    failure = {"process": jax.process_index(), "code": code, "line": line}
+    try:
+        _client().key_value_set(FAILED, json.dumps(failure))
+    except jax.errors.JaxRuntimeError:
+        time.sleep(SECONDS_TO_HEAR)  # the watcher ends this process before
+    else:
+        print(line, file=sys.stderr, flush=True)
+    _leave(code)
+
+
+def _leave(code: int) -> None:
+    """Exits once all others have heard: JAX aborts a process that sees another one disappear."""
+    client = _client()
+    deadline = time.monotonic() + SECONDS_TO_HEAR
+    while time.monotonic() < deadline:
+        try:
+            if len(client.key_value_dir_get(HEARD)) >= jax.process_count() - 1:
+                break
+        except jax.errors.JaxRuntimeError:  # nobody yet
+            pass
+        time.sleep(0.05)
+    if jax.process_index() == 0:  # it holds the store: the last to leave
+        time.sleep(1)
+    os._exit(code)
+
+
+def _client() -> Any:
+    """Of the coordinator; None in a run of one process."""
+    return distributed.global_state.client

@@ -1,0 +1,93 @@
+"""Processes that agree, and end together: the same exit code and the same line on all."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_FAULT
+from tests.helpers import ROOT
+
+PROCESSES = 3
+PROGRAM = """
+import sys, time
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from gpt_pjit.config import MeshConfig
+from gpt_pjit.core.errors import ConfigError
+from gpt_pjit.core.runtime import (
+    all_or_none, check_agreement, ending_together, initialize_devices
+)
+
+initialize_devices(MeshConfig())
+case, failing, me = sys.argv[1], int(sys.argv[2]), jax.process_index()
+with ending_together():
+    check_agreement({"optim.peak_lr": 0.1, "jax": "1"})
+    if case == "disagreement":
+        check_agreement({"optim.peak_lr": 0.2 if me == failing else 0.1, "jax": "1"})
+    with all_or_none():
+        if case == "input" and me == failing:
+            raise ConfigError(["x.txt cannot be read"], "data.text")
+    if case == "crash":
+        if me == failing:
+            raise RuntimeError("boom")
+        time.sleep(60)
+    if case == "collective":
+        if me == failing:
+            raise RuntimeError("boom")
+        multihost_utils.process_allgather(np.ones(3))
+print("done")
+"""
+
+
+def ends_of(case, failing):
+    """(exit code, stderr) of each process, and the seconds until all had ended."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": "1",
+        "JAX_COORDINATOR_ADDRESS": address,
+        "JAX_NUM_PROCESSES": str(PROCESSES),
+    }
+    start = time.monotonic()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, case, str(failing)],
+            env=environment | {"JAX_PROCESS_ID": str(number)},
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for number in range(PROCESSES)
+    ]  # fmt: skip
+    outputs = [process.communicate(timeout=120) for process in processes]
+    seconds = time.monotonic() - start
+    return [(p.returncode, o[1]) for p, o in zip(processes, outputs, strict=True)], seconds
+
+
+@pytest.mark.parametrize(
+    ("case", "failing", "code", "line"),
+    [
+        ("input", 1, EXIT_CONFIG, "data.text has 1 problem:\n  x.txt cannot be read"),
+        ("collective", 2, EXIT_FAULT, "RuntimeError: boom"),
+        pytest.param("input", 0, EXIT_CONFIG, "x.txt cannot be read", marks=pytest.mark.slow),
+        pytest.param("crash", 0, EXIT_FAULT, "RuntimeError: boom", marks=pytest.mark.slow),
+        pytest.param("crash", 2, EXIT_FAULT, "RuntimeError: boom", marks=pytest.mark.slow),
+        pytest.param("collective", 0, EXIT_FAULT, "RuntimeError: boom", marks=pytest.mark.slow),
+        pytest.param("disagreement", 2, EXIT_CONFIG, "is 0.2 on process 2", marks=pytest.mark.slow),
+    ],
+)
+def test_all_end_with_one_code_and_one_line(case, failing, code, line):
+    ends, seconds = ends_of(case, failing)
+    assert [end[0] for end in ends] == [code] * PROCESSES, ends
+    assert all(line in end[1] for end in ends), ends
+    assert seconds < 40  # of which some 5 are for starting, on an idle machine
+
+
+def test_nothing_fails_where_nothing_fails():
+    ends, _ = ends_of("none", 0)
+    assert [end[0] for end in ends] == [0] * PROCESSES, ends
