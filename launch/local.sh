@@ -3,11 +3,11 @@
 # in the shape of a pod: 4 x 8 is a TPU v3-32.
 #
 #   launch/local.sh --processes=4 --devices=8 --config=configs/quickstart.py [flags of main ...]
-#   launch/local.sh --topology=v5e-16 --config=configs/quickstart.py  # in the order of that pod
+#   launch/local.sh --topology=v5e-16 --config=configs/quickstart.py  # devices in that pod's order
 #   launch/local.sh --module=gpt_pjit.evaluate --checkpoint=runs/quickstart [its flags ...]
 #
-# The first process to fail decides the exit code. Signals are passed on; what is alive after
-# GRACE seconds, 30 by default, is killed. Nothing outlives this script, nor its own kill.
+# The first process that fails sets the exit code. Signals are passed on; processes still alive after
+# GRACE seconds (default 30) are killed. None outlives this script, even if the script is killed.
 set -euo pipefail
 
 processes=4
@@ -58,8 +58,8 @@ trap 'end INT; exit 130' INT
 trap 'end TERM; exit 143' TERM
 trap 'end HUP; exit 129' HUP
 
-# Each in a session of its own, so that Ctrl-C reaches it once, through `end`; `setpriv` has the
-# kernel end it when this script is killed.
+# Each process has its own session: Ctrl-C reaches it once, through `end`. With `setpriv`, the kernel
+# ends it when this script is killed.
 run=(env --default-signal=INT setsid setpriv --pdeathsig KILL "$python" -m "$module" "${arguments[@]}")
 for ((id = 0; id < processes; id++)); do
     if ((id == 0)); then # only its output is shown; the others show errors alone

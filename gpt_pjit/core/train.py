@@ -94,7 +94,7 @@ def _open_data(config: Config, workdir: Path, prepare: Prepare) -> TrainingData:
 
 
 def _facts(config: Config, data: TrainingData) -> dict[str, Any]:
-    """What must be the same on all hosts; a set may lie elsewhere on each."""
+    """What must be the same on all hosts; only the path of a set may differ."""
     sets = [{**identity, "path": None} for identity in data.identity()]
     return flatten(config) | code_facts() | {"data": sets, "data.path": None}
 

@@ -1,4 +1,4 @@
-"""By which code and packages a run is computed."""
+"""The code and packages that compute a run."""
 
 from __future__ import annotations
 

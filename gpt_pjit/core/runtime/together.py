@@ -1,7 +1,7 @@
 """Hosts that agree before they start, and end together when one of them fails.
 
-Through the key-value store of JAX's coordinator, which needs no devices and no collectives. In a
-run of one process every function here is trivial.
+They meet in the key-value store of JAX's coordinator, which needs neither devices nor collectives.
+With one process, every function here is trivial.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class HostFailedError(Exception):
 
 
 def everyone(value: Any) -> list[Any]:
-    """The values that all processes give, in their order; a value is JSON, and small.
+    """The values of all processes, in order; a value is small and can be written as JSON.
 
-    All processes must call it in the same order. It is a barrier.
+    A barrier: all processes must make the same calls in the same order.
     """
     client = _client()
     if client is None:
@@ -63,7 +63,7 @@ def from_first(value: Any) -> Any:
 
 @contextmanager
 def all_or_none() -> Iterator[None]:
-    """A barrier at its end that carries errors: a ConfigError on one process is one on all."""
+    """A barrier at the end of the block; a ConfigError on one process ends all of them."""
     error: ConfigError | None = None
     try:
         yield
@@ -78,7 +78,7 @@ def all_or_none() -> Iterator[None]:
 
 
 def check_agreement(facts: dict[str, Any]) -> None:
-    """Raises ConfigError, the same on all processes, where their facts differ."""
+    """Raises ConfigError, the same on all processes, if their facts differ."""
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     if len(set(everyone(digest))) == 1:
         return
@@ -97,9 +97,9 @@ def check_agreement(facts: dict[str, Any]) -> None:
 
 
 def watch_for_failure() -> None:
-    """Ends this process when another one has failed, wherever it is: in a collective, or waiting.
+    """Ends this process when another one fails, even inside a collective or a wait.
 
-    Call once, after the processes have been joined.
+    Call once, after the processes have joined.
     """
     client = _client()
     if client is None:
@@ -120,7 +120,7 @@ def watch_for_failure() -> None:
     thread = threading.Thread(target=watch, name="watch for failure", daemon=True)
     thread.start()
 
-    def stop() -> None:  # a thread inside the client's code would crash the interpreter's end
+    def stop() -> None:  # a thread inside the client's code would crash the interpreter at exit
         at_an_end.set()
         thread.join(1)
 
@@ -129,9 +129,9 @@ def watch_for_failure() -> None:
 
 @contextmanager
 def ending_together() -> Iterator[None]:
-    """What fails inside the block on one process ends all of them, with one code and one line.
+    """A failure inside the block on one process ends all of them, with one code and one line.
 
-    They leave by `os._exit`: a library's threads, or a collective that waits, would hold them.
+    They leave by `os._exit`: threads of libraries, or a waiting collective, would keep them alive.
     """
     try:
         yield
@@ -156,19 +156,19 @@ def _code_and_line(error: BaseException) -> tuple[int, str]:
 
 
 def _end_all(code: int, line: str) -> None:
-    """Tells the others, and exits; if another process was first, its code and line hold."""
+    """Tells the others, and exits; if another process failed first, its code and line count."""
     failure = {"process": jax.process_index(), "code": code, "line": line}
     try:
         _client().key_value_set(FAILED, json.dumps(failure))
     except jax.errors.JaxRuntimeError:
-        time.sleep(SECONDS_TO_HEAR)  # the watcher ends this process before
+        time.sleep(SECONDS_TO_HEAR)  # the watcher ends this process first
     else:
         print(line, file=sys.stderr, flush=True)
     _leave(code)
 
 
 def _leave(code: int) -> None:
-    """Exits once all others have heard: JAX aborts a process that sees another one disappear."""
+    """Exits once all others know: JAX aborts a process when another one disappears."""
     client = _client()
     deadline = time.monotonic() + SECONDS_TO_HEAR
     while time.monotonic() < deadline:
@@ -178,11 +178,11 @@ def _leave(code: int) -> None:
         except jax.errors.JaxRuntimeError:  # nobody yet
             pass
         time.sleep(0.05)
-    if jax.process_index() == 0:  # it holds the store: the last to leave
+    if jax.process_index() == 0:  # it holds the store, so it leaves last
         time.sleep(1)
     os._exit(code)
 
 
 def _client() -> Any:
-    """Of the coordinator; None in a run of one process."""
+    """The coordinator's client; None with one process."""
     return distributed.global_state.client

@@ -1,8 +1,9 @@
 """CPU devices that stand in for a pod's, to try what depends on hosts and the order of devices.
 
-`GPT_PJIT_VIRTUAL_POD` names a JSON file: `kind` is the kind of the devices, and `devices` lists for
-each its id, host, number on the host, core on the chip, and coordinates, in JAX's order on the pod.
-Each device of a process here stands in for the device with that host and number.
+`GPT_PJIT_VIRTUAL_POD` names a JSON file, written by `gpt_pjit plan pod`: `kind` is the kind of the
+devices, and `devices` lists for each its id, host, number on the host, core on the chip, and
+coordinates, in JAX's order on the pod. Each device of a process here stands in for the device with
+that host and number.
 """
 
 from __future__ import annotations
