@@ -1,8 +1,8 @@
 """GPT-2 small, layer for layer (learned positions, tanh GELU, biases), on one GPU of 80 GB.
 
-    python -m gpt_pjit.main --config=configs/124m.py --config.data.path=DATASET
+    gpt_pjit train --config=configs/124m.py --config.data.path=DATASET
 
-Tokens: 0.5M a step, 9.8B in all; the tokenizer is the dataset's, GPT-2's or GPT-NeoX's.
+Tokens: 0.5M a step, 9.8B in all. The dataset brings its tokenizer, GPT-2's or GPT-NeoX's.
 """
 
 from gpt_pjit.config import default_config

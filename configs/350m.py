@@ -1,10 +1,10 @@
 """A 350M ALiBi GPT on a mixture of web text and books, on the 16 chips of two TPU v5e-8 slices.
 
     gcloud compute tpus tpu-vm ssh NAME --worker=all \
-        --command="launch/run.sh --config=configs/350m.py --workdir=gs://BUCKET/350m"
+        --command="cd gpt_pjit && launch/run.sh --config=configs/350m.py --workdir=/shared/350m"
 
-Hardware: two slices of v5e-8, each of which holds the whole state: only gradients cross the slower
-network between them. In a slice, 4 ways of data and 2 of tensor parallelism. Tokens: 0.5M a step,
+Hardware: two slices of v5e-8. Each slice holds the whole state, so only gradients cross the slower
+network between them. Within a slice, 4-way data and 2-way tensor parallelism. Tokens: 0.5M a step,
 10.5B in all, three of every four from the web.
 """
 
@@ -30,7 +30,7 @@ def get_config():
     c.mesh.data = 4
     c.mesh.tensor = 2
     c.partition.rules = (
-        # The vocabulary over both axes: the embedding's gather is a sixth of the model's bytes.
+        # The vocabulary is split over both axes: the embedding is a seventh of the model.
         (r"embed/embedding", (("tensor", "data"), None)),  # [V, D]
         (r"blocks/attention/qkv/kernel", (None, "data", None, "tensor", None)),  # [L, D, C, H, K]
         (r"blocks/attention/out/kernel", (None, "tensor", None, "data")),  # [L, H, K, D]

@@ -1,16 +1,16 @@
 """The 580M run: ALiBi GPT on OpenWebText, 32 cores of a TPU v3-32.
 
     gcloud compute tpus tpu-vm ssh NAME --worker=all \
-        --command="launch/run.sh --config=configs/580m.py"
+        --command="cd gpt_pjit && launch/run.sh --config=configs/580m.py --workdir=/shared/580m"
 
-Hardware: TPU v3-32 (4 hosts, 32 cores of 16 GiB). Tokens: GPT-NeoX tokenizer, end-of-text after
-each document, 8.24B for training, 0.5M a step, 50.9B in all: 6.2 epochs. Expected, after averaging
-the last checkpoints: WikiText-2 0.9547, text8 1.133, enwik8 1.089 bits per byte; LAMBADA 46.4 % at
-perplexity 14.08; PIQA 66.8 %.
+Hardware: TPU v3-32 (4 hosts, 32 cores of 16 GiB). Tokens: GPT-NeoX tokenizer, 8.24B for training,
+0.5M a step, 50.9B in all, which is 6.2 epochs. Expected after averaging the last checkpoints:
+WikiText-2 0.9547, text8 1.133, enwik8 1.089 bits per byte; LAMBADA 46.4 % at perplexity 14.08; PIQA
+66.8 %.
 
-The TPU compiler estimates 1,721 Mcycles a step, 1.83 s at 940 MHz, 1.87 s with the collectives,
-which it does not count, and a peak of 14.03 of 15.48 GiB a core. Two microbatches take 9.9 GiB and
-1.93 s. A dropout of 0.1 is 26/256.
+The TPU compiler estimates 1,721 Mcycles a step, which is 1.83 s at 940 MHz, or 1.87 s with our
+estimate of the collectives. The peak is 14.03 of 15.48 GiB a core. Two microbatches take 9.9 GiB
+and 1.93 s. Dropout of 0.1 is rounded to 26/256.
 """
 
 from gpt_pjit.config import default_config
@@ -44,5 +44,5 @@ def get_config():
     c.eval.every = 1_000
     c.eval.batches = 100
     c.checkpoint.every = 1_000
-    c.checkpoint.keep = 20  # the last fifth of the run, to average from
+    c.checkpoint.keep = 20  # the last fifth of the run, for averaging
     return c

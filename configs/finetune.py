@@ -1,12 +1,12 @@
-"""GPT-2 small, fine-tuned on JSON lines of your own: the lower half frozen, documents apart.
+"""GPT-2 small, fine-tuned on your own JSON lines: lower half frozen, documents kept apart.
 
-    python -m gpt_pjit.hf import --source=openai-community/gpt2 --out=runs/finetune
-    python -m gpt_pjit.main --config=configs/finetune.py --workdir=runs/finetune \
+    gpt_pjit hf import --source=openai-community/gpt2 --out=runs/finetune
+    gpt_pjit train --config=configs/finetune.py --workdir=runs/finetune \
         --config.data.text='mine/*.jsonl' --config.data.tokenizer=runs/finetune/tokenizer.json
 
 Each line is an object with the field `text`. One GPU of 16 GB, or a laptop overnight. 32k tokens a
-step; a learning rate two hundred times below that of training from scratch leaves what the model
-knows in place.
+step. The learning rate is two hundred times lower than for training from scratch, so that the model
+keeps what it knows.
 """
 
 from gpt_pjit.config import default_config
@@ -41,7 +41,7 @@ def get_config():
     c.optim.decay_rules = ((r".*", 0.0),)
     c.optim.lr_rules = (
         (r"(embed|positions)/.*", 0.0),
-        (r"blocks/.*", (0.0,) * 6 + (1.0,) * 6),  # one factor a layer; 0 freezes
+        (r"blocks/.*", (0.0,) * 6 + (1.0,) * 6),  # one factor per layer; 0 freezes
         (r"norm_final/.*", 1.0),
     )
     c.eval.every = 100

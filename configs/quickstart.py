@@ -1,8 +1,8 @@
 """A first run: a small GPT on the source of Python's own standard library.
 
-    python -m gpt_pjit.main --config=configs/quickstart.py
+    gpt_pjit train --config=configs/quickstart.py
 
-Needs nothing but a CPU. Tokens: a byte-level BPE of 2,048, trained on the same text at first use.
+Needs only a CPU. Tokens: a byte-level BPE of 2,048 ids, trained on the same text by the first run.
 """
 
 import sysconfig
@@ -17,19 +17,19 @@ def get_config():
     c.model.d_model = 128
     c.model.d_ff = 512
     c.model.vocab_size = 2048
-    c.model.dtype = "float32"  # CPUs multiply it faster than bfloat16
+    c.model.dtype = "float32"  # faster than bfloat16 on CPUs
     c.model.scan_layers = False
     c.data.text = f"{sysconfig.get_path('stdlib')}/**/*.py"
     c.data.text_exclude = r".*/(site-packages|test|tests|idle_test|lib2to3)/.*"
     c.data.tokenizer = "bpe:2048"
     c.data.sequence_length = 64
-    c.data.batch_size = 32  # divides over the 32 devices of launch/local.sh too
+    c.data.batch_size = 32  # also divides over the 32 devices of launch/local.sh
     c.optim.steps = 800
     c.optim.peak_lr = 4e-3
     c.optim.warmup_steps = 60
     c.eval.every = 400
     c.checkpoint.every = 40
-    c.checkpoint.keep = 4  # the last fifth of the run, to average
+    c.checkpoint.keep = 4  # the last fifth of the run, for averaging
     c.sample.tokens = 200
-    c.sample.prompt = "def"  # no space: the tokens of names have one before them
+    c.sample.prompt = "def"  # no space after it: the tokens of names begin with one
     return c

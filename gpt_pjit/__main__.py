@@ -11,10 +11,7 @@ from gpt_pjit.commandline import Parser, report_errors, run_parsed
 
 COMMANDS = {
     "train": ("gpt_pjit.main", "train a GPT, or resume a run"),
-    "plan": (
-        "gpt_pjit.plan.command",
-        "compile a step for hardware that is not here: fit, time, cost",
-    ),
+    "plan": ("gpt_pjit.plan.command", "compile a step for absent hardware: memory, time, cost"),
     "partition": ("gpt_pjit.partition.command", "explain, lint, compare and lock a placement"),
     "data": ("gpt_pjit.data.command", "make, inspect and verify token datasets"),
     "evaluate": ("gpt_pjit.evaluate.command", "score a checkpoint"),
@@ -31,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         commands = parser.add_subparsers(required=True, metavar="COMMAND", help="one of these")
         for name, (module, _) in COMMANDS.items():
             command = commands.add_parser(name)
-            if argv[:1] == [name]:  # the others are not imported: --help is instant
+            if argv[:1] == [name]:  # no other is imported: --help is instant
                 loaded = importlib.import_module(module)
                 command.description = loaded.__doc__
                 loaded.define(command)

@@ -49,30 +49,32 @@ class Parser(argparse_flags.ArgumentParser):
         self.exit(EXIT_CONFIG, f"{self.prog}: {message}; --help lists all flags\n")
 
     def add_config(self, name: str = "config", help: str = "a file of configs/") -> None:
-        """`--NAME FILE` and overrides, `--NAME.optim.steps=100`; a `ConfigFile` or None."""
-        self.add_argument(f"--{name}", metavar="FILE", help=f"{help}; --{name}.FIELD=VALUE too")
+        """Adds `--NAME FILE` and overrides, `--NAME.optim.steps=100`; gives a `ConfigFile`."""
+        self.add_argument(
+            f"--{name}", metavar="FILE", help=f"{help}; --{name}.FIELD=VALUE overrides"
+        )
         self.set_defaults(config_flags=(*(self.get_default("config_flags") or ()), name))
 
     def add_json(self) -> None:
         self.add_argument("--json", action="store_true", help="JSON instead of tables")
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
-        """The flags; what is left over must be overrides of configs."""
+        """The parsed flags; all other arguments must override fields of configs."""
         parsed, rest = self.parse_known_args(_joined(argv))
         for name in getattr(parsed, "config_flags", ()):
             overrides, rest = _split_overrides(name, rest)
             path = getattr(parsed, name)
             if overrides and path is None and name == "config":
-                self.error(f"{overrides[0]} overrides a file; give it with --{name}=FILE")
+                self.error(f"{overrides[0]} overrides a config; name the config with --{name}=FILE")
             setattr(parsed, name, ConfigFile(name, path, tuple(overrides)))
         if rest:
-            example = "overrides read --config.optim.steps=100"
+            example = "write overrides as --config.optim.steps=100"
             self.error(f"unrecognized arguments: {shlex.join(rest)}; {example}")
         return parsed
 
 
 class Answer(NamedTuple):
-    """What a command gives back: exit code, value for --json, and what to show without."""
+    """What a command returns: exit code, the value for --json, and what to show without it."""
 
     code: int
     record: Any
@@ -87,7 +89,7 @@ def positive(text: str) -> int:
 
 
 def local_path(text: str) -> Path:
-    """The type of a flag that takes a file or folder of this machine; `~` is the home folder."""
+    """The type of a flag that takes a local file or folder; `~` is the home folder."""
     if "://" in text:
         raise argparse.ArgumentTypeError(f"{text!r} is a URL; give a path on this machine")
     return Path(os.path.expanduser(text))
@@ -112,17 +114,17 @@ class ConfigFile:
 
     @property
     def arguments(self) -> list[str]:
-        """The flags that give it, for another process."""
+        """The arguments that name it, for another process."""
         return [f"--{self.name}={self.path}", *self.overrides]
 
     def read(self) -> Config:
         """The validated config; raises ConfigError."""
         known = ", ".join(str(path) for path in sorted(Path("configs").glob("*.py")))
-        known = f"here are: {known}" if known else "run from the checkout, where configs/ is"
+        known = f"configs here: {known}" if known else "run from the checkout, which holds configs/"
         flag = f"--{self.name}"
         if self.path is None:
             raise ConfigError([f"give one with {flag}=FILE; {known}"], flag)
-        # Flags of its own, so that nothing global is defined, and another config can follow.
+        # Separate flags: nothing global is defined, and a second config can be read.
         values = flags.FlagValues()
         argv = [sys.argv[0], *self.arguments]
         holder = config_flags.DEFINE_config_file(
@@ -148,9 +150,7 @@ class ConfigFile:
 
 
 def run_command(module: str, prog: str, argv: Sequence[str] | None = None) -> NoReturn:
-    """Runs the command of a module, and exits; the imports are made here, so that they can be
-    interrupted like the rest.
-    """
+    """Runs the command of a module and exits; its imports run here, so Ctrl-C can stop them."""
     with report_errors():
         command = importlib.import_module(module)
         parser = Parser(prog=prog, description=command.__doc__)
@@ -170,12 +170,12 @@ def run_parsed(parsed: argparse.Namespace) -> NoReturn:
 
 @contextmanager
 def report_errors() -> Iterator[None]:
-    """Prints a ConfigError, or that Ctrl-C came, and exits; other errors keep their traceback.
+    """Exits with a message on a ConfigError or Ctrl-C; other errors keep their traceback.
 
-    Ends quietly when the reader of a pipe has gone, as with `head`.
+    Ends quietly when the reader of a pipe is gone, as with `head`.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # what the terminal cannot show must not end a run
+        if hasattr(stream, "reconfigure"):  # characters that the terminal lacks must not end a run
             stream.reconfigure(errors="backslashreplace")
     try:
         yield
@@ -197,11 +197,13 @@ def report_errors() -> Iterator[None]:
 
 
 def write_page(path: str, text: str) -> None:
-    """The file of --html."""
+    """Writes the file of --html."""
     try:
         Path(path).write_text(text, encoding="utf-8")
     except OSError as error:
-        problem = Problem("html", path, f"cannot be written: {error.strerror}", "name a file")
+        problem = Problem(
+            "html", path, f"cannot be written: {error.strerror}", "choose another file"
+        )
         raise ConfigError([problem], "flags") from None
 
 
@@ -222,9 +224,9 @@ class _Console(Console):
 
 
 def _joined(argv: Sequence[str]) -> list[str]:
-    """`--config.a.b value` as one argument, so that no value is taken for a positional one.
+    """Joins `--config.a.b value` into one argument; otherwise the value would be positional.
 
-    Flags of booleans may stand alone.
+    Boolean flags may stand alone.
     """
     joined: list[str] = []
     for argument in argv:
@@ -237,14 +239,14 @@ def _joined(argv: Sequence[str]) -> list[str]:
 
 
 def _split_overrides(name: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Those of `arguments` that override fields of the config `name`, and the others."""
+    """The `arguments` that override fields of the config `name`, and the others."""
     pattern = re.compile(rf"--?(no)?{name}\.")
     overrides = [argument for argument in arguments if pattern.match(argument)]
     return overrides, [argument for argument in arguments if argument not in overrides]
 
 
 def _one_line(error: Exception) -> str:
-    """The message of an error of absl or ml_collections, which may quote it or add a traceback."""
+    """The message of an absl or ml_collections error, without quotes or a traceback."""
     text = str(error.args[0] if error.args else error)
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
         text = text[1:-1].replace("\\n", "\n").replace("\\'", "'")

@@ -1,4 +1,4 @@
-"""The configuration: frozen dataclasses, the only place where defaults stand.
+"""The configuration: frozen dataclasses, the only place that sets defaults.
 
 A file in `configs/` starts from `default_config()`, a locked `ml_collections.ConfigDict` with one
 entry for each field here, and edits it; the command line overrides fields
@@ -34,7 +34,7 @@ class ModelConfig:
     dropout_residual: float = 0.0
     dropout_attention: float = 0.0
     dropout_embedding: float = 0.0
-    dtype: str = "bfloat16"  # of matmul operands; everything of section "precision" stays float32
+    dtype: str = "bfloat16"  # of matmul operands; BUILD.md lists what stays float32
     remat: str = "none"  # what the backward pass recomputes: none | selective | full
     scan_layers: bool = True  # False unrolls: longer compiles, faster steps for tiny models on CPU
 
@@ -45,9 +45,9 @@ class DataConfig:
     from `sources`, several of them.
     """
 
-    text: str = ""  # glob patterns of files of text, JSON lines or Parquet, or hf:NAME, by spaces
-    text_column: str = "text"  # that holds the text, in files with columns
-    text_exclude: str = ""  # regex; files whose whole path matches are left out
+    text: str = ""  # globs of text, JSON lines or Parquet, or hf:NAME; several by spaces
+    text_column: str = "text"  # the column or field that holds the text
+    text_exclude: str = ""  # regex; files whose whole path matches are skipped
     tokenizer: str = "bytes"  # bytes | FILE.json | FILE.model | bpe:SIZE (trained on `text`)
     validation_split: str = "documents"  # documents (by hash of each file) | tail (of the stream)
     validation_fraction: float = 0.05
@@ -77,7 +77,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the mesh axes; one of them may be -1, the rest of the devices."""
+    """Sizes of the mesh axes; one of them may be -1, for all remaining devices."""
 
     replica: int = 1
     data: int = -1
@@ -94,7 +94,7 @@ class PartitionConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Validation loss every `every` steps on `batches` batches of the split, 0 for all of it."""
+    """Validation loss every `every` steps on `batches` batches of the split; 0 uses all of it."""
 
     every: int = 100
     batches: int = 0
@@ -113,7 +113,7 @@ class LogConfig:
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """Text continued from `prompt` when training ends; 0 tokens for none."""
+    """Text generated from `prompt` when training ends; 0 tokens for none."""
 
     tokens: int = 0
     prompt: str = ""
@@ -134,7 +134,7 @@ class Config:
     seed: int = 0
 
 
-# A run may be resumed with other values here: they change where and when, not what is computed.
+# A run may resume with other values here: they change where and when, not what is computed.
 FREE_ON_RESUME = (
     "data.path",
     "mesh.",
@@ -145,7 +145,7 @@ FREE_ON_RESUME = (
     "sample.",
 )
 
-# What weights that were imported or grown fix; a run that starts from them chooses all the rest.
+# Fields that imported or grown weights fix; a run that starts from them may choose the others.
 FIXED_BY_WEIGHTS = (
     "model.n_layers",
     "model.n_heads",
@@ -198,7 +198,7 @@ def _typed(kind: type, value: Any, name: str, problems: list[Problem]) -> Any:
         return _tuples(value)
     if type(value) is not kind:
         constraint = f"must be {kind.__name__}, got {type(value).__name__}"
-        problems.append(Problem(name, value, constraint, "write it in that type"))
+        problems.append(Problem(name, value, constraint, "use that type"))
     return value
 
 

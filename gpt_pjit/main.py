@@ -24,7 +24,7 @@ def define(parser: Parser) -> None:
 
 def main(flags: argparse.Namespace) -> int:
     config = flags.config.read()
-    # Imported here, so that --help and a mistake in the config are answered at once.
+    # Imported late: --help and mistakes in a config are answered at once.
     from absl import logging
 
     from gpt_pjit.core.runtime import ending_together, initialize_devices

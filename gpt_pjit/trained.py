@@ -1,4 +1,4 @@
-"""A trained model: what reads a checkpoint, and does not train, needs of it, on any mesh."""
+"""A trained model, loaded from a checkpoint onto any mesh, for code that does not train."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ def start_devices(*, tensor: int = 1, distributed: bool = False) -> None:
 
 
 def load_trained(checkpoint: str | Path, *, tensor: int = 1, dtype: str = "") -> Trained:
-    """The model of `checkpoint`: a workdir, whose newest step it is, or WORKDIR/checkpoints/STEP.
+    """Loads `checkpoint`: a workdir, for its newest step, or WORKDIR/checkpoints/STEP.
 
-    All devices that `tensor` does not take split the batch. `dtype` replaces `model.dtype`. Raises
-    ConfigError where there is no such checkpoint, or it cannot be loaded with these options.
+    `tensor` devices split the model; the rest split the batch. `dtype` replaces `model.dtype`.
+    Raises ConfigError if there is no such checkpoint, or it cannot be loaded with these options.
     """
     workdir, step = find_checkpoint(Path(checkpoint))
     config, record = read_run(workdir)
@@ -89,16 +89,16 @@ def held_out_metrics(checkpoint: str | Path, data: TrainingData) -> dict[str, fl
 
 
 def split_step(path: Path) -> tuple[Path, int | None]:
-    """The workdir that `path` is, or is one step of, and that step."""
+    """(WORKDIR, STEP) of the path WORKDIR/checkpoints/STEP, else (path, None)."""
     if path.parent.name == "checkpoints" and path.name.isdigit():
         return path.parent.parent, int(path.name)
     return path, None
 
 
 def find_checkpoint(path: Path) -> tuple[Path, int]:
-    """The workdir and the step that `path` names: of a workdir, the newest that is whole.
+    """The workdir and step that `path` names; a workdir alone means its newest complete step.
 
-    Raises ConfigError where there is no such step, or it lacks a part.
+    Raises ConfigError if there is no such step, or it lacks a part.
     """
     workdir, wanted = split_step(path)
     read_run(workdir)
@@ -114,7 +114,7 @@ def find_checkpoint(path: Path) -> tuple[Path, int]:
         assert step is not None
         return workdir, step
     if missing := missing_parts(workdir / "checkpoints", wanted):
-        problem = f"step {wanted} of {workdir} is damaged: it has no {', '.join(missing)}"
+        problem = f"step {wanted} of {workdir} is damaged: it lacks {', '.join(missing)}"
         raise ConfigError(
             [f"{problem}; {other_steps(workdir / 'checkpoints', wanted)}"], "checkpoint"
         )
@@ -130,14 +130,14 @@ def _check(n_heads: int, tensor: int, dtype: str) -> None:
         problems.append(Problem("tensor", tensor, constraint, remedy))
     known = CHOICES["model.dtype"]
     if dtype and dtype not in known:
-        remedy = f"{' or '.join(known)}, or leave it out: as trained"
+        remedy = f"{' or '.join(known)}, or leave it out to compute as in training"
         problems.append(Problem("dtype", dtype, "no such dtype", remedy))
     if problems:
         raise ConfigError(problems, "checkpoint")
 
 
 def _check_finite(params: Any, workdir: Path, step: int) -> None:
-    """Raises ConfigError where a run has diverged: text and figures would be nonsense, unsaid."""
+    """Raises ConfigError if a parameter is not finite: all results would be meaningless."""
     finite = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.isfinite(x).all(), tree))(params)
     bad = [path for path, whole in paths_and_leaves(jax.device_get(finite)) if not whole]
     if bad:
@@ -147,13 +147,13 @@ def _check_finite(params: Any, workdir: Path, step: int) -> None:
 
 
 def run_tokenizer(workdir: Path, record: dict[str, Any]) -> Tokenizer:
-    """The tokenizer of a run, by its `run.json`; ConfigError if another lies in the workdir."""
+    """The tokenizer that `run.json` records; ConfigError if the workdir holds another or none."""
     tokenizer = saved_tokenizer(workdir)
     recorded = record["tokenizer"]
     if tokenizer.sha256 != recorded["sha256"]:
-        found = f"{tokenizer.file} is another" if tokenizer.file else "there is none"
+        found = f"{tokenizer.file} is a different one" if tokenizer.file else "none is there"
         problem = (
-            f"the tokenizer of SHA-256 {recorded['sha256']} should be in {workdir}, but {found}; "
+            f"the tokenizer with SHA-256 {recorded['sha256']} should be in {workdir}, but {found}; "
             f"copy tokenizer.json or tokenizer.model from {recorded['path']}"
         )
         raise ConfigError([problem], "checkpoint")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs a training as several processes on this machine, each with several CPU devices:
-# the shape of a pod. 4 x 8 is a TPU v3-32.
+# Runs training as several processes on this machine, each with several CPU devices,
+# in the shape of a pod: 4 x 8 is a TPU v3-32.
 #
 #   launch/local.sh --processes=4 --devices=8 --config=configs/quickstart.py [flags of main ...]
 #   launch/local.sh --topology=v5e-16 --config=configs/quickstart.py  # devices in that pod's order
@@ -62,7 +62,7 @@ trap 'end HUP; exit 129' HUP
 # ends it when this script is killed.
 run=(env --default-signal=INT setsid setpriv --pdeathsig KILL "$python" -m "$module" "${arguments[@]}")
 for ((id = 0; id < processes; id++)); do
-    if ((id == 0)); then # speaks for all; the others only when something is wrong
+    if ((id == 0)); then # only its output is shown; the others show errors alone
         JAX_PROCESS_ID=$id "${run[@]}" &
     else
         JAX_PROCESS_ID=$id "${run[@]}" > /dev/null &

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# What every host of a pod runs: environment, install, and the trainer with the flags given.
+# Runs on every host of a pod: makes the environment, installs, and trains with the given flags.
 #
-#   gcloud compute tpus tpu-vm ssh NAME --worker=all --command="cd gpt_pjit && launch/run.sh --config=configs/580m.py --workdir=gs://..."
+#   gcloud compute tpus tpu-vm ssh NAME --worker=all --command="cd gpt_pjit && launch/run.sh --config=configs/580m.py --workdir=/shared/580m"
 #
-# MODULE names another command than the trainer, such as gpt_pjit.evaluate.
-# EXTRA names the accelerator's extra, tpu or cuda; VENV the virtual environment, made once a host.
+# MODULE is another command to run in place of training, such as gpt_pjit.evaluate.
+# EXTRA is the accelerator's extra, tpu or cuda. VENV is the virtual environment, made once per host.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

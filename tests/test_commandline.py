@@ -101,7 +101,7 @@ def test_booleans_of_a_config_may_stand_alone():
     [
         (["--m=2"], "unrecognized arguments: --m=2"),
         (["--n=0"], "'0' is not a positive integer"),
-        (["--config.optim.steps=7"], "overrides a file; give it with --config=FILE"),
+        (["--config.optim.steps=7"], "overrides a config; name the config with --config=FILE"),
         (["--confi=x"], "unrecognized arguments: --confi=x"),
     ],
 )

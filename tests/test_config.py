@@ -55,8 +55,8 @@ MISTAKES = [
     ({"optim.weight_decay": -0.1}, "optim.weight_decay=-0.1", "0 turns it off"),
     ({"optim.final_lr_fraction": 1.5}, "optim.final_lr_fraction=1.5", "[0, 1]"),
     ({"optim.b2": 1.0}, "optim.b2=1.0", "[0, 1)"),
-    ({"mesh.data": 0}, "mesh.data=0", "-1 takes the rest"),
-    ({"mesh.tensor": -1}, "mesh=(1, -1, -1)", "fix all but one"),
+    ({"mesh.data": 0}, "mesh.data=0", "-1 takes all remaining"),
+    ({"mesh.tensor": -1}, "mesh=(1, -1, -1)", "give all but one a size"),
     ({"partition.layout": "zero3"}, "partition.layout='zero3'", "ddp, zero1, zero, fsdp"),
     ({"eval.every": 0}, "eval.every=0", "at least 1"),
     ({"checkpoint.keep": 0}, "checkpoint.keep=0", "at least 1"),
@@ -146,12 +146,18 @@ def main(*flags):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--config=configs/580.py"], "no such file: configs/580.py; here are: configs/124m.py"),
+        (
+            ["--config=configs/580.py"],
+            "no such file: configs/580.py; configs here: configs/124m.py",
+        ),
         ([], "give one with --config=FILE"),
         (["--config=configs/580m.py", "--config.model.n_layer=3"], 'mean "n_layers"'),
         (["--config=configs/580m.py", "--config.model.n_layers=abc"], "n_layers"),
         (["--config=configs/580m.py", "--confg.seed=1"], "confg"),
-        (["--config=configs/580m.py", "config.seed=1"], "overrides read --config.optim.steps=100"),
+        (
+            ["--config=configs/580m.py", "config.seed=1"],
+            "write overrides as --config.optim.steps=100",
+        ),
         (
             ["--config=configs/580m.py", "--config.model.n_heads=11", "--config.mesh.tensor=0"],
             "configs/580m.py has 2 problems:\n  mesh.tensor=0",

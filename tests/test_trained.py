@@ -77,15 +77,15 @@ def test_a_damaged_step_is_refused_and_passed_over(tmp_path, capsys):
     steps = tmp_path / "run" / "checkpoints"
     (steps / "3" / "default" / "manifest.ocdbt").unlink()
     assert find_checkpoint(tmp_path / "run") == (tmp_path / "run", 2)
-    lacks = r"step 3 of .*run is damaged: it has no default/manifest.ocdbt; "
-    assert re.match(f"warning: {lacks}step 2 is used", capsys.readouterr().err)
+    lacks = r"step 3 of .*run is damaged: it lacks default/manifest.ocdbt; "
+    assert re.match(f"warning: {lacks}using step 2", capsys.readouterr().err)
     with pytest.raises(ConfigError, match=f"{lacks}other steps here: 1, 2"):
         find_checkpoint(steps / "3")
     assert find_checkpoint(steps / "2") == (tmp_path / "run", 2)
     assert capsys.readouterr().err == ""
     for step in "12":
         (steps / step / "_CHECKPOINT_METADATA").unlink()
-    with pytest.raises(ConfigError, match=r"is damaged: .*; no step here is whole"):
+    with pytest.raises(ConfigError, match=r"is damaged: .*; no step here is complete"):
         find_checkpoint(tmp_path / "run")
 
 

@@ -1,1 +1,1 @@
-"""The core: everything that one training run executes, and nothing that only a tool uses."""
+"""The core: all that one training run executes, and nothing that only a tool uses."""

@@ -25,9 +25,8 @@ PARTS = ("_CHECKPOINT_METADATA", f"{ITEM}/_METADATA", MANIFEST)
 
 
 class _Folder(type(epath.Path("/"))):  # type: ignore[misc]
-    """A local folder for Orbax. The path class of etils, which Orbax would use, expands the name
-    of the folder itself as a pattern, so that nothing is found in `run[1]`, and takes /s3/run for
-    s3://run.
+    """A local folder for Orbax. Orbax's own path class reads a name as a glob pattern, so it finds
+    nothing in `run[1]`, and takes /s3/run for s3://run.
     """
 
     _uri_scheme = None
@@ -53,7 +52,7 @@ class Checkpointer:
     def save(self, step: int, state: Any) -> None:
         """Copies the state off the devices and returns; the write continues in the background.
 
-        Raises ConfigError if the write before it failed.
+        Raises ConfigError if the previous write failed.
         """
         self.wait()
         with _one_sentence(f"step {step} of {self.directory.parent} cannot be saved"):
@@ -62,7 +61,7 @@ class Checkpointer:
         self._unchecked = step
 
     def wait(self) -> None:
-        """Waits for the write under way; raises ConfigError if it failed or is incomplete."""
+        """Waits for a pending write; raises ConfigError if it failed or is incomplete."""
         step, self._unchecked = self._unchecked, None
         with _one_sentence(f"step {step} of {self.directory.parent} was not saved"):
             self._manager.wait_until_finished()
@@ -83,7 +82,7 @@ class Checkpointer:
 
 
 def saved_steps(directory: Path) -> list[int]:
-    """The steps under `directory` whose writing was finished, in ascending order."""
+    """The finished steps under `directory`, in ascending order."""
     if not directory.is_dir():
         return []
     return sorted(int(p.name) for p in directory.iterdir() if p.name.isdecimal() and p.is_dir())
@@ -100,37 +99,37 @@ def newest_step(directory: Path) -> int | None:
     for step in reversed(steps):
         if not missing[step]:
             break
-        damage = f"step {step} of {directory.parent} is damaged: it has no {missing[step]}"
+        damage = f"step {step} of {directory.parent} is damaged: it lacks {missing[step]}"
         if newest is None:
-            raise ConfigError([f"{damage}; no step here is whole"], "checkpoint")
-        warn(f"{damage}; step {newest} is used")
+            raise ConfigError([f"{damage}; no step here is complete"], "checkpoint")
+        warn(f"{damage}; using step {newest}")
     return newest
 
 
 def other_steps(directory: Path, step: int) -> str:
-    """Which other steps there are, for the message about one that cannot be used."""
+    """Names the other steps, for a message about one that cannot be used."""
     others = ", ".join(str(other) for other in saved_steps(directory) if other != step)
     return f"other steps here: {others or 'none'}"
 
 
 def missing_parts(directory: Path, step: int) -> list[str]:
-    """The files that `step` should have but has not, as after an interrupted copy.
+    """The files that `step` lacks, for example after an interrupted copy.
 
-    Only their names are checked: damage inside a file does not show here.
+    Only names are checked, so damage inside a file is not detected here.
     """
     return [part for part in PARTS if not (directory / str(step) / part).exists()]
 
 
 def fingerprint(directory: Path, step: int) -> str:
     """Identifies the content of a checkpoint; copies share it."""
-    # Orbax's list of the files with the data, whose names are drawn at random.
+    # Orbax's list of its data files, whose names are random.
     return hashlib.sha256((directory / str(step) / MANIFEST).read_bytes()).hexdigest()
 
 
 def restore_params(directory: Path, step: int, target: Any) -> Any:
     """The parameters of `step` as `target` describes them; the optimizer state is not read.
 
-    Raises ConfigError where Orbax cannot read them.
+    Raises ConfigError if Orbax cannot read them.
     """
     args = ocp.args.PyTreeRestore(
         item={"params": target},
@@ -141,9 +140,9 @@ def restore_params(directory: Path, step: int, target: Any) -> Any:
 
 
 def read_arrays(directory: Path, step: int, tree: Any) -> Any:
-    """The arrays of `step` that `tree`, a part of a state, names: NumPy arrays on this host.
+    """Reads the arrays of `step` that `tree`, a part of a state, names, as NumPy arrays.
 
-    Raises ConfigError where the step does not hold them all, or Orbax cannot read them.
+    Raises ConfigError if the step does not hold them all, or Orbax cannot read them.
     """
     args = ocp.args.PyTreeRestore(
         item=tree,
@@ -154,7 +153,7 @@ def read_arrays(directory: Path, step: int, tree: Any) -> Any:
     # Orbax leaves the placeholder where it finds no array.
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(read)):
         problem = f"{directory / str(step)} does not hold all of {', '.join(tree)}"
-        remedy = "choose a step that was trained: imported and grown ones hold parameters alone"
+        remedy = "choose a trained step: imported and grown ones hold only parameters"
         raise ConfigError([f"{problem}; {remedy}"], "checkpoint")
     return read
 
@@ -166,8 +165,8 @@ def read_parameter(directory: Path, step: int, path: str, shape: jax.ShapeDtypeS
 
 
 def write_state(directory: Path, step: int, state: Any) -> None:
-    """Writes a state, or a part of one, of NumPy arrays, and waits until it is written."""
-    # Not in the background: for that, Orbax would copy all arrays first.
+    """Writes a state of NumPy arrays, or part of one, and waits for the write to finish."""
+    # Not in the background, for which Orbax would first copy all arrays.
     options = ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=False)
     with (
         _one_sentence(f"step {step} cannot be written to {directory}"),
@@ -191,7 +190,7 @@ def _read_errors(directory: Path, step: int) -> Iterator[None]:
 
 @contextmanager
 def _one_sentence(problem: str, remedy: str = "") -> Iterator[None]:
-    """Any error of Orbax, which has no class for its own, as a ConfigError."""
+    """Turns any error into a ConfigError: Orbax has no error class of its own."""
     try:
         yield
     except Exception as error:
@@ -200,9 +199,9 @@ def _one_sentence(problem: str, remedy: str = "") -> Iterator[None]:
 
 
 def _check_written(directory: Path, step: int) -> None:
-    """A save counts once its parts are there, by their own names."""
+    """Raises ConfigError unless the step has all its parts; only then does a save count."""
     if missing := missing_parts(directory, step):
-        problem = f"step {step} of {directory.parent} was not saved: it has no {missing[0]}"
+        problem = f"step {step} of {directory.parent} was not saved: it lacks {missing[0]}"
         raise ConfigError([problem], "checkpoint")
 
 

@@ -1,10 +1,10 @@
-"""Published figures of chips, and the count of operations from which utilisation is computed.
+"""Published figures of chips, and the operations per token that utilisation is computed from.
 
 Sources. TPU v2, v3: Jouppi et al. 2020, A Domain-Specific Supercomputer for Training Deep Neural
 Networks (rates, clock, links). TPU v4: Jouppi et al. 2023, TPU v4. Later TPUs: Google Cloud's page
-of each; their clock follows from the peak rate and the operations a cycle that the compiler counts.
-GPUs: NVIDIA's data sheets, dense rates. `usable_bytes` of a TPU is what its compiler says is
-available (libtpu 0.0.42).
+of each; their clock is the peak rate over the operations per cycle that the compiler counts.
+GPUs: NVIDIA's data sheets, dense rates. `usable_bytes` of a TPU is what its compiler reports
+as available (libtpu 0.0.42).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Chip:
-    """Figures of one JAX device, except for the link: bytes/s out of a chip over all its links."""
+    """Figures of one JAX device, except `link_bandwidth`: bytes/s out of a chip over all links."""
 
     name: str
     kinds: tuple[str, ...]  # values of `jax.Device.device_kind`
@@ -37,7 +37,7 @@ def _gib(n: float) -> int:
     return round(n * GIB)
 
 
-# v2 and v3 show each core as a device; v4 and v5p join the two cores of a chip to one ("megacore").
+# A core of v2 and v3 is a device; v4 and v5p join the two cores of a chip into one ("megacore").
 CHIPS = (
     Chip("v2", ("TPU v2",), 22.5e12, _gib(7.48), 350e9, 4 * 62e9, 0.7e9, 2),
     Chip("v3", ("TPU v3",), 61.5e12, _gib(15.48), 450e9, 4 * 82e9, 0.94e9, 2),

@@ -11,19 +11,19 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress as Bar, TextColumn, TimeRemainingColumn
 
-SECONDS_BETWEEN_LINES = 15.0  # where there is no terminal to draw a bar on
+SECONDS_BETWEEN_LINES = 15.0  # where no terminal can show a bar
 
 _muted = False
 
 
 def mute() -> None:
-    """This process says nothing more: another one speaks for the run."""
+    """Silences this process: another one speaks for the run."""
     global _muted
     _muted = True
 
 
 def silence_stdout() -> None:
-    """The reader of standard output has gone: the rest is discarded, which is not an error."""
+    """Discards further output once the reader of stdout is gone, which is not an error."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -51,11 +51,11 @@ def megabytes(n: int) -> str:
 
 
 class Progress:
-    """How far a piece of work is: a bar on a terminal, elsewhere a line now and then.
+    """How far a task is: a bar on a terminal, elsewhere a line every few seconds.
 
     `with Progress("scoring", total) as progress: progress.update(done, "more words")`; `total` is 0
-    where it is unknown, and `counted` writes both numbers. It goes to stderr, unless it is what the
-    command is for.
+    if it is unknown, and `counted` formats both numbers. The progress of a run goes to stdout, and
+    any other to stderr.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Progress:
             self._bar.start()
 
     def update(self, done: int, text: str = "") -> None:
-        """`done` of the total, all told, and more words for a person."""
+        """Shows `done` of the total, work before this start included, and `text` after it."""
         of_total = f"/{self._counted(self._total)}" if self._total else ""
         text = f"{self._counted(done)}{of_total}  {text}".rstrip()
         if self._bar:

@@ -1,4 +1,4 @@
-"""Exit codes, and the one shape in which problems with a user's input are reported."""
+"""Exit codes, and how mistakes in a user's input are reported."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 EXIT_DONE = 0
-EXIT_BROKEN = (
-    1  # a check failed: a broken promise, a placement or plan that differs from its record
-)
-EXIT_FAULT = 1  # something outside failed, such as a disk: retrying may help
+EXIT_BROKEN = 1  # a check failed: a broken promise, or a difference from a record
+EXIT_FAULT = 1  # something outside the program failed, such as a disk: a retry may help
 EXIT_INTERRUPTED = 130  # Ctrl-C; a run says whether it saved
 EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h: do not retry, the input must change
 

@@ -1,8 +1,8 @@
 """The table of the GPT: one row for every parameter.
 
 Placement, weight decay, the compute dtype, and the names of dimensions follow from a row; how a
-parameter is initialised stands in its module. A user's config may carry a sharding table of its
-own, as plain tuples.
+parameter is initialised is in its module. A config may have its own sharding table, as plain
+tuples.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MATRIX, VECTOR = "matrix", "vector"
 
 
 class Parameter(NamedTuple):
-    """A row: a regex over paths, and what holds for the parameters that it matches.
+    """A row: a regex over paths, and what is true of the parameters that it matches.
 
     `dimensions` are letters: L layers, V vocabulary, T positions, D model, C query, key and value,
     H heads, K head size, F feed-forward. `spec` names every mesh axis over which a dimension may

@@ -48,9 +48,9 @@ Sample = Callable[[Model, Any, Config, Tokenizer], str]
 def train(config: Config, workdir: Path, prepare: Prepare, sample: Sample) -> int:
     """Trains, or continues where `workdir` left off; returns the exit code.
 
-    What a run borrows from tools is passed in, so that the core imports none of them:
-    `prepare(config, folder)` tokenises `data.text` into a set in `folder`, unless it is there, and
-    `sample(model, params, config, tokenizer)` is the text that closes a run.
+    The core imports no tool, so two of their functions are passed in: `prepare(config, folder)`
+    tokenises `data.text` into a set in `folder`, unless it exists, and `sample(model, params,
+    config, tokenizer)` returns the text printed at the end.
     """
     sizes = config.mesh
     shape = mesh_shape(sizes.replica, sizes.data, sizes.tensor, jax.device_count())
@@ -73,7 +73,7 @@ def train(config: Config, workdir: Path, prepare: Prepare, sample: Sample) -> in
         checkpointer.close()
         if len(data.splits) > 1:
             examples = step * config.data.batch_size
-            say("drawn:\n" + data.proportions(examples, config.data.sequence_length))
+            say("examples by set:\n" + data.proportions(examples, config.data.sequence_length))
         if step < config.optim.steps:
             say(f"stopped and saved at step {step}; the same command resumes there")
             return EXIT_INTERRUPTED
@@ -84,7 +84,7 @@ def train(config: Config, workdir: Path, prepare: Prepare, sample: Sample) -> in
 
 
 def _open_data(config: Config, workdir: Path, prepare: Prepare) -> TrainingData:
-    """Process 0 tokenises the text if need be, while the others wait."""
+    """Opens the data; process 0 first tokenises the text if necessary, while the others wait."""
     folder = workdir / "data"
     with all_or_none():
         if config.data.text and jax.process_index() == 0:
@@ -106,7 +106,7 @@ def _first_state(
     if start:
         return checkpointer.restore(start, training.state)
     state = training.init(jax.random.key(config.seed))
-    if checkpointer.latest_step() == 0:  # imported or grown: parameters alone
+    if checkpointer.latest_step() == 0:  # imported or grown: only parameters
         params = restore_params(workdir / "checkpoints", 0, training.state.params)
         return state._replace(params=params)
     return state
@@ -121,7 +121,7 @@ def _loop(
     state: TrainState,
     start: int,
 ) -> tuple[TrainState, int]:
-    """Steps from `start` to the last, or to Ctrl-C; the state and the number of steps done."""
+    """Trains from step `start` to the end or to Ctrl-C; returns the state and the steps done."""
     model, tokens, total = training.model, training.tokens, config.optim.steps
     size = config.data.batch_size
     rows = local_rows(tokens.sharding, tokens.shape)
@@ -166,7 +166,7 @@ def _describe(config: Config, training: Training, data: TrainingData, start: int
     say(
         f"model: {count_params(training.state.params) / 1e6:,.1f} M parameters\n"
         f"devices: {jax.device_count()} {jax.devices()[0].device_kind}, "
-        f"mesh {axes or 'of one'}, layout {config.partition.layout}\n"
+        f"mesh {axes or 'of one device'}, layout {config.partition.layout}\n"
         f"data: {train_tokens:,} training and {held_out}\n"
         f"steps: {start:,} of {optim.steps:,} done, each of "
         f"{config.data.batch_size * config.data.sequence_length:,} tokens"

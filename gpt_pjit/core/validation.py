@@ -1,4 +1,4 @@
-"""Every rule that a config must meet before anything is built; all problems at once."""
+"""Every rule that a config must satisfy before anything is built; reports all problems at once."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _single_fields(flat: dict[str, Any]) -> Iterator[Problem]:
             yield Problem(name, flat[name], f"must be at least {least}", f"try {max(least, 1)}")
     for name, value in flat.items():
         if isinstance(value, float) and not math.isfinite(value):
-            yield Problem(name, value, "must be finite", "give a number")
+            yield Problem(name, value, "must be finite", "give a finite number")
     for name in POSITIVE:
         if flat[name] <= 0:
             yield Problem(name, flat[name], "must be above 0", "see the field in configs/580m.py")
@@ -85,7 +85,7 @@ def _single_fields(flat: dict[str, Any]) -> Iterator[Problem]:
         )
     if flat["optim.weight_decay"] < 0:
         yield Problem(
-            "optim.weight_decay", flat["optim.weight_decay"], "negative", "0 turns it off"
+            "optim.weight_decay", flat["optim.weight_decay"], "must be at least 0", "0 turns it off"
         )
 
 
@@ -94,10 +94,12 @@ def _mesh(config: Config) -> Iterator[Problem]:
     for name, size in sizes.items():
         if size < 1 and size != -1:
             yield Problem(
-                name, size, "must be a positive size or -1", "-1 takes the rest of devices"
+                name, size, "must be a positive size or -1", "-1 takes all remaining devices"
             )
     if list(sizes.values()).count(-1) > 1:
-        yield Problem("mesh", tuple(sizes.values()), "more than one axis is -1", "fix all but one")
+        yield Problem(
+            "mesh", tuple(sizes.values()), "more than one axis is -1", "give all but one a size"
+        )
 
 
 def _relations(config: Config) -> Iterator[Problem]:
@@ -112,7 +114,9 @@ def _relations(config: Config) -> Iterator[Problem]:
         yield Problem("data.batch_size", data.batch_size, constraint, remedy)
     value = {"data.text": data.text, "data.path": data.path, "data.sources": data.sources}
     if sum(map(bool, value.values())) != 1:
-        remedy = "set text to a glob of files, path to a token dataset, or sources to several"
+        remedy = (
+            "set text to a glob of files, path to a token dataset, or sources to several datasets"
+        )
         yield Problem("data", value, "needs exactly one of text, path and sources", remedy)
     if not all(map(_is_source, data.sources)):
         constraint = "must be pairs of a path and a weight above 0"
@@ -120,7 +124,7 @@ def _relations(config: Config) -> Iterator[Problem]:
         yield Problem("data.sources", data.sources, constraint, remedy)
     if data.text_exclude and not data.text:
         remedy = "set data.text, or remove it"
-        yield Problem("data.text_exclude", data.text_exclude, "is only for data.text", remedy)
+        yield Problem("data.text_exclude", data.text_exclude, "only applies to data.text", remedy)
     try:
         re.compile(data.text_exclude)
     except re.error as error:

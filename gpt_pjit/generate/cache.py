@@ -1,7 +1,7 @@
-"""The forward pass with a cache: new tokens attend to the keys and values of those before them.
+"""The forward pass with a cache: new tokens attend to the keys and values of earlier ones.
 
-Each slot of the cache knows the position of its token, so that rows of unequal length share it: a
-query sees the slots whose positions are not after its own, and an empty slot is after all of them.
+Each slot stores the position of its token, so rows of unequal length can share a cache. A query
+sees the slots whose positions are not after its own; an empty slot is after every query.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def extend(
     past = None if cache is None else (cache.keys_LHBSK, cache.values_LHBSK)
     x_BTD, new = scan_layers(c, run, x_BTD, (weights["blocks"], past))
     if past is not None:
-        # Once for all layers: a scan that returned whole caches would copy them for each token.
+        # Once for all layers: a scan that returned whole caches would copy them at each token.
         new = put(past[0], new[0], slot, 3), put(past[1], new[1], slot, 3)
     cache = Cache(new[0], new[1], positions_BS)
     if every:
@@ -81,7 +81,7 @@ def extend(
 
 
 def with_slots(cache: Cache, slots: int) -> Cache:
-    """`cache` with empty slots added, `slots` in all."""
+    """`cache` with empty slots added, to `slots` in all."""
     more = slots - cache.positions_BS.shape[1]
     heads = ((0, 0), (0, 0), (0, 0), (0, more), (0, 0))
     return Cache(
@@ -99,10 +99,10 @@ def attend_slots(
     positions_BT: jax.Array,
     positions_BS: jax.Array,
 ) -> jax.Array:
-    """The values [H, B, T, K] that the queries gather from the slots at or before their positions.
+    """The weighted values, [H, B, T, K], of the slots at or before the queries' positions.
 
-    One block of queries after the other, so that only its scores are in memory: in a loop, since
-    XLA on CPU keeps the scores of all blocks that do not wait for each other.
+    Blocks of queries run in a loop, so only the scores of one are in memory. Without the loop, XLA
+    on CPU keeps the scores of all blocks.
     """
 
     def attend_block(block: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -149,12 +149,12 @@ def attention_weights(
 
 
 def put(old: jax.Array, new: jax.Array, slot: jax.Array | int, dimension: int) -> jax.Array:
-    """`old` with `new` from `slot` on along one dimension."""
+    """`old` with `new` written at `slot` along one dimension."""
     return jax.lax.dynamic_update_slice_in_dim(old, new, slot, dimension)
 
 
 def last_of_each_row(x_BTD: jax.Array, positions_BT: jax.Array) -> jax.Array:
-    """The vector of each row's last token that is not at position `EMPTY`, [B, 1, D]."""
+    """The vector of each row's last token that is not padding, [B, 1, D]."""
     n_tokens = positions_BT.shape[1]
     last_B1 = jnp.sum(positions_BT < EMPTY, axis=1, keepdims=True) - 1
     is_last_BT = jnp.arange(n_tokens)[None] == last_B1

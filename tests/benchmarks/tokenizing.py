@@ -1,6 +1,6 @@
 """Tokenising a corpus against the raw speed of `tokenizers`, in turn.
 
-    python -m tests.benchmarks.tokenizing [--turns=3] [--workers=0] [--tokenizer=FILE.json] [INPUTS]
+    python -m tests.benchmarks.tokenizing [--turns=3] [--engine=fastokens] [INPUTS]
 
 The whole command, start, reading and writing included, over the time that `encode_batch_fast` takes
 for the same documents in memory. Checks that the set has the tokens of the direct encode.
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("inputs", nargs="*", default=inputs, help="files .jsonl.gz")
     parser.add_argument("--tokenizer", default=f"{SHARED}/neox_tokenizer/20B_tokenizer.json")
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--engine", default="tokenizers", help="tokenizers or fastokens")
     flags = parser.parse_args()
     documents = []
     for path in flags.inputs:
@@ -49,7 +49,7 @@ def main() -> None:
             seconds, tokens = encode_raw(flags.tokenizer, documents)
             raw.append(seconds)
             out = Path(folder) / str(turn)
-            seconds, peak = run_command(flags.inputs, flags.tokenizer, flags.workers, out)
+            seconds, peak = run_command(flags.inputs, flags.tokenizer, flags.engine, out)
             whole.append(seconds)
             print(f"raw {raw[-1]:.1f} s, command {seconds:.1f} s, largest process {peak:.0f} MB")
             splits = TokenDataset.open(out).splits.values()
@@ -70,10 +70,10 @@ def encode_raw(path: str, documents: list[str]) -> tuple[float, int]:
     return time.perf_counter() - start, tokens
 
 
-def run_command(inputs: list[str], tokenizer: str, workers: int, out: Path) -> tuple[float, float]:
+def run_command(inputs: list[str], tokenizer: str, engine: str, out: Path) -> tuple[float, float]:
     """Seconds of the command, and the peak memory in MB of its largest process."""
     command = [sys.executable, "-m", "gpt_pjit.data", "tokenize", *map(str, inputs)]
-    command += [f"--tokenizer={tokenizer}", f"--workers={workers}", f"--out={out}"]
+    command += [f"--tokenizer={tokenizer}", f"--engine={engine}", f"--out={out}"]
     # A small process starts it: a process's peak counts that of the one that it was forked from.
     start = time.perf_counter()
     done = subprocess.run(

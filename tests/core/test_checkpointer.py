@@ -101,7 +101,7 @@ def test_half_written_steps_do_not_count(tmp_path, capsys):
 def test_a_run_whose_steps_are_all_damaged_does_not_start_over(tmp_path):
     save(tmp_path, 1)
     (tmp_path / "1" / "_CHECKPOINT_METADATA").unlink()
-    with pytest.raises(ConfigError, match=r"step 1 of .* is damaged: it has no _CHECKPOINT_METADA"):
+    with pytest.raises(ConfigError, match=r"step 1 of .* is damaged: it lacks _CHECKPOINT_METADA"):
         Checkpointer(tmp_path, None)
 
 
@@ -146,7 +146,7 @@ def test_a_save_counts_once_its_parts_are_there(tmp_path, monkeypatch):
 
     merge = "orbax.checkpoint._src.serialization.ocdbt_utils.merge_ocdbt_per_process_files"
     monkeypatch.setattr(merge, nothing)
-    with pytest.raises(ConfigError, match=rf"step 1 of .* was not saved: it has no {MANIFEST}"):
+    with pytest.raises(ConfigError, match=rf"step 1 of .* was not saved: it lacks {MANIFEST}"):
         save(tmp_path, 1)
-    with pytest.raises(ConfigError, match=rf"step 3 of .* was not saved: it has no {MANIFEST}"):
+    with pytest.raises(ConfigError, match=rf"step 3 of .* was not saved: it lacks {MANIFEST}"):
         write_state(tmp_path / "other", 3, {"a": np.ones(2, np.float32)})

@@ -18,7 +18,7 @@ from gpt_pjit.core.model.positions import alibi_bias
 
 QUERY_BLOCK = 256
 
-# (q, k, v, key) to the values that the queries gather; heads are before batch everywhere, the order
+# (q, k, v, key) to the weighted values [H, B, T, K]; heads are before batch everywhere, the order
 # in which the projections leave them on a TPU.
 Attend = Callable[..., jax.Array]
 
@@ -33,9 +33,9 @@ class Attention(nnx.Module):
     def __call__(
         self, x_BTD: jax.Array, attend: Callable[..., jax.Array]
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        """What the tokens gather, [B, T, D], and their keys and values [H, B, T, K].
+        """The output [B, T, D], and the keys and values [H, B, T, K] of the tokens.
 
-        `attend(q, k, v)` gives the values [H, B, T, K] that the queries gather.
+        `attend(q, k, v)` returns the weighted values, [H, B, T, K].
         """
         with jax.named_scope("attention_projections"):
             q_HBTK, k_HBTK, v_HBTK = (self._heads(x_BTD, i) for i in range(3))
@@ -46,8 +46,8 @@ class Attention(nnx.Module):
     def _heads(self, x_BTD: jax.Array, i: int) -> jax.Array:
         """Queries, keys or values [H, B, T, K].
 
-        One product for each: cutting the result of a single one in three copies it, which on a TPU
-        costs more than the three products.
+        One product for each: splitting the result of a joint product copies it, which on a TPU
+        costs more than three products.
         """
         bias = None if self.qkv.bias is None else self.qkv.bias[i]
         heads_BTHK = linear("ND,DHK->NHK", x_BTD, self.qkv.kernel[:, i], bias)
@@ -63,7 +63,7 @@ def attend_causally(
     v_HBSK: jax.Array,
     key: jax.Array | None,
 ) -> jax.Array:
-    """`attend` with dropout of the attention weights at `rate`, where a `key` is given."""
+    """`attend` with dropout of the attention weights at `rate`, if a `key` is given."""
     kept = None if key is None or rate == 0 else draw_weights_kept(rate, q_HBTK, k_HBSK, key)
     return attend(alibi, rate, q_HBTK, k_HBSK, v_HBSK, kept, segments_BS)
 
@@ -78,13 +78,12 @@ def attend(
     kept: list[jax.Array] | None,
     segments_BS: jax.Array | None,
 ) -> jax.Array:
-    """The values [H, B, T, K] that the queries gather; query T - 1 is at key S - 1.
+    """The weighted values, [H, B, T, K]; query T - 1 is at key S - 1.
 
     `kept` are the masks of `draw_weights_kept`; with `segments_BS`, the document of each key, a
-    query sees those of its own document only. A block of queries reads no key after its last
-    query: with four blocks, 5/8 of the scores are made. The backward pass keeps none of them: it
-    makes the scores again, and the softmax from their logsumexp, as FlashAttention does (Dao et
-    al., 2022).
+    query sees only its own document. A block of queries reads no key after its last query: four
+    blocks compute 5/8 of the scores. No scores are kept for the backward pass, which recomputes
+    them, and the softmax from their logsumexp, as FlashAttention does (Dao et al., 2022).
     """
     return _forward(alibi, rate, q_HBTK, k_HBSK, v_HBSK, kept, segments_BS)[0]
 
@@ -111,7 +110,7 @@ def _forward(alibi, rate, q_HBTK, k_HBSK, v_HBSK, kept, segments_BS):
 def _backward(alibi, rate, residuals, dvalues_HBTK):
     q_HBTK, k_HBSK, v_HBSK, kept, segments_BS, values_HBTK, logsumexp_HBT1 = residuals
     dtype, n_keys = q_HBTK.dtype, k_HBSK.shape[2]
-    # The softmax's sum over keys of weight times gradient, from the values: no pass over scores.
+    # The sum over keys of weight times gradient, from the values: no pass over the scores.
     with jax.named_scope("attention_softmax"):
         products = dvalues_HBTK.astype(jnp.float32) * values_HBTK.astype(jnp.float32)
         dot_HBT1 = jnp.sum(products, axis=-1, keepdims=True)
@@ -184,7 +183,7 @@ def _scores(
 def draw_weights_kept(
     rate: float, q_HBTK: jax.Array, k_HBSK: jax.Array, key: jax.Array
 ) -> list[jax.Array]:
-    """For each block of queries which weights dropout keeps, bool [H, B, T, S]."""
+    """For each block of queries, the weights that dropout keeps, bool [H, B, T, S]."""
     spec = jax.typeof(q_HBTK).sharding.spec
     kept = []
     for i, (queries, keys) in enumerate(_blocks(q_HBTK, k_HBSK)):

@@ -1,4 +1,4 @@
-"""Dropout whose mask depends on the key and the place alone, four elements to a random word."""
+"""Dropout with a mask that depends only on key and position: four elements per random word."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
-STEPS = 256  # of a rate: one byte decides
+STEPS = 256  # levels of a rate: one byte decides
 SHIFTS = np.arange(0, 32, 8, dtype=np.uint32)[:, None, None]  # of the bytes of a word, [4, 1, 1]
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Zeroes elements of `x` with probability `rate`, rounded to 1/256; no `key`, no dropout.
+    """Zeroes elements of `x` with probability `rate`, rounded to 1/256; without a `key`, none.
 
     The mask is the same on every mesh. The next-to-last dimension must not be split.
     """
@@ -34,9 +34,9 @@ def drop(x: jax.Array, rate: float, kept: jax.Array | None) -> jax.Array:
 def draw_kept(key: jax.Array, rate: float, shape: tuple[int, ...], spec: P) -> jax.Array:
     """Which elements to keep, bool `shape`, sharded as `spec`; each device draws its own part.
 
-    Random words are most of the cost of dropout on a TPU, so that the four bytes of a word serve
-    four rows, a quarter of the next-to-last dimension apart. That dimension is cut because the last
-    one lies in the lanes of a TPU, where cutting it moves data.
+    Random words are most of the cost of dropout on a TPU, so the four bytes of a word serve four
+    rows, a quarter of the next-to-last dimension apart. The last dimension lies in the lanes of a
+    TPU, where splitting it would move data.
     """
     rows = -(-shape[-2] // 4)
     words_shape = (*shape[:-2], rows, shape[-1])

@@ -1,8 +1,8 @@
 """The GPT: pre-LN blocks, run by a scan over layers, between the two uses of a tied embedding.
 
-Parameters are a nested dict of arrays; those of the blocks are stacked over layers. An nnx module
-says how they are made and used: it is built once for a config, and opened over the arrays where a
-function runs.
+Parameters are a nested dict of arrays; those of the blocks are stacked over layers. nnx
+modules say how parameters are made and used: they are built once per config, and opened over the
+arrays where a function runs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from gpt_pjit.core.model.layers import (
 from gpt_pjit.core.model.positions import token_positions
 
 # Activations cheaper to keep than to recompute. Those of the MLP are excluded: they are wide, and
-# storing them costs more bandwidth than recomputing them costs products.
+# storing them costs more time than recomputing them.
 SAVED = (
     "qkv",
     "values",
@@ -86,7 +86,7 @@ class Block(nnx.Module):
 
 
 class Ends(nnx.Module):
-    """What is before and after the blocks: embedding, learned positions, final norm, logits."""
+    """What comes before and after the blocks: embedding, learned positions, final norm, logits."""
 
     def __init__(self, c: ModelConfig, sequence_length: int, *, rngs: nnx.Rngs):
         self.config = c
@@ -138,7 +138,7 @@ def forward(
     gather_layer: Callable[[Any], Any] = lambda block: block,
     segments_BT: jax.Array | None = None,
 ) -> jax.Array:
-    """Logits, float32 [B, T, V]; dropout is on where a `key` is given.
+    """Logits, float32 [B, T, V]; dropout is on if a `key` is given.
 
     With `segments_BT`, the number of each token's document in its row, documents do not see each
     other and each begins at position 0. `gather_layer` is applied to the parameters of one block
@@ -156,8 +156,8 @@ def forward(
         return block(x_BTD, attend, layer_key)[0], None
 
     if c.remat != "none":
-        # Inside a scan, CSE cannot merge the recomputation with the forward pass, so that the
-        # barriers of prevent_cse would only block fusion.
+        # Inside a scan, CSE cannot merge the recomputation with the forward pass: the barriers of
+        # prevent_cse would only block fusion.
         policy = REMAT_POLICIES[c.remat]
         run = jax.checkpoint(run, policy=policy, prevent_cse=not c.scan_layers)
     x_BTD, _ = scan_layers(c, run, x_BTD, (params["blocks"], jnp.arange(c.n_layers)))
@@ -171,7 +171,7 @@ def scan_layers(c: ModelConfig, run: Callable[..., Any], x_BTD: jax.Array, layer
 
 
 def open_ends(c: ModelConfig, params: Any) -> Ends:
-    """The module over all parameters but those of the blocks."""
+    """The module over all parameters outside the blocks."""
     learned = params.get("positions")
     sequence_length = learned["embedding"].shape[0] if learned else 0
     rest = {name: value for name, value in params.items() if name != "blocks"}
@@ -185,7 +185,7 @@ def open_block(c: ModelConfig, params: Any) -> Block:
 
 @functools.cache
 def _graphs(c: ModelConfig, sequence_length: int) -> tuple[Any, Any]:
-    """What nnx knows of the two modules but their arrays, built once."""
+    """The structure of the two modules, without arrays, built once."""
     ends = nnx.eval_shape(lambda: Ends(c, sequence_length, rngs=nnx.Rngs(0)))
     block = nnx.eval_shape(lambda: Block(c, rngs=nnx.Rngs(0)))
     return nnx.graphdef(ends), nnx.graphdef(block)

@@ -24,10 +24,10 @@ INIT_STD = 0.02
 def contract(
     equation: str, x: jax.Array, w: jax.Array, dtype: Any = None, out: P | None = None
 ) -> jax.Array:
-    """Two-operand einsum that accumulates in float32 and returns `dtype` (default: that of `x`).
+    """Two-operand einsum that accumulates in float32 and returns `dtype` (default: `x.dtype`).
 
-    The cotangent is cast to the operands' dtype before the backward products, so that float32
-    outputs (scores, logits) do not turn those products into float32 ones.
+    The cotangent is cast to the operands' dtype before the backward products; otherwise
+    float32 outputs (scores, logits) would turn those products into float32 ones.
     """
     dtype = dtype or x.dtype
     return jnp.einsum(equation, x, w, preferred_element_type=dtype, out_sharding=out)
@@ -46,7 +46,7 @@ contract.defvjp(_contract_forward, _contract_backward)
 
 
 def project(equation: str, x: jax.Array, w: jax.Array, dtype: Any = None) -> jax.Array:
-    """`contract` of every token of `x` [B, T, ...] with a weight; the equation has N for B and T.
+    """`contract` of every token of `x` [B, T, ...] with a weight; N in the equation is B and T.
 
     One merged dimension makes the backward products plain transposed matrices. With two, XLA on CPU
     copies the transposed operand and recomputes the activation function while it does.
@@ -55,7 +55,7 @@ def project(equation: str, x: jax.Array, w: jax.Array, dtype: Any = None) -> jax
     weight_letters, out_letters = equation.split(",")[1].split("->")
     split = dict(zip(weight_letters, jax.typeof(w).sharding.spec.partitions, strict=True))
     out = P(jax.typeof(x).sharding.spec[0], *(split[letter] for letter in out_letters[1:]))
-    # Shardings are spelt out: where batch or length is 1, JAX gives its axes to the other.
+    # Shardings are explicit: if batch or length is 1, JAX would give its axes to the other.
     rows, _, *rest = jax.typeof(x).sharding.spec
     x_N = x.reshape(batch * length, *x.shape[2:], out_sharding=P(rows, *rest))
     y = contract(equation, x_N, w, dtype, out)
@@ -74,13 +74,13 @@ def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
 
 
 def linear(equation: str, x: jax.Array, w: jax.Array, bias: jax.Array | None) -> jax.Array:
-    """`project`, and the bias of its outputs."""
+    """`project`, plus a bias if there is one."""
     y = project(equation, x, w)
     return y if bias is None else add_bias(y, bias)
 
 
 def gelu(x: jax.Array, approximate: bool) -> jax.Array:
-    """GELU in float32, with tanh or exact; erf is cheaper than the library's erfc on CPU."""
+    """GELU in float32, by tanh or exact; on CPU, erf is cheaper than the library's erfc."""
     if approximate:
         return jax.nn.gelu(x, approximate=True)
     y = x.astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""Cross-entropy in float32 that keeps one copy of the logits and never a second one."""
+"""Cross-entropy in float32 that keeps a single copy of the logits."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class Model:
     def gather_weights(self, params: Any) -> Any:
         """Matrices cast to the compute dtype, all moved to the compute specs; not compiled.
 
-        The cast comes first, so that a gather moves bfloat16.
+        The cast comes first: a gather moves bfloat16.
         """
         dtype = jnp.dtype(self.config.dtype)
         with jax.named_scope("gather_weights"):
@@ -54,7 +54,7 @@ class Model:
             return jax.tree.map(jax.reshard, cast, self.placement.compute)
 
     def gather_layer(self, block: Any, kind: str | None = None) -> Any:
-        """One layer's weights made whole over the batch axes, where they are not yet.
+        """Gathers one layer's weights over the batch axes, if they are split.
 
         `kind` is "reduced" for a pass that is differentiated.
         """
@@ -74,8 +74,8 @@ class Model:
     ) -> jax.Array:
         """Float32 logits [B, T, V] without dropout; not compiled.
 
-        B must be divisible by the batch axes of the mesh; T may be any length where positions are
-        not learned.
+        B must be divisible by the batch axes of the mesh; T may be any length unless positions
+        are learned.
         """
         return forward(self.config, weights, tokens_BT, None, self.gather_layer, segments_BT)
 
@@ -90,7 +90,7 @@ class Model:
 def build_model(
     c: ModelConfig, sequence_length: int, partition: PartitionConfig, mesh: Mesh
 ) -> Model:
-    """Raises ConfigError where table, mesh and shapes do not fit; compiles nothing yet."""
+    """Raises ConfigError if table, mesh and shapes do not fit; compiles nothing."""
     params = param_shapes(c, sequence_length)
     placement = place(sharding_rules(c, partition), params, partition.layout, mesh.shape)
     stored = jax.tree.map(

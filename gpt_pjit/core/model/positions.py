@@ -19,8 +19,8 @@ def token_positions(tokens_BT: jax.Array, segments_BT: jax.Array | None) -> jax.
 
 
 def alibi_slopes(n_heads: int) -> np.ndarray:
-    """The slope of each head, float32 [H]: 2^(-8/n), 2^(-16/n), ... for n a power of two; else
-    those of the power of two below, then every other one of the power of two above.
+    """The slope of each head, float32 [H]: 2^(-8/n), 2^(-16/n), ... if n is a power of two;
+    otherwise the slopes of the power of two below, then every other slope of the one above.
     """
     power = 2 ** math.floor(math.log2(n_heads))
     slopes = [2.0 ** (-8 * (i + 1) / power) for i in range(power)]
@@ -31,8 +31,8 @@ def alibi_slopes(n_heads: int) -> np.ndarray:
 def alibi_bias(n_heads: int, n_keys: int) -> np.ndarray:
     """The bias of each key, float32 [H, 1, S]: slope times the key's position.
 
-    The paper's slope * (key - query) differs by a constant for each query, which softmax does not
-    see; without it the bias is a vector, not a matrix, and costs the score matmul nothing. For the
-    same reason positions need not restart where documents begin.
+    The paper's slope * (key - query) differs by a constant per query, to which softmax is blind;
+    without it the bias is a vector, not a matrix, and costs the score matmul nothing. For the same
+    reason positions need not restart where documents begin.
     """
     return alibi_slopes(n_heads)[:, None, None] * np.arange(n_keys, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""What surrounds a computation: start-up of hosts, the workdir, metrics, the console."""
+"""What surrounds the computation: hosts, the workdir, files, metrics, Ctrl-C."""
 
 from gpt_pjit.core.runtime.folders import (
     check_new as check_new,

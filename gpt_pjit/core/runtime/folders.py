@@ -1,4 +1,4 @@
-"""Folders and files that appear whole or not at all, and JSON files that are read with care."""
+"""Folders and files that appear complete or not at all, and JSON files that may be damaged."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 
 from gpt_pjit.core.errors import ConfigError
 
-DEEPEST = 100  # levels of a JSON file: far more than ours have, far fewer than break Python
+DEEPEST = 100  # levels of a JSON file: far more than ours have, far fewer than Python can handle
 
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that becomes `out` at the end of the block; if it fails, nothing stays.
+    """A folder that becomes `out` at the end of the block; if the block fails, nothing remains.
 
-    Raises ConfigError where `check_new` does, or if nothing can be written beside `out`.
+    Raises ConfigError if `check_new` does, or if nothing can be written beside `out`.
     """
     check_new(out)
     out = out.resolve()  # the target of a link is replaced, not the link
@@ -26,14 +26,14 @@ def new_folder(out: Path) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
         beside = tempfile.TemporaryDirectory(prefix=f"{out.name}.partial-", dir=out.parent)
     with beside as folder, file_errors(f"{out} cannot be written", "--out"):
-        draft = Path(folder) / out.name  # `folder` itself is readable by its owner only
+        draft = Path(folder) / out.name  # only its owner can read `folder` itself
         draft.mkdir()
         yield draft
         draft.rename(out)  # an empty folder is replaced
 
 
 def check_new(out: Path) -> None:
-    """Raises ConfigError unless nothing is at `out`, or an empty folder that can be replaced."""
+    """Raises ConfigError if something is at `out`, except an empty folder, which is replaced."""
     with file_errors(f"{out} cannot be made", "--out"):
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise ConfigError(
@@ -45,7 +45,7 @@ def check_new(out: Path) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Replaces a file in one step; ConfigError where the file system refuses."""
+    """Replaces a file in one step; raises ConfigError if it cannot be written."""
     draft = path.with_name(f"{path.name}.tmp")
     with file_errors(f"{path} cannot be written", str(path.parent)):
         draft.write_text(text, encoding="utf-8")
@@ -53,7 +53,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; ConfigError if it cannot be read or holds anything else."""
+    """The object in a JSON file; ConfigError if it cannot be read or holds something else."""
     with file_errors(f"{path} cannot be read", str(path.parent)):
         content = path.read_bytes()
     try:
@@ -68,7 +68,7 @@ def read_json(path: Path) -> dict[str, Any]:
         if isinstance(value, dict):
             return value
         reason = "not a JSON object"
-    raise ConfigError([f"{path} is damaged, it is {reason}"], str(path.parent))
+    raise ConfigError([f"{path} is damaged: it is {reason}"], str(path.parent))
 
 
 def _too_deep(value: Any) -> bool:
@@ -83,7 +83,7 @@ def _too_deep(value: Any) -> bool:
 
 @contextmanager
 def file_errors(problem: str, source: str) -> Iterator[None]:
-    """An OSError of the block, such as a full disk or a read-only folder, as a ConfigError."""
+    """Turns an OSError of the block, such as a full disk, into a ConfigError."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Devices and hosts: how many, who holds which rows of a batch, and how hosts meet."""
+"""Devices and hosts: how many there are, which rows of a batch they hold, how hosts meet."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from gpt_pjit.core.cores import usable_cores
 from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.runtime.together import watch_for_failure
 
-HEARTBEAT_SECONDS = 15  # without one, a host counts as dead; JAX waits 100
-# A shell may set these; the numbers of a run must not depend on it.
+HEARTBEAT_SECONDS = 15  # a host without one for this long counts as dead; JAX waits 100
+# The environment may set these; the results of a run must not depend on it.
 OURS: dict[str, Any] = {
     "jax_enable_x64": False,
     "jax_disable_jit": False,
@@ -36,13 +36,13 @@ def initialize_devices(
 ) -> None:
     """Call before anything touches a device. Joins the other hosts, sets the number of CPU devices.
 
-    Hosts are joined where the environment names them (`JAX_COORDINATOR_ADDRESS`,
-    `JAX_NUM_PROCESSES`, `JAX_PROCESS_ID`), or where `distributed` asks JAX to detect the cluster.
-    `rows` is the size of a microbatch, if one is to be split over the devices.
+    Hosts are joined if the environment names them (`JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES`,
+    `JAX_PROCESS_ID`), or if `distributed` tells JAX to detect the cluster. `rows` is the size of a
+    microbatch, if one will be split over the devices.
     """
     for name, value in OURS.items():
         if hasattr(jax.config, name) and getattr(jax.config, name) != value:
-            warn(f"{name.upper()}={getattr(jax.config, name)} is ignored: a run sets it")
+            warn(f"{name.upper()}={getattr(jax.config, name)} is ignored: gpt_pjit sets it")
             jax.config.update(name, value)
     coordinator = os.environ.get("JAX_COORDINATOR_ADDRESS")
     if coordinator:
@@ -51,7 +51,7 @@ def initialize_devices(
             coordinator_address=coordinator,
             num_processes=_from_environment("JAX_NUM_PROCESSES"),
             process_id=_from_environment("JAX_PROCESS_ID"),
-            coordinator_bind_address=coordinator,  # JAX's default is every interface
+            coordinator_bind_address=coordinator,  # by default JAX listens on every interface
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
     elif distributed:
@@ -62,7 +62,7 @@ def initialize_devices(
         jax.config.update("jax_num_cpu_devices", cpu_devices(mesh, rows, usable_cores()))
     try:
         process = jax.process_index()
-    except (RuntimeError, AssertionError):  # JAX asserts where a platform has no device
+    except (RuntimeError, AssertionError):  # JAX asserts if a platform has no device
         wanted = os.environ.get("JAX_PLATFORMS", "")
         problem = f"JAX_PLATFORMS={wanted}: JAX finds no such device on this machine"
         raise ConfigError([problem], "environment") from None
@@ -72,9 +72,9 @@ def initialize_devices(
 
 
 def cpu_devices(mesh: MeshConfig, rows: int | None, cores: int) -> int:
-    """CPU devices for one machine: as the mesh says, or as many as cores and batch allow.
+    """How many CPU devices to make: as the mesh says, or as many as cores and batch allow.
 
-    One device per core is a tiny pod, and faster than one device with all cores.
+    One device per core is faster than one device that uses all cores.
     """
     fixed = math.prod(size for size in (mesh.replica, mesh.data, mesh.tensor) if size != -1)
     if -1 not in (mesh.replica, mesh.data, mesh.tensor):
@@ -90,9 +90,9 @@ def cpu_devices(mesh: MeshConfig, rows: int | None, cores: int) -> int:
 def local_rows(
     sharding: NamedSharding, shape: tuple[int, ...], process: int | None = None
 ) -> np.ndarray:
-    """The rows of a batch of `shape` that the devices of a process, this one, hold, in order.
+    """The rows of a batch of `shape` on the devices of `process` (default: this one), in order.
 
-    On most pods they are not one range: a mesh follows the torus, not the hosts.
+    On many pods they are not one range: a mesh follows the links between chips, not the hosts.
     """
     process = jax.process_index() if process is None else process
     indices: Any = sharding.devices_indices_map(shape).items()
@@ -101,7 +101,7 @@ def local_rows(
 
 
 def global_array(sharding: NamedSharding, local: np.ndarray, n_rows: int) -> jax.Array:
-    """The array of `n_rows` rows; `local` are this process's, as `local_rows` numbers them."""
+    """The array of `n_rows` rows; `local` holds the `local_rows` of this process."""
     shape = (n_rows, *local.shape[1:])
     rows = local_rows(sharding, shape)
     assert len(rows) == len(local), (len(rows), local.shape)
@@ -111,7 +111,7 @@ def global_array(sharding: NamedSharding, local: np.ndarray, n_rows: int) -> jax
         first = np.searchsorted(rows, start)
         return local[(slice(first, first + stop - start), *index[1:])]
 
-    # Asked for, but on several processes JAX counts this transfer as an implicit one.
+    # Explicit, but with several processes JAX counts this transfer as implicit.
     with jax.transfer_guard_host_to_device("allow"):
         return jax.make_array_from_callback(shape, sharding, part)
 

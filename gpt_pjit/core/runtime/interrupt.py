@@ -1,4 +1,4 @@
-"""Ctrl-C ends a run after the step at hand, with a checkpoint; a second one ends it at once."""
+"""Ctrl-C ends a run after the current step, with a checkpoint; a second one ends it at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from gpt_pjit.core.console import say
 class Interrupt:
     """`requested` turns True at the first Ctrl-C inside the `with` block.
 
-    On several processes it stays False and Ctrl-C ends them: they would stop at different steps.
+    With several processes it stays False and Ctrl-C ends them at once: they would stop at
+    different steps.
     """
 
     def __init__(self) -> None:
@@ -22,7 +23,7 @@ class Interrupt:
     def _handle(self, _: int, __: FrameType | None) -> None:
         self.requested = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        say("Ctrl-C: saving after this step; once more to stop without saving")
+        say("Ctrl-C: saving after this step; press again to stop without saving")
 
     def __enter__(self) -> Interrupt:
         self._single = jax.process_count() == 1

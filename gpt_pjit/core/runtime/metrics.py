@@ -22,7 +22,7 @@ T = TypeVar("T")
 class MetricsWriter:
     """Writes on process 0, from step `start` on.
 
-    Lines of later steps, left by a run that was killed, are dropped: they are about to be redone.
+    Lines of later steps, left by a killed run, are dropped: those steps are about to run again.
     """
 
     def __init__(self, workdir: Path, start: int):
@@ -33,7 +33,7 @@ class MetricsWriter:
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step(line) <= start]
             write_whole(path, "".join(line + "\n" for line in kept))
-        from tensorboardX import SummaryWriter  # which imports torch, if it is there: seconds
+        from tensorboardX import SummaryWriter  # imports torch, if installed: seconds
 
         self.file = path.open("a", buffering=1)
         self.tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
@@ -51,7 +51,7 @@ class MetricsWriter:
 
 
 def _step(line: str) -> float:
-    """The step of a line; a line cut short by a kill has none and is dropped."""
+    """The step of a line; a line cut short by a kill has none, and is dropped."""
     try:
         return json.loads(line)["step"]
     except (ValueError, KeyError):
@@ -77,7 +77,7 @@ class Throughput:
         self.restart(0)
 
     def restart(self, step: int) -> None:
-        """Leaves the time until now out: compiling, evaluating, saving."""
+        """Measures from now on: leaves out compiling, evaluating and saving."""
         self.step, self.time = step, time.perf_counter()
         self.waited = 0.0
 
@@ -108,8 +108,8 @@ class StepLog:
         self.pending: tuple[int, dict[str, jax.Array]] | None = None
 
     def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Call right after `step` was dispatched: waits for the one before, writes its metrics."""
-        # Two steps under way keep a device busy; more would let Ctrl-C and errors wait for them.
+        """Call right after dispatching `step`: waits for the step before it, writes its metrics."""
+        # Two steps in flight keep a device busy; more would delay Ctrl-C and errors.
         jax.block_until_ready(self.latest)
         self.latest = metrics
         self.flush()
@@ -120,7 +120,7 @@ class StepLog:
             self.pending = (step, metrics)
 
     def waiting(self, batches: Iterable[T]) -> Iterator[T]:
-        """The batches; the time until each comes counts as waiting for data."""
+        """The batches; the time until each arrives counts as waiting for data."""
         iterator = iter(batches)
         while True:
             start = time.perf_counter()
@@ -149,7 +149,7 @@ class StepLog:
 
     @contextmanager
     def pause(self, step: int) -> Iterator[None]:
-        """For what is not training and must not count as such."""
+        """For work that must not count as training time."""
         self.flush()
         yield
         self.throughput.restart(step)

@@ -1,8 +1,9 @@
-"""CPU devices in the places of a pod's: the wind tunnel for what depends on hosts and their order.
+"""CPU devices that stand in for a pod's, to try what depends on hosts and the order of devices.
 
-`GPT_PJIT_VIRTUAL_POD` names a JSON file, written by `gpt_pjit plan pod`: the kind of the devices,
-and for each its id, host, number on the host, core on the chip, and coordinates, in the order in
-which JAX lists them on that pod. Processes and their devices here stand in for them, one for one.
+`GPT_PJIT_VIRTUAL_POD` names a JSON file, written by `gpt_pjit plan pod`: `kind` is the kind of the
+devices, and `devices` lists for each its id, host, number on the host, core on the chip, and
+coordinates, in JAX's order on the pod. Each device of a process here stands in for the device with
+that host and number.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ VIRTUAL_POD = "GPT_PJIT_VIRTUAL_POD"
 
 @dataclass(frozen=True)
 class Place:
-    """What JAX orders the devices of a pod by, and the device here that stands in for one."""
+    """What JAX orders the devices of a pod by, and the local `device` that stands in for one."""
 
     id: int
     process_index: int
@@ -36,7 +37,7 @@ class Place:
 
 
 def pod_devices() -> Sequence[Any]:
-    """`jax.devices()`, or their places in the virtual pod of the environment."""
+    """`jax.devices()`, or their places in the virtual pod that the environment names."""
     pod = os.environ.get(VIRTUAL_POD)
     if not pod:
         return jax.devices()
@@ -45,7 +46,7 @@ def pod_devices() -> Sequence[Any]:
     for device in sorted(jax.devices(), key=lambda device: device.id):
         ours.setdefault(device.process_index, []).append(device)
     if len(record["devices"]) != jax.device_count():
-        problem = f"{pod} describes {len(record['devices'])} devices, here are {jax.device_count()}"
+        problem = f"{pod} describes {len(record['devices'])} devices, not {jax.device_count()}"
         raise ConfigError([problem], VIRTUAL_POD)
     return [
         Place(id, host, core, tuple(coords), record["kind"], ours[host][local])

@@ -1,7 +1,7 @@
 """The workdir of a run, and `run.json` in it: what was asked for, by which code, on what data.
 
-`run.json` holds the `config`, the `tokenizer`, and once a run has begun its `data`, one entry for
-each token set, and its `starts`. Imported, grown and averaged weights add their `source`.
+`run.json` holds the `config` and the `starts`, and once a run has begun its `tokenizer` and `data`,
+one entry per token set. Imported, grown and averaged weights bring a `tokenizer` and a `source`.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "gpt_
 def open_workdir(workdir: Path, config: Config) -> None:
     """Creates the workdir, or checks that a run of this config can start or resume there.
 
-    Raises ConfigError, with every field that differs, where it holds another run. Fields of
-    `FREE_ON_RESUME` may differ: they do not change what is computed. Where no run has begun, any
-    config will do that fits the weights, if the workdir holds imported or grown ones.
+    Raises ConfigError with every field that differs from the run there. Fields of `FREE_ON_RESUME`
+    may differ: they do not change what is computed. If no run has begun, any config is accepted
+    that fits the imported or grown weights in the workdir, if there are any.
     """
     path = workdir / "run.json"
     with file_errors(f"the workdir {workdir} cannot be used", "--workdir"):
@@ -64,9 +64,9 @@ def record_start(
 ) -> None:
     """Records a start with its config and data; ConfigError if the run had other data before.
 
-    `data` has one entry for each set; the path in it may change. The tokenizer's file (its name,
-    if it has one, and content) is copied: whoever reads the checkpoints needs it. Imported or grown
-    weights bring their tokenizer and no data: any of that tokenizer will do.
+    `data` has one entry per set; its path may change. The tokenizer's file (its name, if it has
+    one, and content) is copied: whoever reads the checkpoints needs it. Imported or grown weights
+    bring a tokenizer but no data: any data of that tokenizer is accepted.
     """
     check_same_data(workdir, data)
     _, record = read_run(workdir)
@@ -84,12 +84,12 @@ def record_start(
 
 
 def has_begun(record: dict[str, Any]) -> bool:
-    """Whether some start has come as far as its data, which binds later ones to both."""
+    """Whether an earlier start has opened its data, which fixes config and data for later ones."""
     return "data" in record
 
 
 def tokenizer_record(identity: dict[str, Any]) -> dict[str, Any]:
-    """Which tokenizer weights belong to, from the identity of a token set."""
+    """The tokenizer that weights need, from the identity of a token set."""
     return {
         "sha256": identity["tokenizer"],
         "vocab_size": identity["vocab_size"],
@@ -115,9 +115,7 @@ def read_run(workdir: Path) -> tuple[Config, dict[str, Any]]:
 
 
 def _update_record(record: dict[str, Any]) -> None:
-    """Records written before there was `tokenizer` had it in `data`, with a hash of None where no
-    run had begun.
-    """
+    """Older records keep the tokenizer in `data`, whose hash is None if no run has begun."""
     if "data" in record and "tokenizer" not in record:
         record["tokenizer"] = tokenizer_record(record["data"][0])
         if record["data"][0]["sha256"] is None:
@@ -125,26 +123,26 @@ def _update_record(record: dict[str, Any]) -> None:
 
 
 def check_same_data(workdir: Path, now: list[dict[str, Any]]) -> None:
-    """Raises ConfigError where the sets `now` are not those of the run in `workdir`, or where none
-    has begun, not of the tokenizer of its weights.
+    """Raises ConfigError unless the sets `now` are the run's; before a run has begun, unless they
+    have the tokenizer of its weights.
     """
     config, record = read_run(workdir)
     problems = []
     if has_begun(record):
         was, remedy = record["data"], f"use the run's data, or {new_run_from(workdir, config)}"
         problems = [
-            f"{name} of {new['path']} is {new[name]}, the run had {old[name]} of {old['path']}"
+            f"{name} of {new['path']} is {new[name]}, but the run had {old[name]} of {old['path']}"
             for old, new in zip(was, now, strict=False)
             for name in ("tokenizer", "vocab_size", "sha256")
             if old[name] != new[name]
         ]
         if len(was) != len(now):
-            problems.append(f"there are {len(now)} sets, the run had {len(was)}")
+            problems.append(f"there are {len(now)} sets, but the run had {len(was)}")
     elif "tokenizer" in record:
         own, remedy = record["tokenizer"], "use data of that tokenizer, or another --workdir"
         problems = [
-            f"tokenizer of {new['path']} is {new['tokenizer']}, the weights from {own['path']} "
-            f"have {own['sha256']}"
+            f"tokenizer of {new['path']} is {new['tokenizer']}, but the weights from "
+            f"{own['path']} have {own['sha256']}"
             for new in now
             if new["tokenizer"] != own["sha256"]
         ]
@@ -154,7 +152,7 @@ def check_same_data(workdir: Path, now: list[dict[str, Any]]) -> None:
 
 
 def new_run_from(workdir: Path, config: Config) -> str:
-    """How to train on from the weights of `workdir` with another config."""
+    """How to continue from the weights of `workdir` with another config."""
     layers = config.model.n_layers
     copy = f"gpt_pjit checkpoint grow {shlex.quote(str(workdir))} --layers={layers} --out=NEW"
     return f"start a new run from its weights: {copy}, then train with --workdir=NEW"
@@ -184,7 +182,7 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
 
 
 def this_start() -> dict[str, Any]:
-    """When, by which command and code, with which packages, on which devices."""
+    """The time, command, commit, packages and devices of this start."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join([sys.executable, *sys.orig_argv[1:]]),

@@ -23,9 +23,9 @@ class Layout:
 
 
 LAYOUTS = {
-    # Everything on every core.
+    # Everything on every device.
     "ddp": Layout(stored=MODEL, compute=MODEL, gradients=MODEL, optimizer=MODEL),
-    # Parameters on every core, gradients and optimizer state split: ZeRO stages 1 and 2 in one.
+    # Parameters on every device, gradients and optimizer state split: ZeRO stages 1 and 2 in one.
     "zero1": Layout(stored=MODEL, compute=MODEL, gradients=ALL, optimizer=ALL),
     # Master weights live with the optimizer; weights are gathered in bfloat16 once a step.
     "zero": Layout(stored=ALL, compute=MODEL, gradients=ALL, optimizer=ALL),

@@ -39,9 +39,9 @@ def mesh_shape(replica: int, data: int, tensor: int, n_devices: int) -> tuple[in
 def make_mesh(shape: tuple[int, int, int], devices: Sequence[Any] | None = None) -> Mesh:
     """An explicit-mode mesh: the sharding of every array is part of its type.
 
-    Its order follows the links between devices. Where they are in several slices, `replica` spans
-    the slices. `devices` may be stand-ins that have what JAX orders devices by, and the `device`
-    that each stands for. Raises ConfigError where no such mesh can be made.
+    Its order follows the links between devices. `replica` spans slices, if there are several.
+    `devices` may be stand-ins: objects with the attributes by which JAX orders devices, and the
+    `device` that each represents. Raises ConfigError if no such mesh can be made.
     """
     devices = jax.devices() if devices is None else devices
     slices = len({getattr(device, "slice_index", 0) for device in devices})
@@ -58,7 +58,7 @@ def make_mesh(shape: tuple[int, int, int], devices: Sequence[Any] | None = None)
         else:
             grid = mesh_utils.create_device_mesh(inside, devices, allow_split_physical_axes=True)
     except (NotImplementedError, ValueError) as error:
-        constraint = f"these devices cannot be arranged so: {error}"
+        constraint = f"these devices cannot form such a mesh: {error}"
         raise ConfigError([Problem("mesh", sizes, constraint, "choose other sizes")]) from None
     for place, device in np.ndenumerate(grid):
         grid[place] = getattr(device, "device", device)
@@ -66,5 +66,5 @@ def make_mesh(shape: tuple[int, int, int], devices: Sequence[Any] | None = None)
 
 
 def abstract_mesh(shape: tuple[int, int, int]) -> Any:
-    """The same mesh of no devices: a program that is looked at, and not run, takes it as a Mesh."""
+    """The same mesh without devices, for programs that are inspected but not run."""
     return AbstractMesh(shape, AXES, axis_types=(AxisType.Explicit,) * len(AXES))

@@ -1,4 +1,4 @@
-"""Specs of an optimizer's state: a parameter's leaves inherit; what cannot needs a written rule."""
+"""Specs of an optimizer's state: leaves inherit their parameter's spec; others need a rule."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TABLE = "optimizer_specs rules"
 
 
 def state_parameters(tx: Any, params: Any) -> dict[str, str | None]:
-    """For each path of `tx`'s state the path of the parameter that it belongs to, or None."""
+    """For each path of `tx`'s state, the path of the parameter that it belongs to, or None."""
     paths = jax.tree.unflatten(jax.tree.structure(params), [p for p, _ in paths_and_leaves(params)])
     owners = optax.tree.map_params(
         tx,
@@ -34,11 +34,11 @@ def state_parameters(tx: Any, params: Any) -> dict[str, str | None]:
 
 
 def optimizer_specs(tx: Any, params: Any, specs: Any, rules: Rules = ()) -> Any:
-    """Specs of `tx`'s state; `specs` are those of the parameters in the optimizer tree.
+    """Specs of `tx`'s state; `specs` is the optimizer tree of a placement.
 
     A leaf with its parameter's shape has its parameter's spec; a leaf of one element is replicated.
-    Any other (Adafactor's factors, a vector of coefficients) is placed by a row of `rules`, over
-    the paths of these leaves; ConfigError names those that no row places.
+    Any other (Adafactor's factors, a vector of coefficients) is placed by a row of `rules` over the
+    paths of these leaves; raises ConfigError if no row places one.
     """
     state = jax.eval_shape(tx.init, params)
     spec_of = dict(paths_and_leaves(specs))
@@ -63,9 +63,9 @@ def optimizer_specs(tx: Any, params: Any, specs: Any, rules: Rules = ()) -> Any:
 def state_bytes(
     tx: Any, params: Any, specs: Any, axis_sizes: Mapping[str, int]
 ) -> dict[str | None, int]:
-    """Bytes a device of `tx`'s state by parameter; under None, of what belongs to no parameter.
+    """Bytes of `tx`'s state on a device, by parameter; None holds what belongs to no parameter.
 
-    `specs` are those of the state, from `optimizer_specs`.
+    `specs` come from `optimizer_specs`.
     """
     owners = state_parameters(tx, params)
     spec_of = dict(paths_and_leaves(specs))
@@ -88,7 +88,7 @@ def _by_rules(
             continue
         owner = owners[path]
         whose = "no parameter" if owner is None else f"{owner}, but not of its shape"
-        constraint = f"state of {whose}, and matched by no rule"
+        constraint = f"state of {whose}, and no rule matches it"
         remedy = f"pass optimizer_specs rules with a row ({path!r}, {(None,) * len(shape)})"
         findings.append(
             Finding(path, shape, constraint, remedy, "unmatched", owner or "", table=TABLE)

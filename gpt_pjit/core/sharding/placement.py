@@ -1,4 +1,4 @@
-"""From one table and one layout to the specs of the four trees, or to every reason why not."""
+"""From a table and a layout to the specs of the four trees, or to a list of all problems."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from gpt_pjit.core.sharding.rules import (
 )
 
 SCANNED = "blocks/"  # parameters with a leading dimension of layers, run by a scan
-TILE = 128  # lanes of a TPU tile: what a vocabulary is padded to a multiple of
+TILE = 128  # lanes of a TPU tile; a vocabulary is padded to a multiple of it
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def place(
 def choose(
     rules: Rules, params: Any, axis_sizes: Mapping[str, int]
 ) -> tuple[dict[str, Match], list[Finding]]:
-    """For each path the match with the first of its specs that divides, and all that is wrong."""
+    """For each path the match with the first of its specs that divides, and all problems."""
     leaves = paths_and_leaves(params)
     matches, findings = try_rules(rules, [path for path, _ in leaves])
     chosen = {}
@@ -118,14 +118,14 @@ def malformed(
     shape: tuple[int, ...],
     axis_sizes: Mapping[str, int] | None = None,
 ) -> Iterator[Finding]:
-    """What is wrong with a spec on any mesh; without `axis_sizes`, axes may have any name."""
+    """The problems of a spec on any mesh; without `axis_sizes`, axes may have any name."""
 
     def finding(kind: str, constraint: str, remedy: str) -> Finding:
         return _of_parameter(path, match, spec, kind, constraint, remedy)
 
     if not isinstance(spec, tuple | P) or not all(map(_is_entry, spec)):
         remedy = "write a tuple with None, an axis, or a tuple of axes for each dimension"
-        yield finding("no spec", "is no spec", remedy)
+        yield finding("not a spec", "is not a spec", remedy)
         return
     if len(spec) != len(shape):
         constraint = f"has {len(spec)} entries for {len(shape)} dimensions, shape {shape}"
@@ -197,7 +197,7 @@ def over_batch_axes(spec: P, *, kind: str) -> P:
 
 
 def without_batch_axes(spec: P) -> P:
-    """`spec` as it is once gathered over the batch axes."""
+    """`spec` after a gather over the batch axes."""
     return keep(spec, frozenset(axes_of(spec)) - frozenset(BATCH_AXES))
 
 

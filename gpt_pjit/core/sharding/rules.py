@@ -1,7 +1,7 @@
 """The rule engine: `(regex, value)` rows over the paths of a tree; full match, first match wins.
 
-One engine serves sharding tables, weight-decay and learning-rate tables, dimension letters, and
-whatever else is a value per parameter.
+One engine serves sharding tables, weight-decay and learning-rate tables, dimension letters, and any
+other value per parameter.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import jax
 from gpt_pjit.core.errors import ConfigError, Problem
 
 Rules = Sequence[tuple[Any, ...]]
-SHARDING = "partition.rules"  # the table that is meant where none is named
+SHARDING = "partition.rules"  # the default name of a table
 
 
 @dataclass(frozen=True)
 class Match:
     """The rule that a path matched: its number in the table, its regex and its values.
 
-    Several values are alternatives in order of preference; `chosen` is the one that holds.
+    Several values are alternatives in order of preference; `chosen` is the one in use.
     """
 
     number: int
@@ -65,7 +65,7 @@ def match_rules(rules: Rules, tree: Any, source: str = SHARDING) -> Any:
     """A tree like `tree` with the `Match` of each leaf.
 
     Raises ConfigError with every leaf that no rule matches, every rule that matches no leaf, and
-    every rule whose leaves are all taken by earlier rules: a table has no row without an effect.
+    every rule whose leaves all go to earlier rules: every row of a table must have an effect.
     """
     matches, findings = try_rules(rules, [path for path, _ in paths_and_leaves(tree)], source)
     if findings:
@@ -86,7 +86,7 @@ def values(matches: Any) -> Any:
 def try_rules(
     rules: Rules, paths: Sequence[str], source: str = SHARDING
 ) -> tuple[dict[str, Match], list[Finding]]:
-    """The matches of all paths that have one, and all that is wrong with the table's coverage."""
+    """The matches of all paths that have one, and all problems with the table's coverage."""
     patterns, found = _compile(rules)
     candidates: dict[str, list[int]] = {}
     if not found:
@@ -102,7 +102,7 @@ def try_rules(
 
 
 def whole_path_regex(regex: str, path: str) -> str | None:
-    """`regex` widened to match all of `path`, where it is found inside; None where it is not."""
+    """`regex` widened to match all of `path`, or None if it does not occur in it."""
     inner = f"(?:{regex})" if "|" in regex else regex
     widened = (f".*{inner}", f"{inner}.*", f".*{inner}.*") if re.search(regex, path) else ()
     return next((wider for wider in widened if re.fullmatch(wider, path)), None)
@@ -156,20 +156,20 @@ def _remedy_for_rule(regex: str, paths: Sequence[str]) -> str:
         if wider := whole_path_regex(regex, path):
             return f"it matches a part of {path}, but must match the whole: write {wider!r}"
     close = difflib.get_close_matches(regex, paths, n=1)
-    return f"did you mean {close[0]}? Else remove it" if close else "remove it, or correct it"
+    return f"did you mean {close[0]}? Otherwise remove it" if close else "remove it, or correct it"
 
 
 def _compile(rules: Rules) -> tuple[list[re.Pattern[str]], list[Finding]]:
     patterns, findings = [], []
     for number, row in enumerate(rules):
         if not (isinstance(row, tuple | list) and len(row) > 1 and isinstance(row[0], str)):
-            constraint, remedy = "is no (regex, value) row", "write a regex, then a value"
+            constraint, remedy = "is not a (regex, value) row", "write a regex, then a value"
             findings.append(_of_rule(number, row, constraint, remedy, "malformed"))
             continue
         try:
             patterns.append(re.compile(row[0]))
         except re.error as error:
-            constraint = f"is no regex: {error}"
+            constraint = f"is not a valid regex: {error}"
             findings.append(
                 _of_rule(number, row[0], constraint, "correct or escape it", "malformed")
             )

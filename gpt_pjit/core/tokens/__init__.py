@@ -1,4 +1,4 @@
-"""Token sets, read: which tokens an example holds, and the stream of batches.
+"""Reading token sets: which tokens an example holds, and the stream of batches.
 
 `format.py` and `dataset.py` read sets (docs/token_datasets.md); examples are a pure function of
 seed, step and row (`index.py`); `stream.py` opens what a run trains on, and reads batches ahead.

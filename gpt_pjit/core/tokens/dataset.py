@@ -134,7 +134,7 @@ class TokenSplit:
 
 
 def location(root: str, *folders: str) -> Any:
-    """Where TensorStore finds a folder of the set in a local folder or below a URL."""
+    """What TensorStore calls a folder of a set that is local or below a URL."""
     if "://" not in root:
         path = os.path.abspath(os.path.expanduser(root))
         return {"driver": "file", "path": "/".join([path, *folders, ""])}
@@ -142,7 +142,7 @@ def location(root: str, *folders: str) -> Any:
     endpoint = os.environ.get("AWS_ENDPOINT_URL")
     if not url.startswith("s3://") or not endpoint:
         return url
-    # Stores that speak S3 but are not Amazon's: the variable that its own clients read.
+    # For stores that speak S3 but are not Amazon's; Amazon's own clients read this variable too.
     bucket, _, path = url.removeprefix("s3://").partition("/")
     region = os.environ.get("AWS_REGION", "us-east-1")
     where = {"endpoint": endpoint, "aws_region": region}
@@ -150,7 +150,7 @@ def location(root: str, *folders: str) -> Any:
 
 
 def open_array(kvstore: Any, metadata: dict[str, Any]) -> tensorstore.TensorStore:
-    """Reads metadata only; raises DamageError unless they agree with `metadata`, or OSError."""
+    """Opens an array by its metadata alone; raises DamageError if they differ, or OSError."""
     spec = {
         "driver": "zarr3",
         "kvstore": kvstore,

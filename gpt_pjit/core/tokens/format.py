@@ -59,7 +59,7 @@ class DatasetInfo:
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> DatasetInfo:
-        """Raises ConfigError if `data`, from the set at `where`, is damaged or another format."""
+        """Raises ConfigError if `data`, of the set at `where`, is damaged or in another format."""
         try:
             return cls._from_fields(json.loads(data))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -89,7 +89,7 @@ def array_metadata(
 ) -> dict[str, Any]:
     """The `zarr.json` of an array: shards of `shard` values, in chunks of `chunk` values.
 
-    Without these two, what the metadata of every array must say.
+    Without these two, only what the metadata of every array must say.
     """
     codecs = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
     sharding = {

@@ -22,14 +22,14 @@ LONGEST_CYCLE = 10_000  # examples
 
 
 def windows(tokens: int, sequence_length: int) -> int:
-    """How many training windows an epoch has: any offset below T leaves room for all of them."""
+    """How many training windows an epoch has; they fit at any offset below T."""
     return (tokens - sequence_length) // sequence_length
 
 
 def window_starts(
     example: np.ndarray, *, seed: int | np.ndarray, sequence_length: int, tokens: int
 ) -> np.ndarray:
-    """int64 first tokens of the windows that int64 examples hold.
+    """The first token, int64, of the window that each int64 example holds.
 
     Example i is row i % B of the batch of step i // B. A window is T + 1 tokens long, inputs and
     shifted targets, so neighbours share one token and each token is predicted once an epoch.

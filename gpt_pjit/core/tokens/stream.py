@@ -108,7 +108,7 @@ def check_vocabulary(name: str, needed: int, vocab_size: int) -> None:
 
 class Batch(NamedTuple):
     """Rows of a batch: tokens int32 [B, T + 1]; for validation, `mask` float32 [B, T], 1 for each
-    target that counts; where documents are masked, `segments` int32 [B, T + 1], the number of each
+    target that counts; if documents are masked, `segments` int32 [B, T + 1], the number of each
     token's document within its row.
     """
 
@@ -153,7 +153,7 @@ def validation_batches(
     """The rows numbered `rows` of each batch of the split, or of `eval.batches` spread over it.
 
     Each token but the split's first is a target once. Padding is masked, and so is the first token
-    of each document where documents are masked. All hosts have equally many batches.
+    of each document if documents are masked. All hosts have the same number of batches.
     """
     length, batch_size = config.data.sequence_length, config.data.batch_size
     total = -(-max(split.tokens - 1, 0) // (batch_size * length))
@@ -177,7 +177,7 @@ def validation_batches(
 def segments(tokens: np.ndarray, eot_id: int) -> np.ndarray:
     """int32 [B, T + 1]: the number, from 0, of each token's document within its row.
 
-    End-of-text is at the end of each document and nowhere else, so the tokens are enough to tell.
+    End-of-text is at the end of each document and nowhere else, so the tokens alone determine it.
     """
     ends = np.cumsum(tokens == eot_id, axis=1, dtype=np.int32)
     return np.concatenate([np.zeros_like(ends[:, :1]), ends[:, :-1]], axis=1)
@@ -186,11 +186,11 @@ def segments(tokens: np.ndarray, eot_id: int) -> np.ndarray:
 def _read_ahead(
     batch: Callable[[int], Batch], numbers: range, threads: int
 ) -> Generator[Batch, None, None]:
-    import grain  # here, since it imports JAX, which the workers that tokenise must not
+    import grain  # late: it imports JAX, which tokenising workers must not
 
     dataset = grain.MapDataset.range(numbers.start, numbers.stop).map(batch)
     iterator = iter(dataset.to_iter_dataset(grain.ReadOptions(threads, READ_AHEAD)))
     try:
         yield from iterator
     finally:
-        iterator.close()  # cancels what is queued; its threads end with the batch at hand
+        iterator.close()  # cancels the queue; its threads end with the current batch

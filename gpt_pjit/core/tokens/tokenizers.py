@@ -45,7 +45,7 @@ class Tokenizer(Protocol):
         return self.encode_batch([text])[0]
 
     def changes(self, text: str) -> bool:
-        """Whether the normaliser changes `text`, so that decoding gives another text."""
+        """Whether the normaliser changes `text`, so decoding gives a different text."""
         ...
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
@@ -171,7 +171,7 @@ def tokenizer_from_bytes(name: str, content: bytes) -> Tokenizer:
 
 
 def _splits_into_words(fields: dict[str, Any]) -> bool:
-    """Whether a `tokenizer.json` is byte-level BPE within words, so that no token spans two."""
+    """Whether a `tokenizer.json` is byte-level BPE within words: no token spans two."""
     pre = fields.get("pre_tokenizer") or {}
     steps = pre.get("pretokenizers") or [pre]
     levels = [step for step in steps if step.get("type") == "ByteLevel"]

@@ -25,7 +25,7 @@ def eval_step(
     mask: jax.Array,
     segments: jax.Array | None = None,
 ) -> jax.Array:
-    """Of the predictions in the mask, float32 [2]: their summed nats, and their number."""
+    """float32 [2]: the summed nats of the predictions in the mask, and their number."""
     inputs = None if segments is None else segments[:, :-1]
     nll_BT = token_nll(model.forward(weights, tokens[:, :-1], inputs), tokens[:, 1:])
     return jnp.stack([jnp.sum(nll_BT * mask), jnp.sum(mask)])
@@ -50,7 +50,7 @@ def validation_metrics(
     for batch in batches:
         arrays = global_batch(sharding, batch, batch_size)
         # Fetched one at a time: XLA on CPU deadlocks when the collectives of several steps are
-        # under way.
+        # in flight.
         totals += jax.device_get(eval_step(model, weights, *arrays))
     nats, count = totals.tolist()
     loss = nats / count

@@ -1,4 +1,4 @@
-"""AdamW and its schedule; weight decay and learning rate for each parameter by the rule engine."""
+"""AdamW and its schedule; the rule engine sets weight decay and learning rate per parameter."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def learning_rate(c: OptimConfig) -> optax.Schedule:
 
 
 def warmup_steps(c: OptimConfig) -> int:
-    """As configured, or a tenth of a run that is too short for that."""
+    """As configured, or a tenth of the run if the run is too short for that."""
     return c.warmup_steps if c.warmup_steps < c.steps else c.steps // 10
 
 
 def make_optimizer(config: Config, params: Any) -> optax.GradientTransformation:
     """Global-norm clip, then AdamW; `params` may be shapes.
 
-    Decay falls on matrices, or by `optim.decay_rules`; `optim.lr_rules` multiply the whole update.
+    Matrices are decayed, or as `optim.decay_rules` say; `optim.lr_rules` multiply the whole update.
     """
     if findings := optimizer_findings(config, params):
         raise ConfigError(findings, "optim")
@@ -65,7 +65,7 @@ def make_optimizer(config: Config, params: Any) -> optax.GradientTransformation:
 
 
 def optimizer_findings(config: Config, params: Any) -> list[Finding]:
-    """All that is wrong with the two tables of the optimizer."""
+    """All problems of the optimizer's two tables."""
     tables = {"optim.decay_rules": _decay_rules(config), "optim.lr_rules": config.optim.lr_rules}
     leaves = dict(paths_and_leaves(params))
     found: list[Finding] = []

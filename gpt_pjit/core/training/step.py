@@ -21,7 +21,7 @@ TOKENS = P(BATCH_AXES, None)  # [B, T + 1]
 class TrainState(NamedTuple):
     """Everything that a checkpoint holds; `step` counts the updates made.
 
-    Leaves are arrays, or what describes them: shapes, specs.
+    Leaves are arrays, or descriptions of them: shapes, specs.
     """
 
     step: Any
@@ -34,7 +34,7 @@ def make_train_step(
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """`train_step(state, tokens, segments=None)`; returns the new state and metrics.
 
-    Tokens are int32 [B, T + 1], and so are `segments`, the numbers of the documents, where
+    Tokens are int32 [B, T + 1]. So are `segments`, the document number of each token, given if
     documents must not see each other.
     """
     c, schedule = config.model, learning_rate(config.optim)
@@ -79,7 +79,7 @@ def accumulate(
 ) -> tuple[jax.Array, Any]:
     """Mean loss, and each device's float32 summand of its gradient, over all microbatches."""
     n_predictions: Any = tokens.shape[0] * (tokens.shape[1] - 1)
-    if segments is not None:  # a batch of nothing but ends of documents predicts nothing
+    if segments is not None:  # a batch may hold nothing to predict
         n_predictions = jnp.maximum(jnp.sum(within_documents(segments)), 1)
 
     def one(tokens: jax.Array, segments: jax.Array | None, number: Any) -> tuple[jax.Array, Any]:
@@ -93,7 +93,7 @@ def accumulate(
     def zeros(w: jax.Array, spec: P) -> jax.Array:
         return jax.reshard(jnp.zeros(w.shape, jnp.float32), spec)
 
-    if microbatches == 1:  # the TPU compiler runs the forward pass of a loop of one twice
+    if microbatches == 1:  # the TPU compiler runs the forward pass of a loop of one step twice
         nll_B, summands = one(tokens, segments, 0)
         return jnp.sum(nll_B) / n_predictions, summands
     with jax.named_scope("accumulate_gradients"):
@@ -156,7 +156,7 @@ def _over_batch_axes(model: Model, kind: str) -> Any:
 
 
 def _split(tokens: jax.Array, microbatches: int) -> jax.Array:
-    """[B, T + 1] to [m, B / m, T + 1]: row r goes to microbatch r % m, so that no row moves."""
+    """[B, T + 1] to [m, B / m, T + 1]: row r goes to microbatch r % m, so no row moves."""
     batch, length = tokens.shape
     spec = P(BATCH_AXES, None, None)
     rows = tokens.reshape(batch // microbatches, microbatches, length, out_sharding=spec)

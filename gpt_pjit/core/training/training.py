@@ -1,6 +1,6 @@
 """The training of a model: its state, its steps, and their shardings, built in one place.
 
-Whatever compiles the step, for a run or ahead of time, takes function and shardings from here.
+A run and an ahead-of-time compile both take the step and its shardings from here.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Training:
 
 
 def build_training(config: Config, mesh: Mesh) -> Training:
-    """Raises ConfigError where table, mesh and shapes do not fit; compiles nothing yet."""
+    """Raises ConfigError if table, mesh and shapes do not fit; compiles nothing."""
     _check_batch(config, mesh)
     length = config.data.sequence_length
     model = build_model(config.model, length, config.partition, mesh)

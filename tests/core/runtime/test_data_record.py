@@ -38,15 +38,15 @@ def test_each_start_is_recorded_and_the_data_at_the_first(workdir):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"tokenizer": "cccc"}, "tokenizer of sets/b is cccc, the run had aaaa of sets/a"),
-        ({"vocab_size": 300}, "vocab_size of sets/b is 300, the run had 257 of sets/a"),
-        ({"sha256": "dddd"}, "sha256 of sets/b is dddd, the run had bbbb of sets/a"),
+        ({"tokenizer": "cccc"}, "tokenizer of sets/b is cccc, but the run had aaaa of sets/a"),
+        ({"vocab_size": 300}, "vocab_size of sets/b is 300, but the run had 257 of sets/a"),
+        ({"sha256": "dddd"}, "sha256 of sets/b is dddd, but the run had bbbb of sets/a"),
     ],
 )
 def test_other_data_are_refused_with_both_named(workdir, changed, message):
     with pytest.raises(ConfigError, match=rf"run in {workdir} .*\n  {message}; use the run's data"):
         started(workdir, tiny(), SET | {"path": "sets/b"} | changed)
-    with pytest.raises(ConfigError, match="there are 2 sets, the run had 1"):
+    with pytest.raises(ConfigError, match="there are 2 sets, but the run had 1"):
         started(workdir, tiny(), SET, SET)
     assert len(json.loads((workdir / "run.json").read_text())["starts"]) == 1
 
@@ -103,5 +103,5 @@ def test_a_damaged_record_is_one_sentence(workdir, nested):
     record = json.loads((workdir / "run.json").read_text())
     record["config"]["data"]["sources"] = "HERE"
     (workdir / "run.json").write_text(json.dumps(record).replace('"HERE"', nested))
-    with pytest.raises(ConfigError, match=r"run.json is damaged, it is n"):
+    with pytest.raises(ConfigError, match=r"run.json is damaged: it is n"):
         open_workdir(workdir, tiny())

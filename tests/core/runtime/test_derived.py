@@ -56,7 +56,9 @@ def test_a_failed_first_start_does_not_bind_them(weights, old_record):
         (weights / "run.json").write_text(json.dumps(record | {"data": [none], "starts": [{}]}))
     typo = tiny(model=LEARNED, data={"path": "no/such", "text": ""}, optim={"steps": 9})
     open_workdir(weights, typo)
-    with pytest.raises(ConfigError, match=r"tokenizer of sets/a is cccc, the weights from .* have"):
+    with pytest.raises(
+        ConfigError, match=r"tokenizer of sets/a is cccc, but the weights from .* have"
+    ):
         record_start(weights, typo, [SET | {"tokenizer": "cccc"}], TOKENIZER)
     assert read_run(weights)[0] == tiny(model=LEARNED)
     right = tiny(model=LEARNED, optim={"steps": 7})

@@ -73,10 +73,10 @@ def test_tuples_of_axes_lose_only_the_dropped_axis():
         (("data", "model"), "unknown mesh axis 'model'"),
         (("data", "data"), "names 'data' twice"),
         ((None, ("data", "tensor", "data")), "names 'data' twice"),
-        ("data", "is no spec; write a tuple with None, an axis, or a tuple of axes"),
-        (("data", 3), "is no spec"),
-        (({}, None), "is no spec"),
-        ((("data", ("tensor",)), None), "is no spec"),
+        ("data", "is not a spec; write a tuple with None, an axis, or a tuple of axes"),
+        (("data", 3), "is not a spec"),
+        (({}, None), "is not a spec"),
+        ((("data", ("tensor",)), None), "is not a spec"),
     ],
 )
 def test_wrong_specs_name_parameter_rule_and_remedy(spec, words):
