@@ -18,8 +18,8 @@ from rich.console import RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from gpt_pjit.checkpoint_arrays import fingerprint
 from gpt_pjit.commandline import Parser, comma_separated, positive, show
-from gpt_pjit.core.checkpointer import fingerprint
 from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.runtime import write_whole
 from gpt_pjit.core.validation import CHOICES

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gpt_pjit.checkpoint import command
-from gpt_pjit.checkpoint.derive import mean_params, steps_to_average
+from gpt_pjit.checkpoint.combine import mean_params, steps_to_average
 from gpt_pjit.core.checkpointer import Checkpointer
 from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_DONE, ConfigError
 from gpt_pjit.core.model import param_shapes
