@@ -77,6 +77,21 @@ def derived_workdir(
         yield draft
 
 
+def origins(source: dict[str, Any] | None) -> Iterator[str]:
+    """What weights were made of, latest first; `source` is that of a `run.json`."""
+    while source:
+        name = Path(source["from"]).name  # without the folders above it
+        if source["kind"] == "average":
+            yield f"the mean of the checkpoints of steps {', '.join(map(str, source['steps']))}"
+        elif source["kind"] == "grow":
+            yield f"grown from {name}"
+        elif commit := source.get("revision"):
+            yield f"imported from {source['from']} at {commit}"
+        else:
+            yield f"imported from {name}"
+        source = source.get("source")
+
+
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """A folder beside `out` that becomes `out` at the end of the block; if it fails, nothing stays.

@@ -29,7 +29,13 @@ from gpt_pjit.checkpoint.combine import (
     mean_params,
     steps_to_average,
 )
-from gpt_pjit.checkpoint_arrays import check_new, derived_workdir, read_arrays, write_state
+from gpt_pjit.checkpoint_arrays import (
+    check_new,
+    derived_workdir,
+    origins,
+    read_arrays,
+    write_state,
+)
 from gpt_pjit.commandline import Answer, Parser, local_path
 from gpt_pjit.config import Config
 from gpt_pjit.core.checkpointer import missing_parts, saved_steps
@@ -59,13 +65,9 @@ def list_command(flags: argparse.Namespace) -> Answer:
         for c in listed
     ]
     table = Table(f"checkpoints of {path}", (">step", ">date", ">MB", ">complete"), rows)
-    lines, source = [], run.get("source")
-    while source:
-        shown = {k: v for k, v in source.items() if k not in ("made", "source") and v is not None}
-        lines.append("made by " + ", ".join(f"{k} {v}" for k, v in shown.items()))
-        source = source.get("source")
     record = {"source": run.get("source"), "checkpoints": listed}
-    return Answer(EXIT_DONE, record, [*terminal([table]), *lines])
+    made = [f"weights: {origin}" for origin in origins(run.get("source"))]
+    return Answer(EXIT_DONE, record, [*terminal([table]), *made])
 
 
 def list_checkpoints(directory: Path) -> list[dict[str, Any]]:

@@ -48,8 +48,8 @@ def exported(request, tmp_path_factory):
     config = tiny(model={"d_ff": 256, "vocab_size": 264} | SHAPES[request.param])
     write_run(folder / "run", config)
     done = export(folder / "run", folder / "hf", dtype="float32")
-    assert done.max_length == TRAINED * (TIMES if done.family.startswith("Mpt") else 1)
-    return folder / "run", folder / "hf", done.max_length
+    assert done["max_length"] == TRAINED * (TIMES if done["family"].startswith("Mpt") else 1)
+    return folder / "run", folder / "hf", done["max_length"]
 
 
 def load(folder, **settings):
