@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from gpt_pjit.checkpoint_arrays import read_parameter
 from gpt_pjit.config import Config, replaced
-from gpt_pjit.core.errors import ConfigError, Problem
+from gpt_pjit.core.errors import ConfigError
 
 OUTPUTS = (  # what a block adds to the residual stream is linear in these
     "blocks/attention/out/kernel",
@@ -25,13 +25,6 @@ def steps_to_average(saved: Sequence[int], last: int, fraction: float) -> list[i
     """`last` steps spread evenly over those `saved` in the last `fraction` of the run, the newest
     included. Raises ConfigError where there are fewer.
     """
-    problems = []
-    if last < 1:
-        problems.append(Problem("--last", last, "must be at least 1", "try 4"))
-    if not 0 <= fraction <= 1:
-        problems.append(Problem("--fraction", fraction, "must be from 0 to 1", "try 0.2"))
-    if problems:
-        raise ConfigError(problems, "average")
     newest = max(saved)
     reach = max(1, round(fraction * newest, 6))  # 0.9 of 1,000 steps is 900, not 900.0000001
     late = [step for step in sorted(saved) if newest - step < reach]

@@ -36,7 +36,7 @@ from gpt_pjit.checkpoint_arrays import (
     read_arrays,
     write_state,
 )
-from gpt_pjit.commandline import Answer, Parser, local_path
+from gpt_pjit.commandline import Answer, Parser, local_path, positive
 from gpt_pjit.config import Config
 from gpt_pjit.core.checkpointer import missing_parts, saved_steps
 from gpt_pjit.core.errors import EXIT_DONE, ConfigError
@@ -110,7 +110,7 @@ def average_command(flags: argparse.Namespace) -> Answer:
         rest = read_arrays(directory, steps[-1], rest)
         write_state(draft / "checkpoints", steps[-1], TrainState(params=params, **rest))
     words = f"the mean of steps {', '.join(map(str, steps))} of {path}"
-    return _made(out, words, source, path, steps[-1], flags)
+    return _made(out, words, source, directory / str(steps[-1]), flags)
 
 
 def grow_command(flags: argparse.Namespace) -> Answer:
@@ -127,7 +127,7 @@ def grow_command(flags: argparse.Namespace) -> Answer:
         params = grown_params(workdir / "checkpoints", step, shapes, sources)
         write_state(draft / "checkpoints", 0, {"step": np.int32(0), "params": params})
     words = f"{len(sources)} layers, from layers {sources} of step {step}"
-    return _made(out, words, source, workdir, step, flags)
+    return _made(out, words, source, workdir / "checkpoints" / str(step), flags)
 
 
 def _start() -> None:
@@ -141,35 +141,27 @@ def _source(kind: str, workdir: Path, run: Run, **details: Any) -> dict[str, Any
     return source | ({"source": run["source"]} if "source" in run else {})
 
 
-def _made(
-    out: Path,
-    words: str,
-    source: dict[str, Any],
-    workdir: Path,
-    step: int,
-    flags: argparse.Namespace,
-) -> Answer:
-    """The answer about the new workdir `out`, with the loss of `step` of `workdir` beside its."""
-    losses, measured = _losses(workdir, step, out) if flags.loss else (None, "")
+def _made(out: Path, words: str, source: Run, before: Path, flags: argparse.Namespace) -> Answer:
+    """The answer about the new workdir `out`, whose loss is compared with that of `before`."""
+    losses, measured = _losses(before, out) if flags.loss else (None, "loss not measured")
     record = {"workdir": str(out), **source, "validation_loss": losses}
-    return Answer(EXIT_DONE, record, [f"{out}: {words}", *filter(None, [measured])])
+    return Answer(EXIT_DONE, record, [f"{out}: {words}", f"validation {measured}"])
 
 
-def _losses(workdir: Path, step: int, out: Path) -> tuple[dict[str, float] | None, str]:
-    """Validation loss of `step` and of `out` on the run's own data, or why it is not known."""
-    pair = {"before": workdir / "checkpoints" / str(step), "after": out}
+def _losses(before: Path, after: Path) -> tuple[dict[str, float] | None, str]:
+    """Validation losses on the own data of the run with the step `before`, or why not."""
+    workdir, step = split_step(before)
     config, run = read_run(workdir)
     if not has_begun(run):
-        return None, "validation loss not measured: nothing has been trained here yet"
+        return None, "loss not measured: nothing has been trained here yet"
     try:
         data = _own_data(workdir, config, run)
-        losses = {name: held_out_metrics(at, data)["validation/loss"] for name, at in pair.items()}
+        old, new = (held_out_metrics(at, data)["validation/loss"] for at in (before, after))
     except ConfigError as error:
-        return None, f"validation loss not measured: {error}"
+        return None, f"loss not measured: {error}"
     except KeyboardInterrupt:  # the new workdir is complete without it
-        return None, "validation loss not measured: stopped"
-    before, after = losses.values()
-    return losses, f"validation loss {before:.4f} at step {step}, {after:.4f} now"
+        return None, "loss not measured: stopped"
+    return {"before": old, "after": new}, f"loss {old:.4f} at step {step}, {new:.4f} now"
 
 
 def _own_data(workdir: Path, config: Config, run: Run) -> TrainingData:
@@ -202,8 +194,7 @@ def _steps_of(path: Path, run: Run, flags: argparse.Namespace) -> list[int]:
     if flags.steps is None:
         return steps_to_average(whole, flags.last, flags.fraction)
     if wrong := sorted(set(flags.steps) - set(whole)):
-        no, has = (", ".join(map(str, steps)) for steps in (wrong, whole))
-        raise ConfigError([f"{path} has no complete step {no}; it has {has}"], "--steps")
+        raise ConfigError([f"{path} has no complete steps {wrong}; it has {whole}"], "--steps")
     return sorted(set(flags.steps))
 
 
@@ -214,8 +205,8 @@ def define(parser: Parser) -> None:
     average = commands.add_parser("average", help="the mean of late checkpoints")
     average.set_defaults(run=average_command)
     which = average.add_mutually_exclusive_group()
-    which.add_argument("--last", type=int, default=4, help="how many; default 4")
-    which.add_argument("--steps", type=_steps, help="average these, for example 700,800")
+    which.add_argument("--last", type=positive, default=4, help="how many; default 4")
+    which.add_argument("--steps", type=steps, help="average these, for example 700,800")
     fraction = "take them from this last part; default 0.2"
     average.add_argument("--fraction", type=float, default=0.2, help=fraction)
     grow = commands.add_parser("grow", help="a deeper model that computes the same")
@@ -231,7 +222,5 @@ def define(parser: Parser) -> None:
         command.add_argument("--noloss", dest="loss", action="store_false", help="measure no loss")
 
 
-def _steps(text: str) -> list[int]:
-    if not all(step.isdecimal() for step in text.split(",")):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of steps like 700,800")
+def steps(text: str) -> list[int]:
     return [int(step) for step in text.split(",")]

@@ -19,7 +19,7 @@ from gpt_pjit.checkpoint_arrays import fingerprint, new_folder, origins, read_pa
 from gpt_pjit.config import Config
 from gpt_pjit.core.errors import ConfigError, Problem
 from gpt_pjit.core.model import param_shapes
-from gpt_pjit.core.runtime import read_run
+from gpt_pjit.core.runtime import read_run, write_json
 from gpt_pjit.core.sharding import paths_and_leaves
 from gpt_pjit.core.tokens import END_OF_TEXT, Tokenizer
 from gpt_pjit.evaluate import ModelResults, results_table
@@ -29,6 +29,7 @@ from gpt_pjit.trained import find_checkpoint, run_tokenizer
 LONGEST = 4  # times the trained context: the default of ALiBi exports
 SHARD_BYTES = 10**9  # of a file of weights, which is in memory until it is written
 SPACE = "\u2581"  # sentencepiece's sign
+NamedTensors = Iterator[tuple[str, np.ndarray]]
 NOT_TEXT = -1e6  # the score of control pieces: spelling them out is always likelier
 
 USE = """\
@@ -55,16 +56,15 @@ def export(
 ) -> dict[str, Any]:
     """Writes `checkpoint`, a workdir or one step of it, into the new folder `out`; says what.
 
-    It takes contexts up to `max_length`; learned positions end with the training context. Raises
-    ConfigError, and writes nothing, where transformers has no such model, the weights are not
-    finite, or `results` are those of another checkpoint. Holds one file of weights in memory, and
-    one array of the checkpoint.
+    Raises ConfigError, and writes nothing, where transformers has no such model, the weights are
+    not finite, or `results` are those of another checkpoint. Holds one file of weights in memory,
+    and one array of the checkpoint.
     """
     workdir, step = find_checkpoint(checkpoint)
     if results:
         _check_results(results, workdir, step)
-    config, record = read_run(workdir)
-    tokenizer = run_tokenizer(workdir, record)
+    config, run = read_run(workdir)
+    tokenizer = run_tokenizer(workdir, run)
     length = config.data.sequence_length
     hf = hf_model(config.model, length)
     longest = length if hf.family == "gpt2" else max_length or LONGEST * length
@@ -72,35 +72,27 @@ def export(
         constraint = f"learned positions are for exactly {length} tokens"
         problem = Problem("max_length", max_length, constraint, "leave it out")
         raise ConfigError([problem], "export")
+    fields = to_json(hf, longest, tokenizer.eot_id, dtype)
+    ids = {name: value for name, value in fields.items() if name.endswith("_token_id")}
     table = list(parameters(hf))
     sizes = {name: math.prod(p.their_shape) for p in table for name in p.names}
     n_params = sum(sizes.values())
-    trained = step * config.data.batch_size * length
-    origin = history(step, trained, record.get("source"))
-    title = f"# {out.resolve().name}\n\nA GPT of {n_params:,} parameters"
-    card = _card(title, hf, tokenizer, origin, longest)
+    family = fields["architectures"][0]
+    title = f"# {out.resolve().name}\n\nA GPT of {n_params:,} parameters, as `{family}`"
+    origin = history(step, step * config.data.batch_size * length, run.get("source"))
+    card = _card(title, origin, hf, tokenizer, longest)
     if results:
         card += f"\n## Results\n\n{results_table(results)}\n"
-    ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eot_id)
-    files = {
-        "config.json": _json(to_json(hf, longest, tokenizer.eot_id, dtype)),
-        "generation_config.json": _json(ids),
-        "README.md": card.encode(),
-        **tokenizer_files(tokenizer, longest),
-    }
+    files = tokenizer_files(tokenizer, longest) | {"README.md": card.encode()}
     with new_folder(out) as draft:
         for name, content in files.items():
             (draft / name).write_bytes(content)
+        write_json(draft / "config.json", fields)
+        write_json(draft / "generation_config.json", ids)
         tensors = _tensors(workdir / "checkpoints", step, config, table)
         weights = write_tensors(draft, sizes, tensors, dtype, shard_bytes)
-    return {
-        "folder": str(out),
-        "family": hf.class_name,
-        "step": step,
-        "n_params": n_params,
-        "files": weights,
-        "max_length": longest,
-    }
+    record = {"folder": str(out), "family": family, "step": step, "max_length": longest}
+    return record | {"n_params": n_params, "files": weights}
 
 
 def _check_results(results: ModelResults, workdir: Path, step: int) -> None:
@@ -108,14 +100,10 @@ def _check_results(results: ModelResults, workdir: Path, step: int) -> None:
     if settings.get("fingerprint") != fingerprint(workdir / "checkpoints", step):
         other = f"step {settings.get('step')} of {settings.get('checkpoint')}"
         problem = f"{results.origin} has the results of another checkpoint, {other}"
-        raise ConfigError(
-            [f"{problem}; evaluate {workdir / 'checkpoints' / str(step)}"], "--results"
-        )
+        raise ConfigError([problem], "--results")
 
 
-def _tensors(
-    directory: Path, step: int, config: Config, table: list[Parameter]
-) -> Iterator[tuple[str, np.ndarray]]:
+def _tensors(directory: Path, step: int, config: Config, table: list[Parameter]) -> NamedTensors:
     """The name and content of their tensors; one array of ours is in memory at a time."""
     own = dict(paths_and_leaves(param_shapes(config.model, config.data.sequence_length)))
     for p in table:
@@ -134,7 +122,7 @@ def _tensors(
 def write_tensors(
     folder: Path,
     sizes: dict[str, int],
-    tensors: Iterator[tuple[str, np.ndarray]],
+    tensors: NamedTensors,
     dtype: str = "float32",
     shard_bytes: int = SHARD_BYTES,
 ) -> tuple[str, ...]:
@@ -156,16 +144,12 @@ def write_tensors(
     assert not shards, f"tensors are missing in {', '.join(shards)}"
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        (folder / "model.safetensors.index.json").write_bytes(_json(index))
+        write_json(folder / "model.safetensors.index.json", index)
     return tuple(split.filename_to_tensors)
 
 
-def _json(fields: dict[str, Any]) -> bytes:
-    return (json.dumps(fields, indent=2) + "\n").encode()
-
-
-def _card(title: str, hf: HFModel, tokenizer: Tokenizer, origin: str, max_length: int) -> str:
-    """README.md of an export; `origin` says where the weights come from."""
+def _card(title: str, origin: str, hf: HFModel, tokenizer: Tokenizer, max_length: int) -> str:
+    """README.md; `origin` says where the weights come from."""
     c = hf.model
     limit = "max_seq_len" if hf.family == "mpt" else "n_positions"
     vocabulary = f"The vocabulary is that of {tokenizer.name}, {tokenizer.vocab_size:,} tokens"
@@ -178,7 +162,7 @@ pipeline_tag: text-generation
 ---
 
 {title}: {c.n_layers} layers, {c.n_heads} heads, width {c.d_model:,}, \
-{"ALiBi" if c.positions == "alibi" else "learned"} positions, as `{hf.class_name}`. {origin}
+{"ALiBi" if c.positions == "alibi" else "learned"} positions. {origin}
 
 Trained on contexts of {hf.sequence_length:,} tokens; this export takes up to {max_length:,} \
 (`{limit}`). {vocabulary}; each document ended with id {tokenizer.eot_id}.
@@ -205,10 +189,8 @@ def tokenizer_files(tokenizer: Tokenizer, max_length: int) -> dict[str, bytes]:
     elif tokenizer.file == "tokenizer.model":
         model = _unigram(tokenizer.content)
         eot = model.id_to_token(tokenizer.eot_id)
-        files = {
-            "tokenizer.json": model.to_str(pretty=True).encode(),
-            tokenizer.file: tokenizer.content,
-        }
+        content = model.to_str(pretty=True).encode()
+        files = {"tokenizer.json": content, tokenizer.file: tokenizer.content}
     else:
         files = {"tokenizer.json": byte_tokenizer()}
     settings = {
@@ -221,14 +203,11 @@ def tokenizer_files(tokenizer: Tokenizer, max_length: int) -> dict[str, bytes]:
         "model_max_length": max_length,
         "clean_up_tokenization_spaces": False,  # decoding gives back the exact text
     }
-    return files | {"tokenizer_config.json": _json(settings)}
+    return files | {"tokenizer_config.json": json.dumps(settings, indent=2).encode()}
 
 
 def _text_only(content: bytes) -> bytes:
-    """A tokenizer.json without truncation, padding and post-processors that add tokens.
-
-    A byte-level post-processor adds none, so that the files of most GPTs stay as they are.
-    """
+    """A tokenizer.json without what cuts texts or adds tokens; ByteLevel does neither."""
     fields = json.loads(content)
     parts = [name for name in ("truncation", "padding", "post_processor") if fields.get(name)]
     others = [name for name in parts if fields[name].get("type") != "ByteLevel"]

@@ -6,8 +6,8 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import huggingface_hub
 import numpy as np
 from flax.traverse_util import unflatten_dict
 from safetensors import SafetensorError, safe_open
@@ -26,11 +26,11 @@ EMBEDDING, HEAD = f"{PREFIX}wte.weight", "lm_head.weight"
 # Causal masks that old GPT-2 files hold; transformers does not read them either.
 MASK = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")
 MOST_PADDING = 1024  # rows of the embedding that no token has
-WHOLE, INDEX, ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_config.json"
-HUB_FILES = (  # of the top folder of the repository only: a * would match in folders too
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+HUB_FILES = [  # of the top folder of the repository only: a * would match in folders too
     *("config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"),
-    *(WHOLE, INDEX, ADAPTER, "model-?????-of-?????.safetensors"),
-)
+    *(WHOLE, INDEX, "model-?????-of-?????.safetensors"),
+]
 CONVERT = (
     "its weights may be a .bin, a Python pickle, which can run code; convert them with: python -c "
     '"from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; '
@@ -60,7 +60,9 @@ def import_model(source: str, out: Path, revision: str | None = None) -> HFModel
     check_new(out)
     folder, commit = _folder(source, revision)
     origin = source if commit else str(folder.resolve())
-    hf = from_json(_config_json(folder), str(folder / "config.json"))
+    if not (folder / "config.json").is_file():
+        raise ConfigError([f"{folder} has no config.json, so it is not a model"], "import")
+    hf = from_json(read_json(folder / "config.json"), str(folder / "config.json"))
     tokenizer = read_tokenizer(folder)
     tensors = stored_tensors(folder, origin)
     table = list(parameters(hf))
@@ -85,13 +87,11 @@ def stored_tensors(folder: Path, source: str = "") -> dict[str, Stored]:
         try:
             with safe_open(path, "numpy") as file:
                 for name in file.keys():  # noqa: SIM118
-                    entry = file.get_slice(name)
-                    shape = tuple(entry.get_shape())
-                    tensors.append(Stored(path, name, entry.get_dtype(), shape))
+                    stored = file.get_slice(name)
+                    tensors.append(Stored(path, name, stored.get_dtype(), (*stored.get_shape(),)))
         except (SafetensorError, OSError):
             raise _damaged(path) from None
-    bare = not any(tensor.name.startswith(PREFIX) for tensor in tensors)
-    prefix = PREFIX if bare else ""
+    prefix = "" if any(t.name.startswith(PREFIX) for t in tensors) else PREFIX
     return {t.name if t.name == HEAD else prefix + t.name: t for t in tensors}
 
 
@@ -109,14 +109,11 @@ def _weight_files(folder: Path, source: str) -> list[Path]:
     if whole.exists() and whole not in files:
         problem = f"{folder} has {WHOLE} as well as the files of {INDEX}; delete the stale ones"
         raise ConfigError([problem], "import")
-    if missing := [file.name for file in files if not file.exists()]:
-        problem = f"{folder} lacks {', '.join(missing)}, which {INDEX} lists; fetch it again"
-        raise ConfigError([problem], "import")
     return files
 
 
 def _damaged(path: Path) -> ConfigError:
-    return ConfigError([f"{path} is damaged or cut short; fetch it again"], "import")
+    return ConfigError([f"{path} is missing, damaged or cut short; fetch it again"], "import")
 
 
 def _array(p: Parameter, tensors: dict[str, Stored]) -> np.ndarray:
@@ -183,16 +180,6 @@ def _is_bytes(tokenizer: Tokenizer) -> bool:
     return all(fields.get(part) == ours[part] for part in ("model", "pre_tokenizer", "normalizer"))
 
 
-def _config_json(folder: Path) -> dict[str, Any]:
-    if (folder / "config.json").is_file():
-        return read_json(folder / "config.json")
-    problem = f"{folder} has no config.json, so it is not a model"
-    if (folder / ADAPTER).exists():
-        base = read_json(folder / ADAPTER).get("base_model_name_or_path")
-        problem = f"{folder} is an adapter of {base}, not a model; merge the two with peft first"
-    raise ConfigError([problem], "import")
-
-
 def _folder(source: str, revision: str | None) -> tuple[Path, str | None]:
     """The folder of that name, or a download of the hub's files and its commit."""
     if (folder := Path(source).expanduser()).is_dir():
@@ -200,10 +187,10 @@ def _folder(source: str, revision: str | None) -> tuple[Path, str | None]:
             constraint = f"is of the hub, but {source} is a folder here"
             raise ConfigError([Problem("revision", revision, constraint, "leave it out")], "import")
         return folder, None
-    from huggingface_hub import snapshot_download
-
     try:
-        files = snapshot_download(source, revision=revision, allow_patterns=list(HUB_FILES))
+        files = huggingface_hub.snapshot_download(
+            source, revision=revision, allow_patterns=HUB_FILES
+        )
     except Exception as error:  # of many kinds: no network, no such name, no access
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         problem = f"{source} is not a folder here, and the hub did not provide it: {reason}"

@@ -1,6 +1,4 @@
-"""A model here and in transformers: its config.json, the name and layout of each parameter, and
-the tokenizer of bytes.
-"""
+"""A model here and in transformers: settings, names and layouts, and the tokenizer of bytes."""
 
 from __future__ import annotations
 
@@ -55,12 +53,8 @@ SIZES = {
     "mpt": ("n_layers", "n_heads", "d_model", "vocab_size", "max_seq_len"),
     "gpt2": ("n_layer", "n_head", "n_embd", "vocab_size", "n_positions"),
 }
-ACTIVATIONS = {  # of GPT-2
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "gelu": "gelu",
-}
+TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")  # what GPT-2 calls it
+ACTIVATIONS = {"gelu": "gelu"} | dict.fromkeys(TANH, "gelu_tanh")
 
 # Their parameters: our path, their name with {} for the layer, and the letters of their dimensions;
 # letters that stand together are merged. `core/parameters.py` says what each letter is.
@@ -103,10 +97,6 @@ class HFModel:
     model: ModelConfig
     sequence_length: int
 
-    @property
-    def class_name(self) -> str:
-        return CLASSES[self.family]
-
 
 def hf_model(c: ModelConfig, sequence_length: int) -> HFModel:
     """The model of the class that computes the same; ConfigError if there is none."""
@@ -129,22 +119,20 @@ def to_json(hf: HFModel, max_length: int, eot_id: int, dtype: str) -> dict[str, 
     c = hf.model
     sizes = (c.n_layers, c.n_heads, c.d_model, c.vocab_size, max_length)
     fields = {
-        "architectures": [hf.class_name],
+        "architectures": [CLASSES[hf.family]],
         "model_type": hf.family,
         **dict(zip(SIZES[hf.family], sizes, strict=True)),
         **FIXED[hf.family],
         "dtype": dtype,
         "torch_dtype": dtype,  # the name of older versions
         "use_cache": True,
-        "bos_token_id": eot_id,
-        "eos_token_id": eot_id,
-        "pad_token_id": eot_id,
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), eot_id),
         TRAINED_LENGTH: hf.sequence_length,
     }
     if hf.family == "gpt2":
         fields |= {
             "n_inner": c.d_ff,
-            "activation_function": {"gelu_tanh": "gelu_new", "gelu": "gelu"}[c.activation],
+            "activation_function": TANH[0] if c.activation == "gelu_tanh" else c.activation,
             # Their default is 0.1; MPT's is 0, and as an attn_pdrop it takes no fraction.
             "resid_pdrop": c.dropout_residual,
             "attn_pdrop": c.dropout_attention,

@@ -49,8 +49,6 @@ def test_too_few_checkpoints_are_refused():
         steps_to_average((400, 800), 4, 0.2)
     with pytest.raises(ConfigError, match="the last 90% of 1000 steps has 1 checkpoints, not 2"):
         steps_to_average((100, 1000), 2, 0.9)
-    with pytest.raises(ConfigError, match="2 problems"):
-        steps_to_average((400, 800), 0, 1.5)
 
 
 def test_the_mean_is_that_of_numpy(run):
@@ -135,10 +133,14 @@ def test_list_tells_of_unfinished_checkpoints(tmp_path, call, monkeypatch):
     ("command", "says"),
     [
         (("average", "--last=2"), "the following arguments are required: DIR"),
+        (("average", "RUN", "--last=0"), "'0' is not a positive integer"),
         (("average", "RUN", "--layers=3"), "unrecognized arguments: --layers=3"),
-        (("average", "RUN", "--steps="), "'' is not a list of steps like 700,800"),
-        (("average", "RUN", "--steps=60,x"), "'60,x' is not a list of steps"),
-        (("average", "RUN", "--steps=60,61"), "no complete step 61; it has 60, 80, 85, 90, 100"),
+        (("average", "RUN", "--steps="), "invalid steps value: ''"),
+        (("average", "RUN", "--steps=60,x"), "invalid steps value: '60,x'"),
+        (
+            ("average", "RUN", "--steps=60,61"),
+            "no complete steps [61]; it has [60, 80, 85",
+        ),
         (("average", "RUN/checkpoints/60"), "is one step, but average takes a run; give"),
         (("list", "RUN/checkpoints/60"), "is one step, but list takes a run; give"),
         (("list", "nowhere"), "nowhere is not a folder; give the --workdir"),
@@ -186,5 +188,5 @@ def test_weights_without_optimizer_state_have_no_mean(tmp_path, call):
     begin(tmp_path / "run", config)
     code, _, error = call("average", tmp_path / "run", "--steps=0", "--noloss")
     assert code == EXIT_CONFIG
-    assert "step 0 of" in error and "it has no opt_state" in error
+    assert "cannot be read: it has no opt_state" in error
     assert not (tmp_path / "run" / "averaged").exists()

@@ -75,7 +75,7 @@ def test_one_step_in_shards(run, tmp_path):
     assert np.array_equal(stored.read(), params[3]["embed"]["embedding"])
     missing = done["files"][2]
     (out / missing).unlink()
-    with pytest.raises(ConfigError, match=rf"lacks {missing}, which .* lists; fetch it again"):
+    with pytest.raises(ConfigError, match=rf"{missing} is missing, damaged or cut short"):
         stored_tensors(out)
     for damaged in ("", "{}", '{"weight_map": [1]}', '{"weight_map": {"a": 1}}', "[" * 1100):
         (out / "model.safetensors.index.json").write_text(damaged)
@@ -129,7 +129,7 @@ def test_results_of_another_checkpoint_are_refused(run, tmp_path):
     (tmp_path / "results.json").write_text(json.dumps({"settings": settings}))
     row = read_results(tmp_path / "results.json")
     export(folder / "checkpoints" / "3", tmp_path / "3", dtype="float32", results=row)
-    match = "results.json has the results of another checkpoint, step 3 of there; evaluate .*/5"
+    match = "results.json has the results of another checkpoint, step 3 of there"
     with pytest.raises(ConfigError, match=match):
         export(folder, tmp_path / "5", dtype="float32", results=row)
     assert not (tmp_path / "5").exists()

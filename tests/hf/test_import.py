@@ -34,11 +34,11 @@ def test_an_import_names_every_tensor_that_is_wrong(tmp_path):
     weights = folder / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-10])
-    with pytest.raises(ConfigError, match=r"is damaged or cut short"):
+    with pytest.raises(ConfigError, match=r"is missing, damaged or cut short"):
         import_model(str(folder), tmp_path / "run")
     # As many bytes as the file has, but not as the tensors take.
     weights.write_bytes(whole.replace(b'"F32"', b'"F16"', 1))
-    with pytest.raises(ConfigError, match=r"is damaged or cut short"):
+    with pytest.raises(ConfigError, match=r"is missing, damaged or cut short"):
         import_model(str(folder), tmp_path / "run")
     with pytest.raises(ConfigError, match=r"revision='main': is of the hub, but .* is a folder"):
         import_model(str(folder), tmp_path / "run", "main")
@@ -169,9 +169,6 @@ def test_a_folder_that_is_not_a_model_says_what_it_is(tmp_path):
         import_model(str(folder), tmp_path / "run")
     (folder / "config.json").unlink()
     with pytest.raises(ConfigError, match=r"theirs has no config.json, so it is not a model"):
-        import_model(str(folder), tmp_path / "run")
-    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "a/base"}')
-    with pytest.raises(ConfigError, match=r"theirs is an adapter of a/base, not a model; merge"):
         import_model(str(folder), tmp_path / "run")
 
 

@@ -96,11 +96,11 @@ def check_same_data(workdir: Path, now: list[Record]) -> None:
     """
     config, record = read_run(workdir)
     if has_begun(record):
-        before, names = record["data"], ("tokenizer", "vocab_size", "sha256")
+        before, names = record["data"], ["tokenizer", "vocab_size", "sha256"]
         owner, remedy = "the run", f"use the run's data, or {_new_run_from(workdir, config)}"
     elif "tokenizer" in record:
         own = record["tokenizer"]
-        before, names = [own | {"tokenizer": own["sha256"]}] * len(now), ("tokenizer",)
+        before, names = [own | {"tokenizer": own["sha256"]}] * len(now), ["tokenizer"]
         owner, remedy = "the model", "use data of that tokenizer, or another --workdir"
     else:
         return
