@@ -79,7 +79,7 @@ def test_one_step_in_shards(run, tmp_path):
         stored_tensors(out)
     for damaged in ("", "{}", '{"weight_map": [1]}', '{"weight_map": {"a": 1}}', "[" * 1100):
         (out / "model.safetensors.index.json").write_text(damaged)
-        with pytest.raises(ConfigError, match=r"index.json is damaged"):
+        with pytest.raises(ConfigError, match=r"index.json is .*damaged"):
             stored_tensors(out)
 
 

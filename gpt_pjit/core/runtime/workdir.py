@@ -39,7 +39,7 @@ def open_workdir(workdir: Path, config: Config) -> None:
         if path.exists():
             _check_same_config(workdir, config)
         elif workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
-            problem = f"{workdir} has no run.json and is not empty; choose an empty or new folder"
+            problem = f"{workdir} is neither a run nor an empty folder; choose a new one"
             raise ConfigError([problem], "--workdir")
         wait_for_all("workdir checked")
         if jax.process_index() == 0 and not path.exists():
@@ -131,7 +131,8 @@ def _check_same_config(workdir: Path, config: Config) -> None:
     length = {"data.sequence_length"} if old.model.positions == "learned" else set()
     fixed = {*FIXED_BY_WEIGHTS, *length} & changed.keys()
     if not has_begun(record):
-        changed = {name: changed[name] for name in fixed if "source" in record}
+        held = fixed if "source" in record else ()
+        changed = {name: values for name, values in changed.items() if name in held}
     other = "use another --workdir" if fixed else _new_run_from(workdir, old)
     problems = [
         Problem(name, now, f"the run in {workdir} has {was!r}", f"keep that value, or {other}")

@@ -81,9 +81,7 @@ def test_a_model_of_another_shape_is_not_promised_its_weights(workdir):
 
 def test_a_workdir_that_cannot_be_used_is_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    with pytest.raises(
-        ConfigError, match=r"file has no run.json and is not empty; choose an empty or new"
-    ):
+    with pytest.raises(ConfigError, match="file is neither a run nor an empty folder"):
         open_workdir(tmp_path / "file", tiny())
     with pytest.raises(ConfigError, match="cannot be used: Not a directory"):
         open_workdir(tmp_path / "file" / "run", tiny())
@@ -93,7 +91,7 @@ def test_a_workdir_that_cannot_be_used_is_one_sentence(tmp_path, monkeypatch):
         open_workdir(tmp_path / ("x" * 300), tiny())
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "other").write_text("")
-    with pytest.raises(ConfigError, match=r"has no run.json and is not empty"):
+    with pytest.raises(ConfigError, match="is neither a run nor an empty folder"):
         open_workdir(tmp_path / "full", tiny())
 
     def no_space(*_, **__):
