@@ -102,42 +102,37 @@ def find_checkpoint(path: Path) -> tuple[Path, int]:
     """
     workdir, wanted = split_step(path)
     read_run(workdir)
-    steps = saved_steps(workdir / "checkpoints")
-    if not steps:
+    directory = workdir / "checkpoints"
+    steps = saved_steps(directory)
+    step = newest_step(directory) if wanted is None else wanted
+    if step is None or not steps:
         problem = f"{workdir} holds no checkpoint yet; the first is saved after checkpoint.every"
         raise ConfigError([problem + " steps"], "checkpoint")
-    if wanted is not None and wanted not in steps:
-        problem = f"{workdir} holds no step {wanted}; it holds {', '.join(map(str, steps))}"
+    if step not in steps:
+        problem = f"{workdir} holds no step {step}; it holds {', '.join(map(str, steps))}"
         raise ConfigError([problem], "checkpoint")
-    if wanted is None:
-        step = newest_step(workdir / "checkpoints")
-        assert step is not None
-        return workdir, step
-    if missing := missing_parts(workdir / "checkpoints", wanted):
-        problem = f"step {wanted} of {workdir} is damaged: it lacks {', '.join(missing)}"
-        raise ConfigError(
-            [f"{problem}; {other_steps(workdir / 'checkpoints', wanted)}"], "checkpoint"
-        )
-    return workdir, wanted
+    if missing := missing_parts(directory, step):
+        problem = f"step {step} of {workdir} is damaged: it has no {', '.join(missing)}"
+        raise ConfigError([f"{problem}; {other_steps(directory, step)}"], "checkpoint")
+    return workdir, step
 
 
 def _check(n_heads: int, tensor: int, dtype: str) -> None:
     problems = []
     works = [size for size in range(1, n_heads + 1) if n_heads % size == 0]
     if tensor not in works:
-        constraint = f"must divide the model's {n_heads} heads"
         remedy = f"try {', '.join(map(str, works))}"
+        constraint = f"must divide the model's {n_heads} heads"
         problems.append(Problem("tensor", tensor, constraint, remedy))
     known = CHOICES["model.dtype"]
     if dtype and dtype not in known:
-        remedy = f"{' or '.join(known)}, or leave it out to compute as in training"
-        problems.append(Problem("dtype", dtype, "no such dtype", remedy))
+        problems.append(Problem("dtype", dtype, "no such dtype", " or ".join(known)))
     if problems:
         raise ConfigError(problems, "checkpoint")
 
 
 def _check_finite(params: Any, workdir: Path, step: int) -> None:
-    """Raises ConfigError if a parameter is not finite: all results would be meaningless."""
+    """Raises ConfigError where a run has diverged."""
     finite = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.isfinite(x).all(), tree))(params)
     bad = [path for path, whole in paths_and_leaves(jax.device_get(finite)) if not whole]
     if bad:
@@ -153,8 +148,8 @@ def run_tokenizer(workdir: Path, record: dict[str, Any]) -> Tokenizer:
     if tokenizer.sha256 != recorded["sha256"]:
         found = f"{tokenizer.file} is a different one" if tokenizer.file else "none is there"
         problem = (
-            f"the tokenizer with SHA-256 {recorded['sha256']} should be in {workdir}, but {found}; "
-            f"copy tokenizer.json or tokenizer.model from {recorded['path']}"
+            f"{workdir} should hold the tokenizer of SHA-256 {recorded['sha256']}, but {found}"
         )
-        raise ConfigError([problem], "checkpoint")
+        remedy = f"copy tokenizer.json or tokenizer.model from {recorded['path']}"
+        raise ConfigError([f"{problem}; {remedy}"], "checkpoint")
     return tokenizer

@@ -13,7 +13,7 @@ FLOORS = (
     ("core.model", "core.tokens", "core.runtime"),
     ("core.training",),
     ("core.train",),
-    ("commandline", "trained", "pages"),
+    ("commandline", "trained", "checkpoint_arrays", "pages"),
     ("partition", "data", "generate"),
     ("plan", "checkpoint", "evaluate"),
     ("hf",),

@@ -1,3 +1,1 @@
-"""Checkpoints listed, averaged and grown, and the workdirs that are made of such weights."""
-
-from gpt_pjit.checkpoint.derive import derived_workdir as derived_workdir
+"""Checkpoints listed, averaged and grown; `combine.py` has the arithmetic."""

@@ -21,25 +21,30 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
-from rich.table import Table
 
-from gpt_pjit.checkpoint.derive import (
-    Run,
-    derived_workdir,
+from gpt_pjit.checkpoint.combine import (
     grown_config,
     grown_params,
     layer_sources,
     mean_params,
     steps_to_average,
 )
-from gpt_pjit.commandline import Answer, Parser, local_path
+from gpt_pjit.checkpoint_arrays import (
+    check_new,
+    derived_workdir,
+    origins,
+    read_arrays,
+    write_state,
+)
+from gpt_pjit.commandline import Answer, Parser, local_path, positive
 from gpt_pjit.config import Config
-from gpt_pjit.core.checkpointer import missing_parts, read_arrays, saved_steps, write_state
+from gpt_pjit.core.checkpointer import missing_parts, saved_steps
 from gpt_pjit.core.errors import EXIT_DONE, ConfigError
 from gpt_pjit.core.model import param_shapes
-from gpt_pjit.core.runtime import check_new, check_same_data, has_begun, read_run
+from gpt_pjit.core.runtime import check_same_data, has_begun, read_run
 from gpt_pjit.core.tokens import TrainingData, open_data
 from gpt_pjit.core.training import TrainState, make_optimizer
+from gpt_pjit.pages import Table, terminal
 from gpt_pjit.trained import (
     find_checkpoint,
     held_out_metrics,
@@ -48,25 +53,21 @@ from gpt_pjit.trained import (
     start_devices,
 )
 
+Run = dict[str, Any]  # a run.json
+
 
 def list_command(flags: argparse.Namespace) -> Answer:
     path = _workdir(flags)
     _, run = read_run(path)
     listed = list_checkpoints(path / "checkpoints")
-    table = Table()
-    for name in ("step", "date", "MB", "complete"):
-        table.add_column(name, justify="right")
-    for c in listed:
-        complete = "yes" if c["complete"] else "NO"
-        table.add_row(f"{c['step']:,}", c["date"], f"{c['size'] / 1e6:,.1f}", complete)
-    source = origin = run.get("source")
-    lines = []
-    while source:
-        shown = {k: v for k, v in source.items() if k not in ("made", "source") and v is not None}
-        lines.append("made by " + ", ".join(f"{k} {v}" for k, v in shown.items()))
-        source = source.get("source")
-    record = {"source": origin, "checkpoints": listed}
-    return Answer(EXIT_DONE, record, [f"checkpoints of {path}", table, *lines])
+    rows = [
+        (f"{c['step']:,}", c["date"], f"{c['size'] / 1e6:,.1f}", "yes" if c["complete"] else "NO")
+        for c in listed
+    ]
+    table = Table(f"checkpoints of {path}", (">step", ">date", ">MB", ">complete"), rows)
+    record = {"source": run.get("source"), "checkpoints": listed}
+    made = [f"weights: {origin}" for origin in origins(run.get("source"))]
+    return Answer(EXIT_DONE, record, [*terminal([table]), *made])
 
 
 def list_checkpoints(directory: Path) -> list[dict[str, Any]]:
@@ -92,6 +93,7 @@ def list_checkpoints(directory: Path) -> list[dict[str, Any]]:
 
 
 def average_command(flags: argparse.Namespace) -> Answer:
+    _start()
     path = _workdir(flags)
     out = flags.out or path / "averaged"
     check_new(out)
@@ -107,12 +109,12 @@ def average_command(flags: argparse.Namespace) -> Answer:
         rest = {"step": jax.ShapeDtypeStruct((), np.int32), "opt_state": opt_state}
         rest = read_arrays(directory, steps[-1], rest)
         write_state(draft / "checkpoints", steps[-1], TrainState(params=params, **rest))
-    losses, words = _losses(path, steps[-1], out, flags.loss)
-    shown = f"{out}: the mean of steps {', '.join(map(str, steps))} of {path}\n{words}"
-    return Answer(EXIT_DONE, {"workdir": str(out), **source, "validation_loss": losses}, [shown])
+    words = f"the mean of steps {', '.join(map(str, steps))} of {path}"
+    return _made(out, words, source, directory / str(steps[-1]), flags)
 
 
 def grow_command(flags: argparse.Namespace) -> Answer:
+    _start()
     workdir, step = find_checkpoint(flags.folder)
     out = flags.out or workdir / "grown"
     check_new(out)
@@ -124,9 +126,13 @@ def grow_command(flags: argparse.Namespace) -> Answer:
     with derived_workdir(out, new_config, run_tokenizer(workdir, run), source) as draft:
         params = grown_params(workdir / "checkpoints", step, shapes, sources)
         write_state(draft / "checkpoints", 0, {"step": np.int32(0), "params": params})
-    losses, words = _losses(workdir, step, out, flags.loss)
-    shown = f"{out}: {len(sources)} layers, from layers {sources} of step {step}\n{words}"
-    return Answer(EXIT_DONE, {"workdir": str(out), **source, "validation_loss": losses}, [shown])
+    words = f"{len(sources)} layers, from layers {sources} of step {step}"
+    return _made(out, words, source, workdir / "checkpoints" / str(step), flags)
+
+
+def _start() -> None:
+    logging.set_verbosity(logging.ERROR)  # Orbax logs every file it touches
+    start_devices()
 
 
 def _source(kind: str, workdir: Path, run: Run, **details: Any) -> dict[str, Any]:
@@ -135,26 +141,27 @@ def _source(kind: str, workdir: Path, run: Run, **details: Any) -> dict[str, Any
     return source | ({"source": run["source"]} if "source" in run else {})
 
 
-def _losses(
-    workdir: Path, step: int, out: Path, wanted: bool
-) -> tuple[dict[str, float] | None, str]:
-    """Validation loss of `step` and of `out` on the run's own data, if they can be found."""
-    if not wanted:
-        return None, "validation loss not measured"
+def _made(out: Path, words: str, source: Run, before: Path, flags: argparse.Namespace) -> Answer:
+    """The answer about the new workdir `out`, whose loss is compared with that of `before`."""
+    losses, measured = _losses(before, out) if flags.loss else (None, "loss not measured")
+    record = {"workdir": str(out), **source, "validation_loss": losses}
+    return Answer(EXIT_DONE, record, [f"{out}: {words}", f"validation {measured}"])
+
+
+def _losses(before: Path, after: Path) -> tuple[dict[str, float] | None, str]:
+    """Validation losses on the own data of the run with the step `before`, or why not."""
+    workdir, step = split_step(before)
     config, run = read_run(workdir)
     if not has_begun(run):
-        return None, "validation loss not measured: nothing has been trained here yet"
+        return None, "loss not measured: nothing has been trained here yet"
     try:
         data = _own_data(workdir, config, run)
+        old, new = (held_out_metrics(at, data)["validation/loss"] for at in (before, after))
     except ConfigError as error:
-        return None, f"validation loss not measured, the run's data cannot be read: {error}"
-    pair = {"before": workdir / "checkpoints" / str(step), "after": out}
-    try:
-        losses = {name: held_out_metrics(at, data)["validation/loss"] for name, at in pair.items()}
+        return None, f"loss not measured: {error}"
     except KeyboardInterrupt:  # the new workdir is complete without it
-        return None, "validation loss not measured: stopped"
-    before, after = losses.values()
-    return losses, f"validation loss {before:.4f} at step {step}, {after:.4f} now"
+        return None, "loss not measured: stopped"
+    return {"before": old, "after": new}, f"loss {old:.4f} at step {step}, {new:.4f} now"
 
 
 def _own_data(workdir: Path, config: Config, run: Run) -> TrainingData:
@@ -182,50 +189,38 @@ def _steps_of(path: Path, run: Run, flags: argparse.Namespace) -> list[int]:
     if not has_begun(run):
         problem = f"{path} has a single checkpoint: nothing has been trained there yet"
         raise ConfigError([problem], "average")
-    saved = saved_steps(path / "checkpoints")
-    whole = [step for step in saved if not missing_parts(path / "checkpoints", step)]
+    directory = path / "checkpoints"
+    whole = [step for step in saved_steps(directory) if not missing_parts(directory, step)]
     if flags.steps is None:
         return steps_to_average(whole, flags.last, flags.fraction)
     if wrong := sorted(set(flags.steps) - set(whole)):
-        no, has = (", ".join(map(str, steps)) for steps in (wrong, whole))
-        raise ConfigError([f"{path} has no complete step {no}; it has {has}"], "--steps")
+        raise ConfigError([f"{path} has no complete steps {wrong}; it has {whole}"], "--steps")
     return sorted(set(flags.steps))
 
 
 def define(parser: Parser) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
-
-    def command(name: str, run: Any, summary: str, folder: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=summary, description=summary)
-        added.set_defaults(run=lambda flags: _started(run, flags))
-        added.add_argument("folder", type=local_path, metavar="DIR", help=folder)
-        added.add_argument("--json", action="store_true", help="JSON instead of text")
-        return added
-
-    command("list", list_command, "the checkpoints of a run", "a workdir")
-    average = command("average", average_command, "the mean of late checkpoints", "a workdir")
+    listed = commands.add_parser("list", help="the checkpoints of a run")
+    listed.set_defaults(run=list_command)
+    average = commands.add_parser("average", help="the mean of late checkpoints")
+    average.set_defaults(run=average_command)
     which = average.add_mutually_exclusive_group()
-    which.add_argument("--last", type=int, default=4, help="how many; default 4")
-    which.add_argument("--steps", type=_steps, help="average these, for example 700,800")
-    average.add_argument(
-        "--fraction", type=float, default=0.2, help="take them from this last part; default 0.2"
-    )
-    step = "a workdir, or WORKDIR/checkpoints/STEP"
-    grow = command("grow", grow_command, "a deeper model that computes the same", step)
+    which.add_argument("--last", type=positive, default=4, help="how many; default 4")
+    which.add_argument("--steps", type=steps, help="average these, for example 700,800")
+    fraction = "take them from this last part; default 0.2"
+    average.add_argument("--fraction", type=float, default=0.2, help=fraction)
+    grow = commands.add_parser("grow", help="a deeper model that computes the same")
+    grow.set_defaults(run=grow_command)
     grow.add_argument("--layers", type=int, required=True, help="number of layers")
-    for made, name in ((average, "averaged"), (grow, "grown")):
+    for command in (listed, average, grow):
+        folder = "a workdir" + (", or WORKDIR/checkpoints/STEP" if command is grow else "")
+        command.add_argument("folder", type=local_path, metavar="DIR", help=folder)
+        command.add_json()
+    for command, name in ((average, "averaged"), (grow, "grown")):
         place = f"the workdir to make; default {name} in that of DIR"
-        made.add_argument("--out", type=local_path, help=place)
-        made.add_argument("--noloss", dest="loss", action="store_false", help="measure no loss")
+        command.add_argument("--out", type=local_path, help=place)
+        command.add_argument("--noloss", dest="loss", action="store_false", help="measure no loss")
 
 
-def _started(run: Any, flags: argparse.Namespace) -> Answer:
-    logging.set_verbosity(logging.ERROR)  # Orbax logs every file it touches
-    start_devices()
-    return run(flags)
-
-
-def _steps(text: str) -> list[int]:
-    if not all(step.isdecimal() for step in text.split(",")):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of steps like 700,800")
+def steps(text: str) -> list[int]:
     return [int(step) for step in text.split(",")]

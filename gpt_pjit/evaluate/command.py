@@ -14,8 +14,8 @@ from pathlib import Path
 
 import jax
 
+from gpt_pjit.checkpoint_arrays import fingerprint
 from gpt_pjit.commandline import Parser, comma_separated, local_path, positive, show
-from gpt_pjit.core.checkpointer import fingerprint
 from gpt_pjit.core.errors import ConfigError, Problem
 from gpt_pjit.core.runtime import (
     all_or_none,

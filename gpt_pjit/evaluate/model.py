@@ -18,7 +18,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 
-from gpt_pjit.core.checkpointer import fingerprint
+from gpt_pjit.checkpoint_arrays import fingerprint
 from gpt_pjit.core.console import Progress
 from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.evaluate.scorer import Request, Scored, Scorer, fitted, rolling_requests

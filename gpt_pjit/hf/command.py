@@ -25,19 +25,14 @@ from gpt_pjit.hf.importing import import_model
 
 def export_command(flags: argparse.Namespace) -> Answer:
     logging.set_verbosity(logging.ERROR)  # Orbax logs every file it touches
-    done = export(
-        flags.checkpoint,
-        flags.out,
-        dtype=flags.dtype,
-        max_length=flags.max_length,
-        results=read_results(flags.results) if flags.results else None,
-    )
-    record = dataclasses.asdict(done) | {"folder": str(done.folder)}
+    results = read_results(flags.results) if flags.results else None
+    options = {"dtype": flags.dtype, "max_length": flags.max_length, "results": results}
+    done = export(flags.checkpoint, flags.out, **options)
     shown = (
-        f"{done.folder}: {done.family}, {done.n_params:,} parameters of step {done.step:,}, in "
-        f"{flags.dtype}, contexts up to {done.max_length:,} tokens"
+        f"{flags.out}: {done['family']}, {done['n_params']:,} parameters of step {done['step']:,}, "
+        f"in {flags.dtype}, contexts up to {done['max_length']:,} tokens"
     )
-    return Answer(EXIT_DONE, record, [shown])
+    return Answer(EXIT_DONE, done, [shown])
 
 
 def import_command(flags: argparse.Namespace) -> Answer:
@@ -54,22 +49,17 @@ def import_command(flags: argparse.Namespace) -> Answer:
 
 def define(parser: Parser) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
-    export_ = commands.add_parser("export", help="a checkpoint as a folder for transformers")
-    export_.set_defaults(run=export_command)
-    export_.add_argument(
-        "--checkpoint", type=local_path, required=True, help="a workdir, or one step of it"
-    )
-    export_.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    export_.add_argument(
-        "--max_length", type=positive, help="longest context; default 4 times that of training"
-    )
-    export_.add_argument(
-        "--results", type=local_path, help="results.json of evaluate, for the card"
-    )
-    import_ = commands.add_parser("import", help="a workdir from such a folder")
-    import_.set_defaults(run=import_command)
-    import_.add_argument("--source", required=True, help="a folder, or a name on the hub")
-    import_.add_argument("--revision", help="a commit or tag of the hub")
-    for command in (export_, import_):
+    out = commands.add_parser("export", help="a checkpoint as a folder for transformers")
+    out.set_defaults(run=export_command)
+    out.add_argument("--checkpoint", type=local_path, required=True, help="a workdir, or one step")
+    out.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    longest = "longest context; default 4 times that of training"
+    out.add_argument("--max_length", type=positive, help=longest)
+    out.add_argument("--results", type=local_path, help="results.json of evaluate, for the card")
+    into = commands.add_parser("import", help="a workdir from such a folder")
+    into.set_defaults(run=import_command)
+    into.add_argument("--source", required=True, help="a folder, or a name on the hub")
+    into.add_argument("--revision", help="a commit or tag of the hub")
+    for command in (out, into):
         command.add_argument("--out", type=local_path, required=True, help="the folder to make")
-        command.add_argument("--json", action="store_true", help="JSON instead of text")
+        command.add_json()

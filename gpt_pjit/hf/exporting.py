@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
+import tokenizers
 from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors.numpy import save_file
+from sentencepiece import sentencepiece_model_pb2 as proto
+from tokenizers import decoders, models, normalizers
 
+from gpt_pjit.checkpoint_arrays import fingerprint, new_folder, origins, read_parameter
 from gpt_pjit.config import Config
-from gpt_pjit.core.checkpointer import fingerprint, read_parameter
 from gpt_pjit.core.errors import ConfigError, Problem
 from gpt_pjit.core.model import param_shapes
-from gpt_pjit.core.runtime import new_folder, new_run_from, read_run
+from gpt_pjit.core.runtime import read_run, write_json
 from gpt_pjit.core.sharding import paths_and_leaves
-from gpt_pjit.core.tokens import Tokenizer
+from gpt_pjit.core.tokens import END_OF_TEXT, Tokenizer
 from gpt_pjit.evaluate import ModelResults, results_table
-from gpt_pjit.hf.models import CLASSES, HFModel, Parameter, family_of, parameters, to_json
-from gpt_pjit.hf.tokenizer_files import tokenizer_files
+from gpt_pjit.hf.models import HFModel, Parameter, byte_tokenizer, hf_model, parameters, to_json
 from gpt_pjit.trained import find_checkpoint, run_tokenizer
 
 LONGEST = 4  # times the trained context: the default of ALiBi exports
 SHARD_BYTES = 10**9  # of a file of weights, which is in memory until it is written
-DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+SPACE = "\u2581"  # sentencepiece's sign
+NamedTensors = Iterator[tuple[str, np.ndarray]]
+NOT_TEXT = -1e6  # the score of control pieces: spelling them out is always likelier
 
 USE = """\
 ```python
@@ -42,18 +45,6 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0]))
 ```"""
 
 
-@dataclass(frozen=True)
-class Export:
-    """What was written: the class of transformers, the step it is from, and how much of it."""
-
-    folder: Path
-    family: str
-    step: int
-    n_params: int
-    files: tuple[str, ...]
-    max_length: int
-
-
 def export(
     checkpoint: Path,
     out: Path,
@@ -62,89 +53,46 @@ def export(
     max_length: int | None = None,
     results: ModelResults | None = None,
     shard_bytes: int = SHARD_BYTES,
-) -> Export:
-    """Writes `checkpoint`, a workdir or one step of it, into the new folder `out`.
+) -> dict[str, Any]:
+    """Writes `checkpoint`, a workdir or one step of it, into the new folder `out`; says what.
 
-    It takes contexts up to `max_length`; learned positions end with the training context. Raises
-    ConfigError, and writes nothing, where transformers has no such model, the weights are not
-    finite, or `results` are those of another checkpoint. Holds one file of weights in memory, and
-    one array of the checkpoint.
+    Raises ConfigError, and writes nothing, where transformers has no such model, the weights are
+    not finite, or `results` are those of another checkpoint. Holds one file of weights in memory,
+    and one array of the checkpoint.
     """
     workdir, step = find_checkpoint(checkpoint)
     if results:
         _check_results(results, workdir, step)
-    config, record = read_run(workdir)
-    tokenizer = run_tokenizer(workdir, record)
-    hf = HFModel(_family(config, workdir), config.model, config.data.sequence_length)
-    longest = _longest(hf, max_length)
-    table = list(parameters(hf.family, hf.model, hf.sequence_length))
-    sizes = {name: int(np.prod(p.their_shape)) for p in table for name in p.names}
+    config, run = read_run(workdir)
+    tokenizer = run_tokenizer(workdir, run)
+    length = config.data.sequence_length
+    hf = hf_model(config.model, length)
+    longest = length if hf.family == "gpt2" else max_length or LONGEST * length
+    if max_length not in (None, longest):
+        constraint = f"learned positions are for exactly {length} tokens"
+        problem = Problem("max_length", max_length, constraint, "leave it out")
+        raise ConfigError([problem], "export")
+    fields = to_json(hf, longest, tokenizer.eot_id, dtype)
+    ids = {name: value for name, value in fields.items() if name.endswith("_token_id")}
+    table = list(parameters(hf))
+    sizes = {name: math.prod(p.their_shape) for p in table for name in p.names}
     n_params = sum(sizes.values())
-    tokens = step * config.data.batch_size * config.data.sequence_length
-    card = model_card(
-        hf,
-        tokenizer,
-        name=out.resolve().name,
-        origin=history(step, tokens, record.get("source")),
-        n_params=n_params,
-        max_length=longest,
-        results=results,
-    )
-    ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eot_id)
-    files = {
-        "config.json": _json(to_json(hf, longest, tokenizer.eot_id, dtype)),
-        "generation_config.json": _json(ids),
-        "README.md": card.encode(),
-        **tokenizer_files(tokenizer, longest),
-    }
+    family = fields["architectures"][0]
+    title = f"# {out.resolve().name}\n\nA GPT of {n_params:,} parameters, as `{family}`"
+    origin = history(step, step * config.data.batch_size * length, run.get("source"))
+    card = _card(title, origin, hf, tokenizer, longest)
+    if results:
+        card += f"\n## Results\n\n{results_table(results)}\n"
+    files = tokenizer_files(tokenizer, longest) | {"README.md": card.encode()}
     with new_folder(out) as draft:
         for name, content in files.items():
             (draft / name).write_bytes(content)
+        write_json(draft / "config.json", fields)
+        write_json(draft / "generation_config.json", ids)
         tensors = _tensors(workdir / "checkpoints", step, config, table)
         weights = write_tensors(draft, sizes, tensors, dtype, shard_bytes)
-    return Export(out, CLASSES[hf.family], step, n_params, weights, longest)
-
-
-def write_tensors(
-    folder: Path,
-    sizes: dict[str, int],
-    tensors: Iterator[tuple[str, np.ndarray]],
-    dtype: str,
-    shard_bytes: int = SHARD_BYTES,
-) -> tuple[str, ...]:
-    """Writes named tensors, of `sizes` elements, as files of about `shard_bytes`; their names."""
-    split = split_state_dict_into_shards_factory(
-        {name: size * DTYPES[dtype].itemsize for name, size in sizes.items()},
-        get_storage_size=lambda size: size,
-        filename_pattern="model{suffix}.safetensors",
-        max_shard_size=shard_bytes,
-    )
-    shards: dict[str, dict[str, np.ndarray]] = {file: {} for file in split.filename_to_tensors}
-    for name, tensor in tensors:
-        file = split.tensor_to_filename[name]
-        # A copy: the library takes the memory as it lies, and a view would keep all layers alive.
-        shards[file][name] = np.array(tensor, DTYPES[dtype], order="C")
-        del tensor
-        if len(shards[file]) == len(split.filename_to_tensors[file]):
-            save_file(shards.pop(file), folder / file, metadata={"format": "pt"})
-    assert not shards, f"tensors are missing in {', '.join(shards)}"
-    if split.is_sharded:
-        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        (folder / "model.safetensors.index.json").write_bytes(_json(index))
-    return tuple(split.filename_to_tensors)
-
-
-def _json(fields: dict[str, Any]) -> bytes:
-    return (json.dumps(fields, indent=2) + "\n").encode()
-
-
-def _family(config: Config, workdir: Path) -> str:
-    try:
-        return family_of(config.model)
-    except ConfigError as error:
-        *others, last = error.problems
-        way_on = f"to train on from it here, {new_run_from(workdir, config)}"
-        raise ConfigError([*others, f"{last}; {way_on}"], "export") from None
+    record = {"folder": str(out), "family": family, "step": step, "max_length": longest}
+    return record | {"n_params": n_params, "files": weights}
 
 
 def _check_results(results: ModelResults, workdir: Path, step: int) -> None:
@@ -152,30 +100,17 @@ def _check_results(results: ModelResults, workdir: Path, step: int) -> None:
     if settings.get("fingerprint") != fingerprint(workdir / "checkpoints", step):
         other = f"step {settings.get('step')} of {settings.get('checkpoint')}"
         problem = f"{results.origin} has the results of another checkpoint, {other}"
-        remedy = f"evaluate {workdir / 'checkpoints' / str(step)}, or export the other one"
-        raise ConfigError([f"{problem}; {remedy}"], "--results")
+        raise ConfigError([problem], "--results")
 
 
-def _longest(hf: HFModel, wanted: int | None) -> int:
-    trained = hf.sequence_length
-    if hf.family == "gpt2":
-        if wanted not in (None, trained):
-            constraint = f"learned positions are for exactly {trained} tokens"
-            raise ConfigError([Problem("max_length", wanted, constraint, "leave it out")], "export")
-        return trained
-    return wanted or LONGEST * trained
-
-
-def _tensors(
-    directory: Path, step: int, config: Config, table: list[Parameter]
-) -> Iterator[tuple[str, np.ndarray]]:
+def _tensors(directory: Path, step: int, config: Config, table: list[Parameter]) -> NamedTensors:
     """The name and content of their tensors; one array of ours is in memory at a time."""
     own = dict(paths_and_leaves(param_shapes(config.model, config.data.sequence_length)))
     for p in table:
         if p.path in own:
             array = read_parameter(directory, step, p.path, own[p.path])
         else:  # a bias that our model does without
-            array = np.zeros(p.shape.shape, np.float32)
+            array = np.zeros(p.shape, np.float32)
         if not np.isfinite(array).all():
             problem = f"step {step} of {directory.parent} holds NaN or infinity in {p.path}"
             raise ConfigError([problem], "export")
@@ -184,55 +119,115 @@ def _tensors(
         del array, layer  # before the next one is read
 
 
-def model_card(
-    hf: HFModel,
-    tokenizer: Tokenizer,
-    *,
-    name: str,
-    origin: str,
-    n_params: int,
-    max_length: int,
-    results: ModelResults | None,
-) -> str:
-    """README.md of an export; `origin` says where the weights come from."""
+def write_tensors(
+    folder: Path,
+    sizes: dict[str, int],
+    tensors: NamedTensors,
+    dtype: str = "float32",
+    shard_bytes: int = SHARD_BYTES,
+) -> tuple[str, ...]:
+    """Writes named tensors, of `sizes` elements, as files of about `shard_bytes`; their names."""
+    split = split_state_dict_into_shards_factory(
+        {name: size * np.dtype(dtype).itemsize for name, size in sizes.items()},
+        get_storage_size=lambda size: size,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=shard_bytes,
+    )
+    shards: dict[str, dict[str, np.ndarray]] = {file: {} for file in split.filename_to_tensors}
+    for name, tensor in tensors:
+        file = split.tensor_to_filename[name]
+        # A copy: the library takes the memory as it lies, and a view would keep all layers alive.
+        shards[file][name] = np.array(tensor, dtype, order="C")
+        del tensor
+        if len(shards[file]) == len(split.filename_to_tensors[file]):
+            save_file(shards.pop(file), folder / file, metadata={"format": "pt"})
+    assert not shards, f"tensors are missing in {', '.join(shards)}"
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        write_json(folder / "model.safetensors.index.json", index)
+    return tuple(split.filename_to_tensors)
+
+
+def _card(title: str, origin: str, hf: HFModel, tokenizer: Tokenizer, max_length: int) -> str:
+    """README.md; `origin` says where the weights come from."""
     c = hf.model
     limit = "max_seq_len" if hf.family == "mpt" else "n_positions"
-    padding = c.vocab_size - tokenizer.vocab_size
     vocabulary = f"The vocabulary is that of {tokenizer.name}, {tokenizer.vocab_size:,} tokens"
-    if padding > 0:
+    if (padding := c.vocab_size - tokenizer.vocab_size) > 0:
         vocabulary += f", and {padding:,} rows of padding, which were never a target in training"
-    lines = [
-        "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n",
-        f"# {name}\n",
-        f"A GPT of {n_params:,} parameters: {c.n_layers} layers, {c.n_heads} heads, width "
-        f"{c.d_model:,}, {'ALiBi' if c.positions == 'alibi' else 'learned'} positions, as "
-        f"`{CLASSES[hf.family]}`. {origin}\n",
-        f"Trained on contexts of {hf.sequence_length:,} tokens; this export takes up to "
-        f"{max_length:,} (`{limit}`). {vocabulary}; each document ended with id "
-        f"{tokenizer.eot_id}.\n",
-        USE,
-    ]
-    if results:
-        lines += ["\n## Results\n", results_table(results)]
-    return "\n".join(lines) + "\n"
+    return f"""\
+---
+library_name: transformers
+pipeline_tag: text-generation
+---
+
+{title}: {c.n_layers} layers, {c.n_heads} heads, width {c.d_model:,}, \
+{"ALiBi" if c.positions == "alibi" else "learned"} positions. {origin}
+
+Trained on contexts of {hf.sequence_length:,} tokens; this export takes up to {max_length:,} \
+(`{limit}`). {vocabulary}; each document ended with id {tokenizer.eot_id}.
+
+{USE}
+"""
 
 
 def history(step: int, tokens: int, source: dict[str, Any] | None) -> str:
     """Where the weights of `step` come from; `source` is that of run.json, if there is one."""
-    sentences = []
-    if step:
-        sentences.append(f"Trained with gpt_pjit for {step:,} steps, {tokens:,} tokens.")
-    origins = []
-    while source:
-        if source["kind"] == "average":
-            steps = ", ".join(f"{step:,}" for step in source["steps"])
-            origins.append(f"the mean of the checkpoints of steps {steps}")
-        elif commit := source.get("revision"):
-            origins.append(f"imported from {source['from']} at {commit}")
-        else:  # a folder: its name alone, without those above it
-            verb = {"grow": "grown", "import": "imported"}[source["kind"]]
-            origins.append(f"{verb} from {Path(source['from']).name}")
-        source = source.get("source")
-    if origins:
-        sentences.append(f"Origin of the weights, latest first: {'; '.join(origins)}.")
-    return " ".join(sentences)
+    trained = f"Trained with gpt_pjit for {step:,} steps, {tokens:,} tokens." if step else ""
+    made = f"Origin of the weights, latest first: {'; '.join(origins(source))}." if source else ""
+    return f"{trained} {made}".strip()
+
+
+def tokenizer_files(tokenizer: Tokenizer, max_length: int) -> dict[str, bytes]:
+    """Name and content of each file, for `AutoTokenizer`; a text has the same ids as here.
+
+    Raises ConfigError for a sentencepiece model that has no equal there.
+    """
+    eot: str | None = END_OF_TEXT
+    if tokenizer.file == "tokenizer.json":
+        files = {tokenizer.file: _text_only(tokenizer.content)}
+    elif tokenizer.file == "tokenizer.model":
+        model = _unigram(tokenizer.content)
+        eot = model.id_to_token(tokenizer.eot_id)
+        content = model.to_str(pretty=True).encode()
+        files = {"tokenizer.json": content, tokenizer.file: tokenizer.content}
+    else:
+        files = {"tokenizer.json": byte_tokenizer()}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": eot,
+        "eos_token": eot,
+        "pad_token": eot,
+        "unk_token": eot,  # never occurs; some runtimes require one
+        "padding_side": "left",  # generation continues the last token of each row
+        "model_max_length": max_length,
+        "clean_up_tokenization_spaces": False,  # decoding gives back the exact text
+    }
+    return files | {"tokenizer_config.json": json.dumps(settings, indent=2).encode()}
+
+
+def _text_only(content: bytes) -> bytes:
+    """A tokenizer.json without what cuts texts or adds tokens; ByteLevel does neither."""
+    fields = json.loads(content)
+    parts = [name for name in ("truncation", "padding", "post_processor") if fields.get(name)]
+    others = [name for name in parts if fields[name].get("type") != "ByteLevel"]
+    return json.dumps(fields | dict.fromkeys(others)).encode() if others else content
+
+
+def _unigram(content: bytes) -> tokenizers.Tokenizer:
+    """From a sentencepiece unigram model that normalises nothing, as `train_tokenizer` makes."""
+    spec = proto.ModelProto.FromString(content)  # type: ignore[attr-defined]
+    trainer, plain = spec.trainer_spec, spec.normalizer_spec
+    changes = plain.precompiled_charsmap or plain.add_dummy_prefix or plain.remove_extra_whitespaces
+    if trainer.model_type != trainer.UNIGRAM or changes:
+        problem = "only a sentencepiece unigram that normalises nothing has an equal tokenizer.json"
+        raise ConfigError([problem], "export")
+    kinds = proto.ModelProto.SentencePiece  # type: ignore[attr-defined]
+    text = (kinds.NORMAL, kinds.USER_DEFINED)
+    pieces = [(p.piece, p.score if p.type in text else NOT_TEXT) for p in spec.pieces]
+    model = tokenizers.Tokenizer(models.Unigram(pieces, trainer.unk_id, trainer.byte_fallback))
+    model.normalizer = normalizers.Replace(" ", SPACE)
+    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    model.decoder = decoders.Sequence(steps)
+    model.add_special_tokens([spec.pieces[trainer.eos_id].piece])
+    return model

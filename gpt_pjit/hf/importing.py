@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 from flax.traverse_util import unflatten_dict
 from safetensors import SafetensorError, safe_open
+from tokenizers import models
 
-from gpt_pjit.checkpoint import derived_workdir
+from gpt_pjit.checkpoint_arrays import check_new, derived_workdir, write_state
 from gpt_pjit.config import Config, DataConfig
-from gpt_pjit.core.checkpointer import write_state
 from gpt_pjit.core.errors import ConfigError, Problem
-from gpt_pjit.core.runtime import check_new, read_json
-from gpt_pjit.core.tokens import Tokenizer
-from gpt_pjit.hf.models import HFModel, Parameter, from_json, parameters
-from gpt_pjit.hf.tokenizer_files import read_tokenizer
+from gpt_pjit.core.runtime import read_json
+from gpt_pjit.core.tokens import BytesTokenizer, Tokenizer, tokenizer_from_bytes
+from gpt_pjit.hf.models import HFModel, Parameter, byte_level, byte_tokenizer, from_json, parameters
 
 DTYPES = ("F32", "BF16", "F16")  # as safetensors names them
 PREFIX = "transformer."  # some GPT-2 on the hub lack it
 EMBEDDING, HEAD = f"{PREFIX}wte.weight", "lm_head.weight"
-MASK = re.compile(rf"{re.escape(PREFIX)}h\.\d+\.attn\.(bias|masked_bias)")  # of old GPT-2 files
+# Causal masks that old GPT-2 files hold; transformers does not read them either.
+MASK = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")
 MOST_PADDING = 1024  # rows of the embedding that no token has
-WHOLE, INDEX, ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_config.json"
-HUB_FILES = (  # of the top folder of the repository only: a * would match in folders too
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+HUB_FILES = [  # of the top folder of the repository only: a * would match in folders too
     *("config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"),
-    *(WHOLE, INDEX, ADAPTER, "model-?????-of-?????.safetensors"),
-)
+    *(WHOLE, INDEX, "model-?????-of-?????.safetensors"),
+]
 CONVERT = (
     "its weights may be a .bin, a Python pickle, which can run code; convert them with: python -c "
     '"from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; '
@@ -58,22 +60,20 @@ def import_model(source: str, out: Path, revision: str | None = None) -> HFModel
     check_new(out)
     folder, commit = _folder(source, revision)
     origin = source if commit else str(folder.resolve())
-    hf = from_json(_config_json(folder), str(folder / "config.json"))
+    if not (folder / "config.json").is_file():
+        raise ConfigError([f"{folder} has no config.json, so it is not a model"], "import")
+    hf = from_json(read_json(folder / "config.json"), str(folder / "config.json"))
     tokenizer = read_tokenizer(folder)
     tensors = stored_tensors(folder, origin)
-    table = list(parameters(hf.family, hf.model, hf.sequence_length))
-    problems = [
-        *_wrong_tensors(table, tensors),
-        *_wrong_tokenizer(tokenizer, hf.model.vocab_size),
-    ]
+    table = list(parameters(hf))
+    problems = _wrong_tensors(table, tensors) + _wrong_tokenizer(tokenizer, hf.model.vocab_size)
     if problems:
         raise ConfigError(problems, str(folder))
     config = Config(model=hf.model, data=DataConfig(sequence_length=hf.sequence_length))
     provenance = {"kind": "import", "from": origin, "revision": commit}
     with derived_workdir(out, config, tokenizer, provenance) as draft:
-        params = {tuple(p.path.split("/")): _array(p, tensors) for p in table}
-        state = {"step": np.int32(0), "params": unflatten_dict(params)}
-        write_state(draft / "checkpoints", 0, state)
+        params = unflatten_dict({p.path: _array(p, tensors) for p in table}, sep="/")
+        write_state(draft / "checkpoints", 0, {"step": np.int32(0), "params": params})
     return hf
 
 
@@ -82,53 +82,43 @@ def stored_tensors(folder: Path, source: str = "") -> dict[str, Stored]:
 
     Raises ConfigError if there are none, or a file is damaged, missing or ambiguous.
     """
-    if (folder / INDEX).exists():
-        shards = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(shards, dict) or not all(isinstance(s, str) for s in shards.values()):
-            raise _damaged(folder / INDEX)
-        names = sorted({Path(shard).name for shard in shards.values()})
-        if (folder / WHOLE).exists() and WHOLE not in names:
-            problem = f"{folder} has {WHOLE} as well as the files of {INDEX}; delete the stale ones"
-            raise ConfigError([problem], "import")
-        if missing := [name for name in names if not (folder / name).exists()]:
-            problem = f"{folder} lacks {', '.join(missing)}, which {INDEX} lists; fetch it again"
-            raise ConfigError([problem], "import")
-    elif (folder / WHOLE).exists():
-        names = [WHOLE]
-    else:
-        remedy = CONVERT.format(source=source or folder)
-        raise ConfigError([f"{folder} has no {WHOLE}; {remedy}"], "import")
-    tensors: dict[str, Stored] = {}
-    for tensor in (tensor for name in names for tensor in _read_header(folder / name)):
-        name = tensor.name
-        full = name if name.startswith(PREFIX) or name == HEAD else PREFIX + name
-        if full in tensors:
-            first = tensors[full]
-            problem = f"{name} in {tensor.file.name} and {first.name} in {first.file.name} are both"
-            raise ConfigError([f"{problem} {full}; keep one"], str(folder))
-        tensors[full] = tensor
-    return tensors
+    tensors = []
+    for path in _weight_files(folder, source):
+        try:
+            with safe_open(path, "numpy") as file:
+                for name in file.keys():  # noqa: SIM118
+                    stored = file.get_slice(name)
+                    tensors.append(Stored(path, name, stored.get_dtype(), (*stored.get_shape(),)))
+        except (SafetensorError, OSError):
+            raise _damaged(path) from None
+    prefix = "" if any(t.name.startswith(PREFIX) for t in tensors) else PREFIX
+    return {t.name if t.name == HEAD else prefix + t.name: t for t in tensors}
 
 
-def _read_header(path: Path) -> list[Stored]:
-    try:
-        with safe_open(path, "numpy") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            return [
-                Stored(path, name, s.get_dtype(), tuple(s.get_shape()))
-                for name, s in slices.items()
-            ]
-    except (SafetensorError, OSError):
-        raise _damaged(path) from None
+def _weight_files(folder: Path, source: str) -> list[Path]:
+    whole, index = folder / WHOLE, folder / INDEX
+    if not index.exists():
+        if not whole.exists():
+            remedy = CONVERT.format(source=source or folder)
+            raise ConfigError([f"{folder} has no {WHOLE}; {remedy}"], "import")
+        return [whole]
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(s, str) for s in shards.values()):
+        raise _damaged(index)
+    files = sorted({folder / Path(shard).name for shard in shards.values()})
+    if whole.exists() and whole not in files:
+        problem = f"{folder} has {WHOLE} as well as the files of {INDEX}; delete the stale ones"
+        raise ConfigError([problem], "import")
+    return files
 
 
 def _damaged(path: Path) -> ConfigError:
-    return ConfigError([f"{path} is damaged or cut short; fetch it again"], "import")
+    return ConfigError([f"{path} is missing, damaged or cut short; fetch it again"], "import")
 
 
 def _array(p: Parameter, tensors: dict[str, Stored]) -> np.ndarray:
     """Our array, float32, filled layer by layer."""
-    array = np.empty(p.shape.shape, np.float32)
+    array = np.empty(p.shape, np.float32)
     for layer, name in zip(array if p.stacked else [array], p.names, strict=True):
         layer[...] = p.ours(tensors[name].read())
         if not np.isfinite(layer).all():
@@ -137,66 +127,57 @@ def _array(p: Parameter, tensors: dict[str, Stored]) -> np.ndarray:
 
 
 def _wrong_tensors(table: list[Parameter], tensors: dict[str, Stored]) -> list[str]:
-    """What is missing, of another shape or dtype, or cannot be left out; in order of names."""
+    """What is missing, of another shape or dtype, or no part of our model; in order of names."""
     expected = {name: p.their_shape for p in table for name in p.names}
     problems = []
     for name in sorted(expected.keys() | tensors.keys()):
         if name not in tensors:
             problems.append(f"there is no tensor {name}, of shape {expected[name]}")
-        elif name not in expected:
-            problems += _why_not_left_out(name, tensors)
-        elif tensors[name].shape != expected[name]:
-            problems.append(f"{name}: expected shape {expected[name]}, got {tensors[name].shape}")
-        elif tensors[name].dtype not in DTYPES:
+        elif tensors[name].dtype not in DTYPES and not MASK.fullmatch(name):
             problems.append(f"{name}: expected {' or '.join(DTYPES)}, got {tensors[name].dtype}")
+        elif expected.get(name, tensors[name].shape) != tensors[name].shape:
+            problems.append(f"{name}: expected shape {expected[name]}, got {tensors[name].shape}")
+        elif name == HEAD and EMBEDDING in tensors:
+            head, embedding = (tensors[n].read().astype(np.float32) for n in (HEAD, EMBEDDING))
+            if not np.array_equal(head, embedding):
+                problems.append(f"{HEAD} differs from {EMBEDDING}; our model has one for both")
+        elif name not in expected and not MASK.fullmatch(name):
+            problems.append(f"tensor {name} is not part of this model")
     return problems
-
-
-def _why_not_left_out(name: str, tensors: dict[str, Stored]) -> list[str]:
-    """A tensor that is no parameter of ours must be equal to what we compute instead of it."""
-    stored = tensors[name]
-    if (
-        name == HEAD
-        and EMBEDDING in tensors
-        and {stored.dtype, tensors[EMBEDDING].dtype} <= {*DTYPES}
-    ):
-        embedding = tensors[EMBEDDING].read().astype(np.float32)
-        if np.array_equal(stored.read().astype(np.float32), embedding):
-            return []
-        return [f"{name} differs from {EMBEDDING}; our model has one matrix for both"]
-    if mask := MASK.fullmatch(name):
-        array = stored.read()
-        if mask[1] == "masked_bias" and array.size == 1 and array.item() <= -1e4:
-            return []  # the score of a masked position: large enough to give it no weight
-        if mask[1] == "bias" and array.ndim == 4 and array.shape[2] == array.shape[3]:
-            causal = np.tri(array.shape[2], dtype=bool)
-            if array.shape[:2] == (1, 1) and np.array_equal(array[0, 0], causal):
-                return []
-        return [f"{name} is not the causal mask, and our model has no other"]
-    return [f"tensor {name} is not part of this model"]
 
 
 def _wrong_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> list[str]:
     size, remedy = tokenizer.vocab_size, "fetch the tokenizer that belongs to the model"
-    if size > vocab_size:
-        constraint = f"is smaller than the {size} ids of {tokenizer.name} beside it"
-    elif vocab_size - size > min(MOST_PADDING, vocab_size // 2):
-        constraint = f"is far larger than the {size} ids of {tokenizer.name} beside it"
-    else:
+    if 0 <= vocab_size - size <= min(MOST_PADDING, vocab_size // 2):
         return []
+    how = "is smaller" if size > vocab_size else "is far larger"
+    constraint = f"{how} than the {size} ids of {tokenizer.name} beside it"
     return [str(Problem("vocab_size", vocab_size, constraint, remedy))]
 
 
-def _config_json(folder: Path) -> dict:
-    path = folder / "config.json"
-    if path.is_file():
-        return read_json(path)
-    if (folder / ADAPTER).exists():
-        base = read_json(folder / ADAPTER).get("base_model_name_or_path")
-        problem = f"{folder} is an adapter of {base}, not a model; merge the two with peft"
-        remedy = "merge_and_unload() of its model, then save_pretrained(NEW)) and import NEW"
-        raise ConfigError([f"{problem} ({remedy}"], "import")
-    raise ConfigError([f"{folder} has no config.json, so it is not a model"], "import")
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a folder of transformers; ConfigError if it has none that we can read."""
+    for name in ("tokenizer.model", "tokenizer.json"):  # some of our exports have both
+        if (folder / name).exists():
+            tokenizer = tokenizer_from_bytes(name, (folder / name).read_bytes())
+            return BytesTokenizer() if _is_bytes(tokenizer) else tokenizer
+    older = [folder / "vocab.json", folder / "merges.txt"]  # of GPT-2
+    if not all(file.exists() for file in older):
+        files = "tokenizer.json, tokenizer.model, or vocab.json and merges.txt"
+        raise ConfigError([f"{folder} has no tokenizer: {files}"], "import")
+    try:
+        content = byte_level(models.BPE.from_file(*map(str, older)))
+    except Exception as error:  # the library has no class of its own
+        problem = f"vocab.json and merges.txt in {folder} are damaged: {error}"
+        raise ConfigError([problem], "import") from None
+    return tokenizer_from_bytes("tokenizer.json", content)
+
+
+def _is_bytes(tokenizer: Tokenizer) -> bool:
+    if tokenizer.file != "tokenizer.json":
+        return False
+    fields, ours = json.loads(tokenizer.content), json.loads(byte_tokenizer())
+    return all(fields.get(part) == ours[part] for part in ("model", "pre_tokenizer", "normalizer"))
 
 
 def _folder(source: str, revision: str | None) -> tuple[Path, str | None]:
@@ -206,10 +187,10 @@ def _folder(source: str, revision: str | None) -> tuple[Path, str | None]:
             constraint = f"is of the hub, but {source} is a folder here"
             raise ConfigError([Problem("revision", revision, constraint, "leave it out")], "import")
         return folder, None
-    from huggingface_hub import snapshot_download
-
     try:
-        files = snapshot_download(source, revision=revision, allow_patterns=list(HUB_FILES))
+        files = huggingface_hub.snapshot_download(
+            source, revision=revision, allow_patterns=HUB_FILES
+        )
     except Exception as error:  # of many kinds: no network, no such name, no access
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         problem = f"{source} is not a folder here, and the hub did not provide it: {reason}"

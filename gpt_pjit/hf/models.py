@@ -1,4 +1,4 @@
-"""A model here and in transformers: its config.json, and the name and layout of each parameter."""
+"""A model here and in transformers: settings, names and layouts, and the tokenizer of bytes."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import jax
 import numpy as np
+import tokenizers
+from flax.traverse_util import flatten_dict
+from tokenizers import decoders, models, pre_tokenizers
 
 from gpt_pjit.config import ModelConfig
 from gpt_pjit.core.errors import ConfigError, Problem
 from gpt_pjit.core.model import NORM_EPSILON, param_shapes
 from gpt_pjit.core.parameters import gpt_dimensions
 from gpt_pjit.core.sharding import match_rules, paths_and_leaves, values
+from gpt_pjit.core.tokens import END_OF_TEXT
 
 CLASSES = {"mpt": "MptForCausalLM", "gpt2": "GPT2LMHeadModel"}
 TRAINED_LENGTH = "trained_sequence_length"  # a field of our own, which transformers ignores
@@ -28,13 +31,15 @@ FIXED: dict[str, dict[str, Any]] = {
         "expansion_ratio": MPT_WIDENING,
         "logit_scale": None,
         "tie_word_embeddings": True,
-        "attn_config.alibi": True,
-        "attn_config.alibi_bias_max": 8,
-        "attn_config.clip_qkv": None,
-        "attn_config.softmax_scale": None,
-        "attn_config.prefix_lm": False,
-        "attn_config.qk_ln": False,
-        "attn_config.attn_type": "multihead_attention",
+        "attn_config": {
+            "alibi": True,
+            "alibi_bias_max": 8,
+            "clip_qkv": None,
+            "softmax_scale": None,
+            "prefix_lm": False,
+            "qk_ln": False,
+            "attn_type": "multihead_attention",
+        },
     },
     "gpt2": {
         "layer_norm_epsilon": NORM_EPSILON,
@@ -48,17 +53,11 @@ SIZES = {
     "mpt": ("n_layers", "n_heads", "d_model", "vocab_size", "max_seq_len"),
     "gpt2": ("n_layer", "n_head", "n_embd", "vocab_size", "n_positions"),
 }
-ACTIVATIONS = {  # of GPT-2
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "gelu": "gelu",
-}
-
+TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")  # what GPT-2 calls it
+ACTIVATIONS = {"gelu": "gelu"} | dict.fromkeys(TANH, "gelu_tanh")
 
 # Their parameters: our path, their name with {} for the layer, and the letters of their dimensions;
-# letters that stand together are merged. V vocabulary, T positions, D model, C query, key and
-# value, H heads, K head size, F feed-forward.
+# letters that stand together are merged. `core/parameters.py` says what each letter is.
 MPT: tuple[tuple[str, str, str], ...] = (
     ("embed/embedding", "transformer.wte.weight", "V D"),
     ("blocks/norm_attention/scale", "transformer.blocks.{}.norm_1.weight", "D"),
@@ -99,69 +98,60 @@ class HFModel:
     sequence_length: int
 
 
-def family_of(c: ModelConfig) -> str:
-    """The `model_type` of the class that computes the same; ConfigError if there is none."""
+def hf_model(c: ModelConfig, sequence_length: int) -> HFModel:
+    """The model of the class that computes the same; ConfigError if there is none."""
     if c.positions == "learned":
-        return "gpt2"
-    problems = []
-    if c.positions != "alibi":
-        problems.append(Problem("model.positions", c.positions, *_no_class("alibi or learned")))
-    if c.bias:
-        problems.append(Problem("model.bias", c.bias, *_no_class("False, or learned positions")))
-    if c.activation != "gelu":
-        problems.append(Problem("model.activation", c.activation, *_no_class("gelu")))
-    if c.d_ff != MPT_WIDENING * c.d_model:
-        problems.append(Problem("model.d_ff", c.d_ff, *_no_class(f"4 x {c.d_model}")))
+        return HFModel("gpt2", c, sequence_length)
+    needed = {"positions": "alibi", "bias": False, "activation": "gelu"}
+    needed["d_ff"] = MPT_WIDENING * c.d_model
+    problems = [
+        Problem(f"model.{name}", got, "no class of transformers supports this", f"needs {value!r}")
+        for name, value in needed.items()
+        if (got := getattr(c, name)) != value
+    ]
     if problems:
         raise ConfigError(problems, "export")
-    return "mpt"
-
-
-def _no_class(needed: str) -> tuple[str, str]:
-    return "no class of transformers supports this", f"an export needs {needed}"
+    return HFModel("mpt", c, sequence_length)
 
 
 def to_json(hf: HFModel, max_length: int, eot_id: int, dtype: str) -> dict[str, Any]:
     """The config.json, for contexts up to `max_length`."""
     c = hf.model
-    grouped: dict[str, Any] = {}
-    for name, value in FIXED[hf.family].items():
-        group, _, inner = name.rpartition(".")
-        (grouped.setdefault(group, {}) if group else grouped)[inner] = value
     sizes = (c.n_layers, c.n_heads, c.d_model, c.vocab_size, max_length)
     fields = {
         "architectures": [CLASSES[hf.family]],
         "model_type": hf.family,
         **dict(zip(SIZES[hf.family], sizes, strict=True)),
-        **grouped,
+        **FIXED[hf.family],
         "dtype": dtype,
         "torch_dtype": dtype,  # the name of older versions
         "use_cache": True,
-        "bos_token_id": eot_id,
-        "eos_token_id": eot_id,
-        "pad_token_id": eot_id,
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), eot_id),
         TRAINED_LENGTH: hf.sequence_length,
     }
     if hf.family == "gpt2":
-        fields["n_inner"] = c.d_ff
-        fields["activation_function"] = {"gelu_tanh": "gelu_new", "gelu": "gelu"}[c.activation]
-        # Their default is 0.1; MPT's is 0, and as an attn_pdrop it takes no fraction.
-        fields["resid_pdrop"] = c.dropout_residual
-        fields["attn_pdrop"] = c.dropout_attention
-        fields["embd_pdrop"] = c.dropout_embedding
+        fields |= {
+            "n_inner": c.d_ff,
+            "activation_function": TANH[0] if c.activation == "gelu_tanh" else c.activation,
+            # Their default is 0.1; MPT's is 0, and as an attn_pdrop it takes no fraction.
+            "resid_pdrop": c.dropout_residual,
+            "attn_pdrop": c.dropout_attention,
+            "embd_pdrop": c.dropout_embedding,
+        }
     return fields
 
 
 def from_json(fields: dict[str, Any], source: str) -> HFModel:
     """The model of a config.json; ConfigError with everything that ours does not support."""
     family = fields.get("model_type")
-    if not isinstance(family, str) or family not in CLASSES:
-        known = ", ".join(CLASSES)
-        raise ConfigError([Problem("model_type", family, "unknown", f"known: {known}")], source)
+    if family not in tuple(CLASSES):
+        remedy = f"known: {', '.join(CLASSES)}"
+        raise ConfigError([Problem("model_type", family, "unknown", remedy)], source)
+    settings = flatten_dict(fields, sep=".")
     problems = [
-        Problem(name, got, f"our model supports only {expected!r}", "choose another model")
-        for name, expected in FIXED[family].items()
-        if (got := _field(fields, name, expected)) != expected
+        Problem(name, settings[name], f"our model supports only {only!r}", "choose another model")
+        for name, only in flatten_dict(FIXED[family], sep=".").items()
+        if settings.get(name, only) != only
     ]
     optional = [name for name in ("n_inner", TRAINED_LENGTH) if fields.get(name) is not None]
     problems += [
@@ -170,23 +160,25 @@ def from_json(fields: dict[str, Any], source: str) -> HFModel:
         if type(fields.get(name)) is not int or fields[name] < 1
     ]
     activation = fields.get("activation_function", "gelu_new") if family == "gpt2" else "gelu"
-    if not isinstance(activation, str) or activation not in ACTIVATIONS:
+    if activation not in tuple(ACTIVATIONS):
         remedy = f"known: {', '.join(ACTIVATIONS)}"
         problems.append(Problem("activation_function", activation, "unknown", remedy))
-    sizes: list[Any] = [fields.get(name) for name in SIZES[family]]
-    if not problems and sizes[2] % sizes[1]:
-        width, heads = SIZES[family][2], f"{SIZES[family][1]}={sizes[1]}"
-        problems.append(Problem(width, sizes[2], f"must be divisible by {heads}", "fix the file"))
     if problems:
         raise ConfigError(problems, source)
-    n_layers, n_heads, d_model, vocab_size, length = sizes
+    n_layers, n_heads, d_model, vocab_size, length = (fields[name] for name in SIZES[family])
+    if d_model % n_heads:
+        heads, width = SIZES[family][1:3]
+        constraint = f"must be divisible by {heads}={n_heads}"
+        raise ConfigError([Problem(width, d_model, constraint, "fix the file")], source)
+    # bfloat16 if the weights are; float16 is computed in float32.
+    theirs = fields.get("dtype") or fields.get("torch_dtype")
     model = ModelConfig(
         n_layers=n_layers,
         n_heads=n_heads,
         d_model=d_model,
         d_ff=fields.get("n_inner") or MPT_WIDENING * d_model,
         vocab_size=vocab_size,
-        dtype=_dtype(fields),
+        dtype="bfloat16" if theirs == "bfloat16" else "float32",
         positions="learned" if family == "gpt2" else "alibi",
         activation=ACTIVATIONS[activation],
         bias=family == "gpt2",
@@ -195,61 +187,65 @@ def from_json(fields: dict[str, Any], source: str) -> HFModel:
     return HFModel(family, model, trained)
 
 
-def _dtype(fields: dict[str, Any]) -> str:
-    """That of the weights if our model has it; float16 is computed in float32."""
-    theirs = fields.get("dtype") or fields.get("torch_dtype")  # the name of older versions
-    return "bfloat16" if theirs == "bfloat16" else "float32"
-
-
-def _field(fields: dict[str, Any], name: str, default: Any) -> Any:
-    group, _, inner = name.rpartition(".")
-    inside = (fields.get(group) or {}) if group else fields
-    return inside.get(inner, default) if isinstance(inside, dict) else inside
-
-
 @dataclass(frozen=True)
 class Parameter:
     """An array of ours and the names of theirs: one, or one for each layer if it is stacked."""
 
     path: str
-    shape: jax.ShapeDtypeStruct
+    shape: tuple[int, ...]
+    stacked: bool
     names: tuple[str, ...]
-    letters: str  # of one layer of ours
+    sizes: dict[str, int]  # of the dimensions of one layer of ours, by letter, in order
     their_letters: str
 
     def theirs(self, array: np.ndarray) -> np.ndarray:
         """One layer of ours in their layout, a view if possible."""
-        order = [self.letters.index(letter) for letter in self.their_letters.replace(" ", "")]
+        order = [[*self.sizes].index(letter) for letter in self._their_order]
         return array.transpose(order).reshape(self.their_shape)
 
     def ours(self, array: np.ndarray) -> np.ndarray:
         """One of their tensors as a layer of ours."""
-        merged = self.their_letters.replace(" ", "")
-        split = array.reshape([self._sizes[letter] for letter in merged])
-        return split.transpose([merged.index(letter) for letter in self.letters])
+        split = array.reshape([self.sizes[letter] for letter in self._their_order])
+        return split.transpose([self._their_order.index(letter) for letter in self.sizes])
 
     @property
     def their_shape(self) -> tuple[int, ...]:
         groups = self.their_letters.split()
-        return tuple(math.prod(self._sizes[x] for x in group) for group in groups)
+        return tuple(math.prod(self.sizes[letter] for letter in group) for group in groups)
 
     @property
-    def stacked(self) -> bool:
-        return len(self.shape.shape) > len(self.letters)
-
-    @property
-    def _sizes(self) -> dict[str, int]:
-        sizes = self.shape.shape[1:] if self.stacked else self.shape.shape
-        return dict(zip(self.letters, sizes, strict=True))
+    def _their_order(self) -> str:
+        return self.their_letters.replace(" ", "")
 
 
-def parameters(family: str, c: ModelConfig, sequence_length: int) -> Iterator[Parameter]:
-    """Every parameter of a model of `family` with the sizes of `c`, in the order of the table."""
-    c = replace(c, bias=family == "gpt2")  # GPT-2 always has biases
-    shapes = param_shapes(c, sequence_length)
-    rules = gpt_dimensions(c)
-    letters = dict(paths_and_leaves(values(match_rules(rules, shapes))))
+def parameters(hf: HFModel) -> Iterator[Parameter]:
+    """Every parameter of the model, in the order of the table."""
+    c = replace(hf.model, bias=hf.family == "gpt2")  # GPT-2 always has biases
+    shapes = param_shapes(c, hf.sequence_length)
+    letters = dict(paths_and_leaves(values(match_rules(gpt_dimensions(c), shapes))))
     leaves = dict(paths_and_leaves(shapes))
-    for path, name, their_letters in PARAMETERS[family]:
-        names = tuple(name.format(i) for i in range(c.n_layers)) if "{}" in name else (name,)
-        yield Parameter(path, leaves[path], names, letters[path].removeprefix("L"), their_letters)
+    for path, name, their_letters in PARAMETERS[hf.family]:
+        shape = leaves[path].shape
+        sizes = dict(zip(letters[path], shape, strict=True))
+        n_layers = sizes.pop("L", None)
+        names = (name,) if n_layers is None else tuple(name.format(i) for i in range(n_layers))
+        yield Parameter(path, shape, n_layers is not None, names, sizes, their_letters)
+
+
+def byte_tokenizer() -> bytes:
+    """A tokenizer.json with ids 0 to 255 for the bytes and 256 for end-of-text."""
+    # GPT-2 writes a visible byte as itself, and the others as the characters from 256 on.
+    characters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    visible = {ord(c): c for c in characters if ord(c) < 256}
+    others = iter(characters[len(visible) :])
+    vocabulary = {visible.get(byte) or next(others): byte for byte in range(256)}
+    return byte_level(models.BPE(vocabulary, []), use_regex=False)
+
+
+def byte_level(model: models.Model, **options: bool) -> bytes:
+    """The tokenizer.json of a byte-level `model`."""
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, **options)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([END_OF_TEXT])
+    return tokenizer.to_str(pretty=True).encode()

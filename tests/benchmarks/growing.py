@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from gpt_pjit.checkpoint.derive import OUTPUTS, grown_config, is_copy, layer_sources
+from gpt_pjit.checkpoint.combine import OUTPUTS, grown_config, is_copy, layer_sources
 from gpt_pjit.config import Config
 from gpt_pjit.core.checkpointer import Checkpointer
 from gpt_pjit.core.runtime import global_batch, read_run

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gpt_pjit.checkpoint import command
-from gpt_pjit.checkpoint.derive import mean_params, steps_to_average
+from gpt_pjit.checkpoint.combine import mean_params, steps_to_average
 from gpt_pjit.core.checkpointer import Checkpointer
 from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_DONE, ConfigError
 from gpt_pjit.core.model import param_shapes
@@ -44,15 +44,11 @@ def test_steps_are_spread_evenly_over_the_end(saved, last, fraction, expected):
 
 
 def test_too_few_checkpoints_are_refused():
-    message = r"the last 20% of 800 steps has 1 checkpoints, 800, not 4; use a larger --fraction"
+    message = r"the last 20% of 800 steps has 1 checkpoints, not 4; use a larger --fraction"
     with pytest.raises(ConfigError, match=message):
         steps_to_average((400, 800), 4, 0.2)
-    with pytest.raises(
-        ConfigError, match="the last 90% of 1000 steps has 1 checkpoints, 1000, not 2"
-    ):
+    with pytest.raises(ConfigError, match="the last 90% of 1000 steps has 1 checkpoints, not 2"):
         steps_to_average((100, 1000), 2, 0.9)
-    with pytest.raises(ConfigError, match="2 problems"):
-        steps_to_average((400, 800), 0, 1.5)
 
 
 def test_the_mean_is_that_of_numpy(run):
@@ -124,7 +120,7 @@ def test_list_tells_of_unfinished_checkpoints(tmp_path, call, monkeypatch):
     assert found == [(1, True), (2, False), (3, False)]
     assert record["checkpoints"][0]["size"] > 100_000
     assert record["source"]["from"] == "a/test"
-    assert "\nmade by kind import, from a/test\n" in call("list", tmp_path / "run")[1]
+    assert "\nweights: imported from test\n" in call("list", tmp_path / "run")[1]
 
     def pruned(*_):
         raise FileNotFoundError
@@ -137,10 +133,14 @@ def test_list_tells_of_unfinished_checkpoints(tmp_path, call, monkeypatch):
     ("command", "says"),
     [
         (("average", "--last=2"), "the following arguments are required: DIR"),
+        (("average", "RUN", "--last=0"), "'0' is not a positive integer"),
         (("average", "RUN", "--layers=3"), "unrecognized arguments: --layers=3"),
-        (("average", "RUN", "--steps="), "'' is not a list of steps like 700,800"),
-        (("average", "RUN", "--steps=60,x"), "'60,x' is not a list of steps"),
-        (("average", "RUN", "--steps=60,61"), "no complete step 61; it has 60, 80, 85, 90, 100"),
+        (("average", "RUN", "--steps="), "invalid steps value: ''"),
+        (("average", "RUN", "--steps=60,x"), "invalid steps value: '60,x'"),
+        (
+            ("average", "RUN", "--steps=60,61"),
+            "no complete steps [61]; it has [60, 80, 85",
+        ),
         (("average", "RUN/checkpoints/60"), "is one step, but average takes a run; give"),
         (("list", "RUN/checkpoints/60"), "is one step, but list takes a run; give"),
         (("list", "nowhere"), "nowhere is not a folder; give the --workdir"),
@@ -175,7 +175,7 @@ def test_damage_inside_a_file_is_one_message(tmp_path, call):
     code, output, error = call("grow", tmp_path / "run", "--layers=3", "--noloss")
     assert (code, output) == (EXIT_CONFIG, "")
     assert re.search(r"step 2 of .*run cannot be read: .*OUT_OF_RANGE", error)
-    assert error.endswith("; if a file is damaged, other steps here: 1\n")
+    assert error.endswith("; other steps here: 1\n")
     assert load_trained(tmp_path / "run" / "checkpoints" / "1").step == 1
 
 
@@ -188,5 +188,5 @@ def test_weights_without_optimizer_state_have_no_mean(tmp_path, call):
     begin(tmp_path / "run", config)
     code, _, error = call("average", tmp_path / "run", "--steps=0", "--noloss")
     assert code == EXIT_CONFIG
-    assert "0 does not hold all of step, opt_state; choose a trained step" in error
+    assert "cannot be read: it has no opt_state" in error
     assert not (tmp_path / "run" / "averaged").exists()

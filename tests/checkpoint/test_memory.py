@@ -17,7 +17,7 @@ SHARD = 20 * 2**20  # bytes of a file of an export
 PEAK = """
 import sys
 from pathlib import Path
-from gpt_pjit.checkpoint.derive import mean_params
+from gpt_pjit.checkpoint.combine import mean_params
 from gpt_pjit.hf import export
 from gpt_pjit.core.model import param_shapes
 from gpt_pjit.core.runtime import read_run

@@ -1,4 +1,4 @@
-"""Tiny checkpoints in the form of transhf_modelers, the same on every machine."""
+"""Tiny checkpoints in the form of transformers, the same on every machine."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import numpy as np
 
 from gpt_pjit.config import ModelConfig
 from gpt_pjit.core.tokens import BytesTokenizer
-from gpt_pjit.hf.exporting import write_tensors
+from gpt_pjit.hf.exporting import tokenizer_files, write_tensors
 from gpt_pjit.hf.models import HFModel, parameters, to_json
-from gpt_pjit.hf.tokenizer_files import tokenizer_files
 
 TRAINED, LONGEST = 24, 96  # contexts: what the config says of training, and what may be asked for
 VOCABULARY = 264  # 257 ids of bytes, and padding
@@ -59,7 +58,7 @@ def write_checkpoint(folder: Path, name: str) -> Path:
     (folder / "config.json").write_text(json.dumps(config))
     for file, content in tokenizer_files(BytesTokenizer(), LONGEST).items():
         (folder / file).write_bytes(content)
-    table = list(parameters(hf_model.family, hf_model.model, hf_model.sequence_length))
+    table = list(parameters(hf_model))
     shapes = {name: p.their_shape for p in table for name in p.names}
     write_weights(folder, {name: _weights(name, shape) for name, shape in shapes.items()})
     return folder

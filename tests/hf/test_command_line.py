@@ -1,23 +1,18 @@
 """`python -m gpt_pjit.hf`: what a person, and a program, reads."""
 
 import json
+from functools import partial
 
 import pytest
 
-from gpt_pjit.commandline import run_command
 from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_DONE
-from tests.helpers import tiny
+from tests.helpers import run_command_here, tiny
 from tests.hf.ours import write_run
 
 
 @pytest.fixture
 def call(capsys):
-    def call(*arguments):
-        with pytest.raises(SystemExit) as ended:
-            run_command("gpt_pjit.hf.command", "gpt_pjit hf", list(map(str, arguments)))
-        return ended.value.code, *capsys.readouterr()
-
-    return call
+    return partial(run_command_here, capsys, "hf")
 
 
 def test_out_and_in_again(call, tmp_path):

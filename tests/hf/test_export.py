@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gpt_pjit.core.checkpointer import fingerprint, write_state
+from gpt_pjit.checkpoint_arrays import fingerprint, write_state
 from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.runtime import read_run
 from gpt_pjit.evaluate import read_results
@@ -19,7 +19,7 @@ from tests.hf.ours import logits_of, write_run
 MPT = {"d_ff": 256}
 IMPORT = {"kind": "import", "from": "a/gpt2"}
 HUB = {"kind": "import", "from": "openai-community/gpt2", "revision": "607a30d"}
-AVERAGED_IMPORT = {"kind": "average", "steps": [5, 7], "source": IMPORT}
+AVERAGED_IMPORT = {"kind": "average", "from": "a/run", "steps": [5, 7], "source": IMPORT}
 LEARNED = {"positions": "learned", "activation": "gelu_tanh"}
 
 
@@ -39,7 +39,7 @@ def test_an_export_has_all_that_is_needed(run, tmp_path):
     path.write_text(json.dumps({"lambada": figures, "settings": settings}))
     row = read_results(path)
     done = export(folder, tmp_path / "out", dtype="bfloat16", max_length=777, results=row)
-    assert (done.family, done.step, done.max_length) == ("MptForCausalLM", 5, 777)
+    assert (done["family"], done["step"], done["max_length"]) == ("MptForCausalLM", 5, 777)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config["max_seq_len"], config["trained_sequence_length"]) == (777, 32)
     assert (config["vocab_size"], config["eos_token_id"]) == (512, 256)
@@ -66,29 +66,27 @@ def test_one_step_in_shards(run, tmp_path):
     folder, params = run
     out = tmp_path / "out"
     done = export(folder / "checkpoints" / "3", out, dtype="float32", shard_bytes=100_000)
-    assert done.step == 3
-    assert len(done.files) > 3
+    assert done["step"] == 3
+    assert len(done["files"]) > 3
     index = json.loads((out / "model.safetensors.index.json").read_text())
-    assert set(index["weight_map"].values()) == set(done.files)
-    assert index["metadata"]["total_size"] == 4 * done.n_params
+    assert set(index["weight_map"].values()) == set(done["files"])
+    assert index["metadata"]["total_size"] == 4 * done["n_params"]
     stored = stored_tensors(out)["transformer.wte.weight"]
     assert np.array_equal(stored.read(), params[3]["embed"]["embedding"])
-    (out / done.files[2]).unlink()
-    with pytest.raises(
-        ConfigError, match=rf"lacks {done.files[2]}, which .* lists; fetch it again"
-    ):
+    missing = done["files"][2]
+    (out / missing).unlink()
+    with pytest.raises(ConfigError, match=rf"{missing} is missing, damaged or cut short"):
         stored_tensors(out)
-    deep = "[" * 1100 + "]" * 1100
-    for damaged in ("", "{}", '{"weight_map": [1]}', '{"weight_map": {"a": 1}}', deep):
+    for damaged in ("", "{}", '{"weight_map": [1]}', '{"weight_map": {"a": 1}}', "[" * 1100):
         (out / "model.safetensors.index.json").write_text(damaged)
-        with pytest.raises(ConfigError, match=r"index.json is damaged"):
+        with pytest.raises(ConfigError, match=r"index.json is .*damaged"):
             stored_tensors(out)
 
 
 def test_missing_biases_are_written_as_zeros(tmp_path):
     write_run(tmp_path / "run", tiny(model=LEARNED | {"dropout_attention": 0.25}))
     done = export(tmp_path / "run", tmp_path / "out", dtype="float32")
-    assert (done.family, done.max_length) == ("GPT2LMHeadModel", 32)
+    assert (done["family"], done["max_length"]) == ("GPT2LMHeadModel", 32)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert [config[f"{part}_pdrop"] for part in ("resid", "attn", "embd")] == [0, 0.25, 0]
     import_model(str(tmp_path / "out"), tmp_path / "again")
@@ -105,9 +103,8 @@ def test_what_has_no_class_is_refused_with_all_reasons(tmp_path):
     with pytest.raises(ConfigError) as raised:
         export(tmp_path / "run", tmp_path / "out", dtype="float32")
     assert len(raised.value.problems) == 3
-    for words in ("model.activation", "model.bias", "model.d_ff=128", "export needs 4 x 64"):
+    for words in ("model.activation", "model.bias", "model.d_ff=128", "needs 256"):
         assert words in str(raised.value)
-    assert f"checkpoint grow {tmp_path / 'run'} --layers=2 --out=NEW" in str(raised.value)
     assert not (tmp_path / "out").exists()
 
 
@@ -132,7 +129,7 @@ def test_results_of_another_checkpoint_are_refused(run, tmp_path):
     (tmp_path / "results.json").write_text(json.dumps({"settings": settings}))
     row = read_results(tmp_path / "results.json")
     export(folder / "checkpoints" / "3", tmp_path / "3", dtype="float32", results=row)
-    match = "results.json has the results of another checkpoint, step 3 of there; evaluate .*/5, or"
+    match = "results.json has the results of another checkpoint, step 3 of there"
     with pytest.raises(ConfigError, match=match):
         export(folder, tmp_path / "5", dtype="float32", results=row)
     assert not (tmp_path / "5").exists()

@@ -34,11 +34,11 @@ def test_an_import_names_every_tensor_that_is_wrong(tmp_path):
     weights = folder / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-10])
-    with pytest.raises(ConfigError, match=r"is damaged or cut short"):
+    with pytest.raises(ConfigError, match=r"is missing, damaged or cut short"):
         import_model(str(folder), tmp_path / "run")
     # As many bytes as the file has, but not as the tensors take.
     weights.write_bytes(whole.replace(b'"F32"', b'"F16"', 1))
-    with pytest.raises(ConfigError, match=r"is damaged or cut short"):
+    with pytest.raises(ConfigError, match=r"is missing, damaged or cut short"):
         import_model(str(folder), tmp_path / "run")
     with pytest.raises(ConfigError, match=r"revision='main': is of the hub, but .* is a folder"):
         import_model(str(folder), tmp_path / "run", "main")
@@ -51,7 +51,6 @@ def test_an_import_names_every_tensor_that_is_wrong(tmp_path):
         ({"model_type": "llama"}, "model_type='llama': unknown; known: mpt, gpt2"),
         ({"model_type": ["mpt"]}, r"model_type=\['mpt'\]: unknown; known: mpt, gpt2"),
         ({"attn_config": {"clip_qkv": 6}}, "attn_config.clip_qkv=6: our model supports only None"),
-        ({"attn_config": "none"}, "attn_config.alibi='none': our model supports only True"),
         ({"trained_sequence_length": "x"}, "trained_sequence_length='x': must be a positive"),
         (
             {"attn_config": {"alibi": False}},
@@ -117,14 +116,7 @@ def embedding(tmp_path):
     [
         ("lm_head.weight", lambda e: e[::-1].copy(), "lm_head.weight differs from transformer.wte"),
         ("lm_head.weight", lambda e: e[:-1].copy(), "lm_head.weight differs from transformer.wte"),
-        ("transformer.h.0.attn.bias", lambda e: np.ones((1, 1, 8, 8), bool), "not the causal mask"),
-        ("transformer.h.0.attn.bias", lambda e: np.ones(3, bool), "not the causal mask"),
-        ("h.1.attn.masked_bias", lambda e: np.array(-1.0), "not the causal mask"),
-        (
-            "wte.weight",
-            lambda e: e * 2,
-            "wte.weight in model.safetensors and transformer.wte.weight in",
-        ),
+        ("wte.weight", lambda e: e * 2, "tensor wte.weight is not part of this model"),
         ("score.weight", lambda e: e[:2].copy(), "score.weight is not part of this model"),
         (WTE, lambda e: np.where(e == e.max(), np.nan, e), "wte.weight holds NaN or infinity"),
         (WTE, lambda e: e.astype(np.float64), "wte.weight: expected F32 or BF16 or F16, got F64"),
@@ -178,18 +170,12 @@ def test_a_folder_that_is_not_a_model_says_what_it_is(tmp_path):
     (folder / "config.json").unlink()
     with pytest.raises(ConfigError, match=r"theirs has no config.json, so it is not a model"):
         import_model(str(folder), tmp_path / "run")
-    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "a/base"}')
-    with pytest.raises(ConfigError, match=r"theirs is an adapter of a/base, not a model; merge"):
-        import_model(str(folder), tmp_path / "run")
 
 
-@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "generation_config.json"])
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json"])
 def test_json_that_is_nested_too_deeply_is_one_sentence(tmp_path, file):
     folder = write_checkpoint(tmp_path / "theirs", "gpt2")
     (folder / file).write_text('{"a":' * 1100 + "1" + "}" * 1100)
-    if file == "generation_config.json":  # which is not read
-        import_model(str(folder), tmp_path / "run")
-        return
     with pytest.raises(ConfigError, match=r"damaged"):
         import_model(str(folder), tmp_path / "run")
 

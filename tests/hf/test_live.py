@@ -48,8 +48,8 @@ def exported(request, tmp_path_factory):
     config = tiny(model={"d_ff": 256, "vocab_size": 264} | SHAPES[request.param])
     write_run(folder / "run", config)
     done = export(folder / "run", folder / "hf", dtype="float32")
-    assert done.max_length == TRAINED * (TIMES if done.family.startswith("Mpt") else 1)
-    return folder / "run", folder / "hf", done.max_length
+    assert done["max_length"] == TRAINED * (TIMES if done["family"].startswith("Mpt") else 1)
+    return folder / "run", folder / "hf", done["max_length"]
 
 
 def load(folder, **settings):
@@ -214,7 +214,7 @@ def test_trained_averaged_exported_the_same_bits_per_byte(tmp_path, monkeypatch,
     from gpt_pjit.core.runtime import read_run
     from gpt_pjit.core.tokens import held_out_batches, open_data
     from gpt_pjit.core.train import train
-    from gpt_pjit.evaluate import command as evaluate, read_results
+    from gpt_pjit.evaluate import read_results
     from gpt_pjit.evaluate.scorer import rolling_requests
     from gpt_pjit.trained import held_out_metrics
 
@@ -258,7 +258,7 @@ def test_trained_averaged_exported_the_same_bits_per_byte(tmp_path, monkeypatch,
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
     text = tokenizer.decode(tokens[tokens != split.eot_id])
     (tmp_path / "held_out.txt").write_text(text)
-    monkeypatch.setattr(evaluate, "start_devices", lambda **_: None)
+    monkeypatch.setattr("gpt_pjit.evaluate.command.start_devices", lambda **_: None)
     capsys.readouterr()
     task = f"file:{tmp_path / 'held_out.txt'}"
     out = tmp_path / "results"

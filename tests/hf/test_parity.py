@@ -51,7 +51,7 @@ def test_an_export_of_an_import_is_the_same_model(name, theirs, imported, tmp_pa
     for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         old, new = ((at / file).read_text() for at in (theirs, tmp_path / "again"))
         assert json.loads(old) == json.loads(new)
-    assert done.max_length == LONGEST
+    assert done["max_length"] == LONGEST
 
 
 def test_sizes_and_tokenizer_are_found_again(name, imported):

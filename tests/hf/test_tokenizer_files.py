@@ -8,7 +8,8 @@ import tokenizers
 from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.tokens import BytesTokenizer, load_tokenizer, tokenizer_from_bytes
 from gpt_pjit.data import train_bpe, train_unigram
-from gpt_pjit.hf.tokenizer_files import read_tokenizer, tokenizer_files
+from gpt_pjit.hf.exporting import tokenizer_files
+from gpt_pjit.hf.importing import read_tokenizer
 
 TEXTS = [
     "def main(argv):\n\treturn  0\r\n",

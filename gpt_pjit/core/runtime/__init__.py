@@ -1,10 +1,9 @@
 """What surrounds the computation: hosts, the workdir, files, metrics, Ctrl-C."""
 
-from gpt_pjit.core.runtime.folders import (
-    check_new as check_new,
+from gpt_pjit.core.runtime.files import (
     file_errors as file_errors,
-    new_folder as new_folder,
     read_json as read_json,
+    write_json as write_json,
     write_whole as write_whole,
 )
 from gpt_pjit.core.runtime.hosts import (
@@ -26,11 +25,8 @@ from gpt_pjit.core.runtime.virtual_pod import pod_devices as pod_devices
 from gpt_pjit.core.runtime.workdir import (
     check_same_data as check_same_data,
     has_begun as has_begun,
-    new_run_from as new_run_from,
     open_workdir as open_workdir,
     read_run as read_run,
     record_start as record_start,
     this_start as this_start,
-    tokenizer_record as tokenizer_record,
-    write_record as write_record,
 )

@@ -14,7 +14,7 @@ import jax
 from gpt_pjit.config import Config
 from gpt_pjit.core.chips import chip_of_kind, flops_per_token
 from gpt_pjit.core.console import Progress, say
-from gpt_pjit.core.runtime.folders import write_whole
+from gpt_pjit.core.runtime.files import write_whole
 
 T = TypeVar("T")
 

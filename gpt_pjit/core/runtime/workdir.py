@@ -1,14 +1,13 @@
 """The workdir of a run, and `run.json` in it: what was asked for, by which code, on what data.
 
-`run.json` holds the `config` and the `starts`, and once a run has begun its `tokenizer` and `data`,
-one entry per token set. Imported, grown and averaged weights bring a `tokenizer` and a `source`.
+`run.json` holds the `config`, the `tokenizer`, and once a run has begun its `data`, one entry for
+each token set, and its `starts`. Imported, grown and averaged weights add their `source`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import json
 import platform
 import shlex
 import subprocess
@@ -21,83 +20,64 @@ import jax
 
 from gpt_pjit.config import FIXED_BY_WEIGHTS, FREE_ON_RESUME, Config, differences, from_config_dict
 from gpt_pjit.core.errors import ConfigError, Problem
-from gpt_pjit.core.runtime.folders import file_errors, read_json, write_whole
+from gpt_pjit.core.runtime.files import file_errors, read_json, write_json
 from gpt_pjit.core.runtime.hosts import wait_for_all
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "gpt_pjit")
+
+Record = dict[str, Any]
 
 
 def open_workdir(workdir: Path, config: Config) -> None:
     """Creates the workdir, or checks that a run of this config can start or resume there.
 
-    Raises ConfigError with every field that differs from the run there. Fields of `FREE_ON_RESUME`
-    may differ: they do not change what is computed. If no run has begun, any config is accepted
-    that fits the imported or grown weights in the workdir, if there are any.
+    Raises ConfigError with every field that differs. Those of `FREE_ON_RESUME` may: they do not
+    change what is computed. Where no run has begun, any config that fits the weights will do.
     """
     path = workdir / "run.json"
     with file_errors(f"the workdir {workdir} cannot be used", "--workdir"):
         if path.exists():
-            old, record = read_run(workdir)
-            changed = differences(old, config)
-            if not has_begun(record):
-                changed = _fixed_by_weights(changed, old) if "source" in record else {}
-            _check_unchanged(changed, workdir, old)
-        elif workdir.exists() and not workdir.is_dir():
-            raise ConfigError([f"{workdir} is a file; choose a folder"], "--workdir")
-        elif workdir.exists() and any(workdir.iterdir()):
-            remedy = "choose an empty or new folder"
-            raise ConfigError(
-                [f"{workdir} is not empty and has no run.json; {remedy}"], "--workdir"
-            )
+            _check_same_config(workdir, config)
+        elif workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+            problem = f"{workdir} is neither a run nor an empty folder; choose a new one"
+            raise ConfigError([problem], "--workdir")
         wait_for_all("workdir checked")
         if jax.process_index() == 0 and not path.exists():
             workdir.mkdir(parents=True, exist_ok=True)
-            write_record(path, {"config": dataclasses.asdict(config), "starts": []})
+            write_json(path, {"config": dataclasses.asdict(config), "starts": []})
     wait_for_all("workdir open")
 
 
 def record_start(
-    workdir: Path,
-    config: Config,
-    data: list[dict[str, Any]],
-    tokenizer: tuple[str | None, bytes],
+    workdir: Path, config: Config, data: list[Record], tokenizer: tuple[str | None, bytes]
 ) -> None:
     """Records a start with its config and data; ConfigError if the run had other data before.
 
-    `data` has one entry per set; its path may change. The tokenizer's file (its name, if it has
-    one, and content) is copied: whoever reads the checkpoints needs it. Imported or grown weights
-    bring a tokenizer but no data: any data of that tokenizer is accepted.
+    `data` has one entry for each set; the path in it may change. The tokenizer's file (its name,
+    if it has one, and content) is copied: whoever reads the checkpoints needs it.
     """
     check_same_data(workdir, data)
     _, record = read_run(workdir)
     wait_for_all("data checked")
     if jax.process_index() != 0:
         return
-    name, content = tokenizer
-    if name and not has_begun(record):
-        with file_errors(f"{workdir / name} cannot be written", "--workdir"):
-            (workdir / name).write_bytes(content)
-    used = {"tokenizer": tokenizer_record(data[0]), "data": data} if not has_begun(record) else {}
-    starts = [*record["starts"], this_start()]
-    now = {"config": dataclasses.asdict(config), "starts": starts, **used}
-    write_record(workdir / "run.json", record | now)
+    if not has_begun(record):
+        file, content = tokenizer
+        if file:
+            (workdir / file).write_bytes(content)
+        of_data = {name: data[0][name] for name in ("vocab_size", "path")}
+        record |= {"tokenizer": {"sha256": data[0]["tokenizer"], **of_data}, "data": data}
+    record["config"] = dataclasses.asdict(config)
+    record["starts"].append(this_start())
+    write_json(workdir / "run.json", record)
 
 
-def has_begun(record: dict[str, Any]) -> bool:
-    """Whether an earlier start has opened its data, which fixes config and data for later ones."""
+def has_begun(record: Record) -> bool:
+    """Whether some start has come as far as its data, which binds later ones to both."""
     return "data" in record
 
 
-def tokenizer_record(identity: dict[str, Any]) -> dict[str, Any]:
-    """The tokenizer that weights need, from the identity of a token set."""
-    return {
-        "sha256": identity["tokenizer"],
-        "vocab_size": identity["vocab_size"],
-        "path": identity["path"],
-    }
-
-
-def read_run(workdir: Path) -> tuple[Config, dict[str, Any]]:
+def read_run(workdir: Path) -> tuple[Config, Record]:
     """The config of the run in `workdir`, and its `run.json`; ConfigError if there is none."""
     path = workdir / "run.json"
     if not path.is_file():
@@ -105,84 +85,66 @@ def read_run(workdir: Path) -> tuple[Config, dict[str, Any]]:
         what = "has no run.json, so it is not a run" if workdir.is_dir() else "is not a folder"
         raise ConfigError([f"{workdir} {what}; {remedy}"], "checkpoint")
     record = read_json(path)
-    try:
-        config, _ = record["config"], record["starts"]
-        _update_record(record)
-    except (KeyError, TypeError, IndexError) as error:
-        problem = f"{path} is damaged ({type(error).__name__}: {error}); restore it from a copy"
-        raise ConfigError([problem], "workdir") from None
-    return from_config_dict(config, str(path)), record
+    if not isinstance(record.get("config"), dict) or "starts" not in record:
+        raise ConfigError([f"{path} is damaged; restore it from a copy"], "workdir")
+    return from_config_dict(record["config"], str(path)), record
 
 
-def _update_record(record: dict[str, Any]) -> None:
-    """Older records keep the tokenizer in `data`, whose hash is None if no run has begun."""
-    if "data" in record and "tokenizer" not in record:
-        record["tokenizer"] = tokenizer_record(record["data"][0])
-        if record["data"][0]["sha256"] is None:
-            del record["data"]
-
-
-def check_same_data(workdir: Path, now: list[dict[str, Any]]) -> None:
-    """Raises ConfigError unless the sets `now` are the run's; before a run has begun, unless they
-    have the tokenizer of its weights.
+def check_same_data(workdir: Path, now: list[Record]) -> None:
+    """Raises ConfigError unless the sets `now` are those of the run in `workdir`, or where none has
+    begun, of the tokenizer of its weights.
     """
     config, record = read_run(workdir)
-    problems = []
     if has_begun(record):
-        was, remedy = record["data"], f"use the run's data, or {new_run_from(workdir, config)}"
-        problems = [
-            f"{name} of {new['path']} is {new[name]}, but the run had {old[name]} of {old['path']}"
-            for old, new in zip(was, now, strict=False)
-            for name in ("tokenizer", "vocab_size", "sha256")
-            if old[name] != new[name]
-        ]
-        if len(was) != len(now):
-            problems.append(f"there are {len(now)} sets, but the run had {len(was)}")
+        before, names = record["data"], ["tokenizer", "vocab_size", "sha256"]
+        owner, remedy = "the run", f"use the run's data, or {_new_run_from(workdir, config)}"
     elif "tokenizer" in record:
-        own, remedy = record["tokenizer"], "use data of that tokenizer, or another --workdir"
-        problems = [
-            f"tokenizer of {new['path']} is {new['tokenizer']}, but the weights from "
-            f"{own['path']} have {own['sha256']}"
-            for new in now
-            if new["tokenizer"] != own["sha256"]
-        ]
+        own = record["tokenizer"]
+        before, names = [own | {"tokenizer": own["sha256"]}] * len(now), ["tokenizer"]
+        owner, remedy = "the model", "use data of that tokenizer, or another --workdir"
+    else:
+        return
+    problems = [
+        f"{name} of {new['path']} is {new[name]}, {owner} had {old[name]} of {old['path']}"
+        for old, new in zip(before, now, strict=False)
+        for name in names
+        if old[name] != new[name]
+    ]
+    if len(before) != len(now):
+        problems.append(f"there are {len(now)} sets, the run had {len(before)}")
     if problems:
         problems[-1] += f"; {remedy}"
         raise ConfigError(problems, f"data of the run in {workdir}")
 
 
-def new_run_from(workdir: Path, config: Config) -> str:
-    """How to continue from the weights of `workdir` with another config."""
+def _new_run_from(workdir: Path, config: Config) -> str:
+    """How to train on from the weights of `workdir` with another config."""
     layers = config.model.n_layers
     copy = f"gpt_pjit checkpoint grow {shlex.quote(str(workdir))} --layers={layers} --out=NEW"
     return f"start a new run from its weights: {copy}, then train with --workdir=NEW"
 
 
-def _fixed_by_weights(changed: dict[str, Any], old: Config) -> dict[str, Any]:
-    length = ("data.sequence_length",) if old.model.positions == "learned" else ()
-    return {name: changed[name] for name in (*FIXED_BY_WEIGHTS, *length) if name in changed}
-
-
-def _check_unchanged(changed: dict[str, tuple[Any, Any]], workdir: Path, old: Config) -> None:
-    changed = {n: values for n, values in changed.items() if not n.startswith(FREE_ON_RESUME)}
-    remedy = "keep that value, or use another --workdir"
-    if not _fixed_by_weights(changed, old):
-        remedy = f"keep that value, or {new_run_from(workdir, old)}"
+def _check_same_config(workdir: Path, config: Config) -> None:
+    """Raises ConfigError with every field that a run in `workdir` cannot change."""
+    old, record = read_run(workdir)
+    changed = differences(old, config)
+    length = {"data.sequence_length"} if old.model.positions == "learned" else set()
+    fixed = {*FIXED_BY_WEIGHTS, *length} & changed.keys()
+    if not has_begun(record):
+        held = fixed if "source" in record else ()
+        changed = {name: values for name, values in changed.items() if name in held}
+    other = "use another --workdir" if fixed else _new_run_from(workdir, old)
     problems = [
-        Problem(name, now, f"the run in {workdir} has {was!r}", remedy)
+        Problem(name, now, f"the run in {workdir} has {was!r}", f"keep that value, or {other}")
         for name, (was, now) in changed.items()
+        if not name.startswith(FREE_ON_RESUME)
     ]
     if problems:
         raise ConfigError(problems, "config")
 
 
-def write_record(path: Path, record: dict[str, Any]) -> None:
-    """Replaces a `run.json` in one step."""
-    write_whole(path, json.dumps(record, indent=2) + "\n")
-
-
-def this_start() -> dict[str, Any]:
-    """The time, command, commit, packages and devices of this start."""
+def this_start() -> Record:
+    """When, by which command and code, with which packages, on which devices."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join([sys.executable, *sys.orig_argv[1:]]),
@@ -194,12 +156,12 @@ def this_start() -> dict[str, Any]:
     }
 
 
-def _git_state() -> dict[str, Any] | None:
+def _git_state() -> Record | None:
     """The commit of this source tree and whether it was clean; None outside a git checkout."""
 
-    def git(*arguments: str) -> str:
-        command = ("git", "-C", str(Path(__file__).parent), *arguments)
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    def git(*words: str) -> str:
+        command = ("git", "-C", str(Path(__file__).parent), *words)
+        return subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True).strip()
 
     try:
         return {"commit": git("rev-parse", "HEAD"), "clean": not git("status", "--porcelain")}

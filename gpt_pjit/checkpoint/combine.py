@@ -1,25 +1,18 @@
-"""Workdirs made of other weights rather than by training: averages, deeper models, imports."""
+"""Parameters made of others: the mean of several steps, and a deeper model from one."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from gpt_pjit.config import Config
-from gpt_pjit.core.checkpointer import read_parameter
-from gpt_pjit.core.errors import ConfigError, Problem
-from gpt_pjit.core.runtime import new_folder, this_start, write_record
-from gpt_pjit.core.tokens import Tokenizer
+from gpt_pjit.checkpoint_arrays import read_parameter
+from gpt_pjit.config import Config, replaced
+from gpt_pjit.core.errors import ConfigError
 
-Run = dict[str, Any]  # a run.json
-
-BLOCKS = "blocks/"
 OUTPUTS = (  # what a block adds to the residual stream is linear in these
     "blocks/attention/out/kernel",
     "blocks/attention/out/bias",
@@ -28,50 +21,16 @@ OUTPUTS = (  # what a block adds to the residual stream is linear in these
 )
 
 
-@contextmanager
-def derived_workdir(
-    out: Path,
-    config: Config,
-    tokenizer: Tokenizer,
-    source: dict[str, Any],
-    run: Run | None = None,
-) -> Iterator[Path]:
-    """The new workdir `out` with its `run.json` and tokenizer; the block writes the checkpoints.
-
-    `source` says what the weights are made of. It continues `run`, if given; otherwise a new run
-    starts there, from step 0.
-    """
-    record: Run = {"config": dataclasses.asdict(config), "starts": []}
-    owner = {"sha256": tokenizer.sha256, "vocab_size": tokenizer.vocab_size, "path": source["from"]}
-    record["tokenizer"] = owner
-    record |= {name: run[name] for name in ("starts", "tokenizer", "data")} if run else {}
-    with new_folder(out) as draft:
-        if tokenizer.file:
-            (draft / tokenizer.file).write_bytes(tokenizer.content)
-        write_record(draft / "run.json", record | {"source": source | {"made": this_start()}})
-        yield draft
-
-
 def steps_to_average(saved: Sequence[int], last: int, fraction: float) -> list[int]:
     """`last` steps spread evenly over those `saved` in the last `fraction` of the run, the newest
     included. Raises ConfigError where there are fewer.
     """
-    problems = []
-    if last < 1:
-        problems.append(Problem("--last", last, "must be at least 1", "try 4"))
-    if not 0 <= fraction <= 1:
-        problems.append(Problem("--fraction", fraction, "must be from 0 to 1", "try 0.2"))
-    if problems:
-        raise ConfigError(problems, "average")
     newest = max(saved)
     reach = max(1, round(fraction * newest, 6))  # 0.9 of 1,000 steps is 900, not 900.0000001
     late = [step for step in sorted(saved) if newest - step < reach]
     if len(late) < last:
-        problem = (
-            f"the last {fraction:.0%} of {newest} steps has {len(late)} checkpoints, "
-            f"{', '.join(map(str, late))}, not {last}; use a larger --fraction or a smaller --last"
-        )
-        raise ConfigError([problem], "average")
+        has = f"the last {fraction:.0%} of {newest} steps has {len(late)} checkpoints, not {last}"
+        raise ConfigError([f"{has}; use a larger --fraction or a smaller --last"], "average")
     return [late[len(late) - 1 - i * len(late) // last] for i in reversed(range(last))]
 
 
@@ -112,7 +71,7 @@ def grown_params(directory: Path, step: int, shapes: Any, sources: Sequence[int]
     grown = {}
     for path, shape in flatten_dict(shapes, sep="/").items():
         array = read_parameter(directory, step, path, shape)
-        if path.startswith(BLOCKS):
+        if path.startswith("blocks/"):
             array = array[np.asarray(sources)]
             if path in OUTPUTS:
                 array[is_copy(sources)] = 0
@@ -122,20 +81,17 @@ def grown_params(directory: Path, step: int, shapes: Any, sources: Sequence[int]
 
 def grown_config(config: Config, sources: Sequence[int]) -> Config:
     """The config with as many layers as `sources`; its factors by layer are repeated too."""
-    old = config.model.n_layers
 
-    def repeated(rules: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(
-            (regex, tuple(value[s] for s in sources))
-            if isinstance(value, tuple) and len(value) == old
-            else (regex, value)
-            for regex, value in rules
-        )
+    def repeated(factor: Any) -> Any:
+        by_layer = isinstance(factor, tuple) and len(factor) == config.model.n_layers
+        return tuple(factor[s] for s in sources) if by_layer else factor
 
-    optim = dataclasses.replace(
-        config.optim,
-        decay_rules=repeated(config.optim.decay_rules),
-        lr_rules=repeated(config.optim.lr_rules),
+    rules = {
+        name: tuple((regex, repeated(factor)) for regex, factor in getattr(config.optim, name))
+        for name in ("decay_rules", "lr_rules")
+    }
+    return replaced(
+        config,
+        {f"optim.{name}": value for name, value in rules.items()}
+        | {"model.n_layers": len(sources)},
     )
-    model = dataclasses.replace(config.model, n_layers=len(sources))
-    return dataclasses.replace(config, model=model, optim=optim)

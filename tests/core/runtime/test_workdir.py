@@ -1,15 +1,19 @@
-"""A run resumes with the data it started with, or says what is different; and the way on."""
+"""A run resumes with the config and data it started with, or says what differs and the way on."""
 
 import json
 
 import pytest
 
+from gpt_pjit.checkpoint_arrays import derived_workdir
 from gpt_pjit.core.errors import ConfigError
-from gpt_pjit.core.runtime import open_workdir, record_start
+from gpt_pjit.core.runtime import open_workdir, read_run, record_start
+from gpt_pjit.core.tokens import BytesTokenizer
 from tests.helpers import tiny
 
 SET = {"path": "sets/a", "tokenizer": "aaaa", "vocab_size": 257, "sha256": "bbbb"}
 TOKENIZER = ("tokenizer.json", b"{}")
+BYTES_SET = SET | {"tokenizer": BytesTokenizer().sha256}
+LEARNED = {"positions": "learned"}
 
 
 def started(folder, config, *sets):
@@ -38,15 +42,15 @@ def test_each_start_is_recorded_and_the_data_at_the_first(workdir):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"tokenizer": "cccc"}, "tokenizer of sets/b is cccc, but the run had aaaa of sets/a"),
-        ({"vocab_size": 300}, "vocab_size of sets/b is 300, but the run had 257 of sets/a"),
-        ({"sha256": "dddd"}, "sha256 of sets/b is dddd, but the run had bbbb of sets/a"),
+        ({"tokenizer": "cccc"}, "tokenizer of sets/b is cccc, the run had aaaa of sets/a"),
+        ({"vocab_size": 300}, "vocab_size of sets/b is 300, the run had 257 of sets/a"),
+        ({"sha256": "dddd"}, "sha256 of sets/b is dddd, the run had bbbb of sets/a"),
     ],
 )
 def test_other_data_are_refused_with_both_named(workdir, changed, message):
     with pytest.raises(ConfigError, match=rf"run in {workdir} .*\n  {message}; use the run's data"):
         started(workdir, tiny(), SET | {"path": "sets/b"} | changed)
-    with pytest.raises(ConfigError, match="there are 2 sets, but the run had 1"):
+    with pytest.raises(ConfigError, match="there are 2 sets, the run had 1"):
         started(workdir, tiny(), SET, SET)
     assert len(json.loads((workdir / "run.json").read_text())["starts"]) == 1
 
@@ -77,7 +81,7 @@ def test_a_model_of_another_shape_is_not_promised_its_weights(workdir):
 
 def test_a_workdir_that_cannot_be_used_is_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="file is a file; choose a folder"):
+    with pytest.raises(ConfigError, match="file is neither a run nor an empty folder"):
         open_workdir(tmp_path / "file", tiny())
     with pytest.raises(ConfigError, match="cannot be used: Not a directory"):
         open_workdir(tmp_path / "file" / "run", tiny())
@@ -87,7 +91,7 @@ def test_a_workdir_that_cannot_be_used_is_one_sentence(tmp_path, monkeypatch):
         open_workdir(tmp_path / ("x" * 300), tiny())
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "other").write_text("")
-    with pytest.raises(ConfigError, match=r"is not empty and has no run.json"):
+    with pytest.raises(ConfigError, match="is neither a run nor an empty folder"):
         open_workdir(tmp_path / "full", tiny())
 
     def no_space(*_, **__):
@@ -98,10 +102,64 @@ def test_a_workdir_that_cannot_be_used_is_one_sentence(tmp_path, monkeypatch):
         open_workdir(tmp_path / "run", tiny())
 
 
-@pytest.mark.parametrize("nested", ["[" * 1100 + "]" * 1100, "[" * 900 + "]" * 900, "[" * 9000])
-def test_a_damaged_record_is_one_sentence(workdir, nested):
-    record = json.loads((workdir / "run.json").read_text())
-    record["config"]["data"]["sources"] = "HERE"
-    (workdir / "run.json").write_text(json.dumps(record).replace('"HERE"', nested))
-    with pytest.raises(ConfigError, match=r"run.json is damaged: it is n"):
+@pytest.mark.parametrize("content", ["", "[]", '{"config": {}}', "[" * 9000])
+def test_a_damaged_record_is_one_sentence(workdir, content):
+    (workdir / "run.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"run.json is damaged"):
         open_workdir(workdir, tiny())
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """A workdir made of other weights: a run of another config may start there."""
+    source = {"kind": "import", "from": "somewhere"}
+    with derived_workdir(tmp_path / "new", tiny(model=LEARNED), BytesTokenizer(), source):
+        pass
+    return tmp_path / "new"
+
+
+def test_what_the_weights_do_not_fix_may_be_chosen(weights):
+    config = tiny(
+        model=LEARNED | {"dropout_residual": 0.1, "dtype": "bfloat16"},
+        optim={"steps": 7, "warmup_steps": 0},
+        data={"batch_size": 8},
+    )
+    started(weights, config, BYTES_SET, BYTES_SET | {"sha256": "cccc"})
+    kept, record = read_run(weights)
+    assert kept == config
+    assert [each["sha256"] for each in record["data"]] == ["bbbb", "cccc"]
+    assert record["source"]["from"] == "somewhere"
+    assert len(record["starts"]) == 1
+    with pytest.raises(ConfigError, match=r"optim.steps=8: the run in .* has 7"):
+        open_workdir(weights, tiny(model=LEARNED, optim={"steps": 8}))
+
+
+def test_a_failed_first_start_does_not_bind_them(weights):
+    """Whatever failed after the workdir was opened: a path of the data, another tokenizer."""
+    typo = tiny(model=LEARNED, data={"path": "no/such", "text": ""}, optim={"steps": 9})
+    open_workdir(weights, typo)
+    with pytest.raises(ConfigError, match=r"tokenizer of sets/a is cccc, the model had"):
+        record_start(weights, typo, [BYTES_SET | {"tokenizer": "cccc"}], (None, b""))
+    assert read_run(weights)[0] == tiny(model=LEARNED)
+    right = tiny(model=LEARNED, optim={"steps": 7})
+    started(weights, right, BYTES_SET)
+    kept, record = read_run(weights)
+    assert (kept, record["data"]) == (right, [BYTES_SET])
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value", "has"),
+    [
+        ("model", "n_layers", 3, 2),
+        ("model", "vocab_size", 513, 512),
+        ("model", "activation", "gelu_tanh", "'gelu'"),
+        ("data", "sequence_length", 16, 32),
+    ],
+)
+def test_what_they_fix_is_refused(weights, section, field, value, has):
+    sections = {"model": LEARNED | {}}
+    sections.setdefault(section, {})[field] = value
+    message = rf"{section}.{field}={value!r}: the run in .* has {has}"
+    with pytest.raises(ConfigError, match=message):
+        open_workdir(weights, tiny(**sections))
+    assert json.loads((weights / "run.json").read_text())["starts"] == []

@@ -1,0 +1,122 @@
+"""Arrays of a checkpoint, one at a time and without a mesh, and new folders made of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from flax.traverse_util import unflatten_dict
+
+from gpt_pjit.config import Config
+from gpt_pjit.core.checkpointer import MANIFEST, Checkpointer, read_part
+from gpt_pjit.core.errors import ConfigError
+from gpt_pjit.core.runtime import file_errors, this_start, write_json
+from gpt_pjit.core.tokens import Tokenizer
+
+
+def fingerprint(directory: Path, step: int) -> str:
+    """Identifies the content of a checkpoint; copies share it."""
+    # The files that the manifest lists have names drawn at random.
+    return hashlib.sha256((directory / str(step) / MANIFEST).read_bytes()).hexdigest()
+
+
+def read_arrays(directory: Path, step: int, tree: Any) -> Any:
+    """The arrays of `step` that `tree`, a part of a state, names: NumPy arrays on this host."""
+    restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    return read_part(directory, step, tree, restore_args)
+
+
+def read_parameter(directory: Path, step: int, path: str, shape: jax.ShapeDtypeStruct) -> Any:
+    """One parameter of `step`, a NumPy array; `path` is its names joined by slashes."""
+    tree = unflatten_dict({("params", *path.split("/")): shape})
+    return jax.tree.leaves(read_arrays(directory, step, tree))[0]
+
+
+def write_state(directory: Path, step: int, state: Any) -> None:
+    """Writes a state, or a part of one, of NumPy arrays, and waits until it is written."""
+    # Not in the background: for that, Orbax would copy all arrays first.
+    with closing(Checkpointer(directory, keep=None, background=False)) as checkpointer:
+        checkpointer.save(step, state)
+
+
+@contextmanager
+def derived_workdir(
+    out: Path,
+    config: Config,
+    tokenizer: Tokenizer,
+    source: dict[str, Any],
+    run: dict[str, Any] | None = None,
+) -> Iterator[Path]:
+    """The new workdir `out` with its `run.json` and tokenizer; the block writes the checkpoints.
+
+    `source` says what the weights are made of. The workdir continues the run whose `run.json` is
+    `run`, if given; otherwise a new run starts there, from step 0.
+    """
+    record: dict[str, Any] = {
+        "config": dataclasses.asdict(config),
+        "starts": [],
+        "tokenizer": {
+            "sha256": tokenizer.sha256,
+            "vocab_size": tokenizer.vocab_size,
+            "path": source["from"],
+        },
+    }
+    record |= {name: run[name] for name in ("starts", "tokenizer", "data")} if run else {}
+    with new_folder(out) as draft:
+        if tokenizer.file:
+            (draft / tokenizer.file).write_bytes(tokenizer.content)
+        write_json(draft / "run.json", record | {"source": source | {"made": this_start()}})
+        yield draft
+
+
+def origins(source: dict[str, Any] | None) -> Iterator[str]:
+    """What weights were made of, latest first; `source` is that of a `run.json`."""
+    while source:
+        name = Path(source["from"]).name  # without the folders above it
+        if source["kind"] == "average":
+            yield f"the mean of the checkpoints of steps {', '.join(map(str, source['steps']))}"
+        elif source["kind"] == "grow":
+            yield f"grown from {name}"
+        elif commit := source.get("revision"):
+            yield f"imported from {source['from']} at {commit}"
+        else:
+            yield f"imported from {name}"
+        source = source.get("source")
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that becomes `out` at the end of the block; if it fails, nothing stays.
+
+    Raises ConfigError where `check_new` does, or if nothing can be written beside `out`.
+    """
+    check_new(out)
+    out = out.resolve()  # the target of a link is replaced, not the link
+    with file_errors(f"{out} cannot be made", "--out"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        beside = tempfile.TemporaryDirectory(prefix=f"{out.name}.partial-", dir=out.parent)
+    with beside as folder, file_errors(f"{out} cannot be written", "--out"):
+        draft = Path(folder) / out.name  # `folder` itself is readable by its owner only
+        draft.mkdir()
+        yield draft
+        draft.rename(out)  # an empty folder is replaced
+
+
+def check_new(out: Path) -> None:
+    """Raises ConfigError unless nothing is at `out`, or an empty folder that can be replaced."""
+    problem = ""
+    with file_errors(f"{out} cannot be made", "--out"):
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            problem = f"{out} already exists; choose another --out, or delete it"
+        elif out.is_mount() or out.resolve() == Path.cwd():
+            problem = f"{out} is a mount point or the current folder; choose a new folder in it"
+    if problem:
+        raise ConfigError([problem], "--out")
