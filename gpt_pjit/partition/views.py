@@ -94,7 +94,7 @@ def findings_table(findings: Sequence[Finding], source: str) -> Table:
     rows = [
         (
             Cell(f.severity, (f.kind, f.table), STYLES[f.severity]),
-            Cell(f"{f.field} = {f.value!r}", (f.constraint, f"remedy: {f.remedy}"), "strong"),
+            Cell(f"{f.field} = {f.value!r}", (f.constraint, f"remedy: {f.remedy}"), "bold"),
         )
         for f in findings
     ]
