@@ -28,9 +28,11 @@ def compare(
     Numbers differ by more than `tolerance`, as a fraction of the one before. Lists are one value.
     """
     if isinstance(before, dict) and isinstance(after, dict):
-        keys = dict.fromkeys([*before, *after])
-        sides = ((key, before.get(key), after.get(key)) for key in keys)
-        return [c for key, *values in sides for c in compare(*values, tolerance, (*path, key))]
+        return [
+            change
+            for key in dict.fromkeys([*before, *after])
+            for change in compare(before.get(key), after.get(key), tolerance, (*path, key))
+        ]
     if is_number(before) and is_number(after):
         same = abs(after - before) <= tolerance * abs(before)
     else:

@@ -16,8 +16,8 @@ from gpt_pjit.pages import Record
 from gpt_pjit.plan.hlo import Array, Instruction, Loop, Module, Visit
 
 KINDS = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all", "collective-permute")
-REDUCTIONS = ("all-reduce", "reduce-scatter")
-LOOPS = {"layers": "layer loop", "accumulate_gradients": "microbatch loop"}  # by scope
+LAYER_LOOP = "layer loop"
+LOOPS = {"layers": LAYER_LOOP, "accumulate_gradients": "microbatch loop"}  # by scope
 OUR_LOOP = re.compile(rf"\b({'|'.join(LOOPS)})\)*/while$")  # `jit(step)/jvp(layers)/while`
 SCATTER_FUSION = "all-reduce-scatter"  # how the TPU compiler writes a reduce-scatter
 
@@ -29,7 +29,6 @@ class Collective:
     `arrays` are whole over the group; `parameters` are the paths whose shape they have.
     """
 
-    name: str
     kind: str
     arrays: tuple[Array, ...]
     axes: tuple[str, ...]  # of the mesh
@@ -62,7 +61,11 @@ class Collective:
 
     @property
     def is_reduction(self) -> bool:
-        return self.kind in REDUCTIONS
+        return self.kind in ("all-reduce", "reduce-scatter")
+
+    def __str__(self) -> str:
+        of = ", ".join(self.parameters) or self.op_name
+        return f"{self.kind} {self.dtype} of {of}: {self.where}"
 
     def record(self) -> Record:
         return {
@@ -114,24 +117,21 @@ def _collective(
     mesh_sizes: Mapping[str, int],
     parameters: Mapping[str, tuple[int, ...]],
 ) -> Collective:
-    instruction = visit.instruction
-    is_scatter = visit.computation.startswith(SCATTER_FUSION)
+    instruction = named = visit.instruction
     groups = replica_groups(instruction.attributes, math.prod(mesh_sizes.values()))
     arrays = _whole_arrays(instruction, kind, len(groups[0]))
-    fields = instruction
     if not instruction.op_name:  # inside a fusion, which says where it comes from
-        fields = _caller(module, visit.computation) or instruction
+        named = _caller(module, visit.computation) or instruction
     return Collective(
-        name=instruction.name,
-        kind="reduce-scatter" if is_scatter else kind,
+        kind="reduce-scatter" if visit.computation.startswith(SCATTER_FUSION) else kind,
         arrays=arrays,
         axes=_axes(groups, mesh_sizes),
         group_size=len(groups[0]),
         times=visit.times,
         loops=tuple(map(loop_label, visit.loops)),
         parameters=_matching(arrays, parameters),
-        op_name=fields.op_name,
-        source=module.source(fields),
+        op_name=named.op_name,
+        source=module.source(named),
     )
 
 
@@ -208,21 +208,20 @@ def _matching(
     """The paths whose shapes are most like those of the arrays; see `_likeness`."""
     names: list[str] = []
     for array in arrays:
-        if array.shape:
-            by_closeness: dict[int, list[str]] = {}
-            for path, shape in parameters.items():
-                by_closeness.setdefault(_likeness(array.shape, path, shape), []).append(path)
-            best = max(by_closeness, default=0)
-            names += by_closeness[best] if best else []
+        likeness = {path: _likeness(array, path, shape) for path, shape in parameters.items()}
+        best = max(likeness.values(), default=0)
+        names += [path for path, value in likeness.items() if value == best > 0]
     return tuple(dict.fromkeys(names))
 
 
-def _likeness(shape: Sequence[int], path: str, parameter: Sequence[int]) -> int:
+def _likeness(array: Array, path: str, parameter: Sequence[int]) -> int:
     """2 for the shape of the parameter or of one layer, 1 if its dimensions were moved, merged or
     split, as XLA may do around a collective, 0 otherwise.
     """
+    if not array.shape:
+        return 0
     candidates = [parameter] + ([parameter[1:]] if path.startswith("blocks/") else [])
-    mine, best = [size for size in shape if size > 1], 0
+    mine, best = [size for size in array.shape if size > 1], 0
     for candidate in candidates:
         theirs = [size for size in candidate if size > 1]
         if mine == theirs:
@@ -237,10 +236,9 @@ def _regroups(sizes: Sequence[int], products: Sequence[int]) -> bool:
     if not products:
         return not sizes
     first, *rest = products
-    for count in range(1, len(sizes) + 1):
-        for chosen in itertools.combinations(range(len(sizes)), count):
-            if math.prod(sizes[place] for place in chosen) == first:
-                left = [size for place, size in enumerate(sizes) if place not in chosen]
-                if _regroups(left, rest):
-                    return True
+    places = range(len(sizes))
+    for chosen in itertools.chain(*(itertools.combinations(places, n + 1) for n in places)):
+        left = [sizes[place] for place in places if place not in chosen]
+        if math.prod(sizes[place] for place in chosen) == first and _regroups(left, rest):
+            return True
     return False

@@ -14,29 +14,47 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
+import json
 import os
 import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import jax
 
-from gpt_pjit.commandline import Answer, Parser, comma_separated, write_page
-from gpt_pjit.config import Config, differences
-from gpt_pjit.core.errors import EXIT_BROKEN, EXIT_DONE, ConfigError
+from gpt_pjit.commandline import Answer, Parser, comma_separated, positive, write_page
+from gpt_pjit.config import Config, differences, replaced
+from gpt_pjit.core.console import Progress
+from gpt_pjit.core.cores import usable_cores
+from gpt_pjit.core.errors import (
+    EXIT_BROKEN,
+    EXIT_CONFIG,
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    ConfigError,
+    Problem,
+)
+from gpt_pjit.core.validation import validate
 from gpt_pjit.pages import (
     Note,
-    changes_table,
+    Record,
+    change_notes,
     compare,
     page,
     read_record,
     terminal,
     write_record,
 )
+from gpt_pjit.plan.compile import Topology, find_topology
+from gpt_pjit.plan.cost import fits, memory_of, overrides
 from gpt_pjit.plan.plan import TOLERANCE, essence, is_good, make_plan
-from gpt_pjit.plan.search import candidates, search, search_blocks
-from gpt_pjit.plan.topology import Topology, find_topology
-from gpt_pjit.plan.views import difference_blocks, plan_blocks
+from gpt_pjit.plan.views import difference_blocks, plan_blocks, search_blocks, seconds
 
 CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 
@@ -45,7 +63,11 @@ def run(flags: argparse.Namespace) -> Answer:
     if flags.topology is None:
         raise ConfigError(["give one with --topology=NAME, such as v3-32"], "--topology")
     topology = find_topology(flags.topology)
-    _prepare_jax(topology)
+    # Before JAX looks for devices: no search for a TPU, and several compilers at once.
+    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    wants_gpu = topology.grid is None and any(map(find_spec, CUDA_PLUGINS))
+    if not wants_gpu and "JAX_PLATFORMS" not in os.environ:
+        jax.config.update("jax_platforms", "cpu")
     config = flags.config.read()
     if flags.action == "diff":
         return diff(flags, config, topology)
@@ -74,27 +96,12 @@ def check(flags: argparse.Namespace, config: Config, topology: Topology) -> Answ
     if flags.write:
         write_record(path, now)
         return Answer(EXIT_DONE, {"record": str(path)}, [f"wrote {path}"])
-    kept = read_record(path, tuple(now))
-    changes = compare(essence(kept), essence(now), TOLERANCE)
+    changes = compare(essence(read_record(path, tuple(now))), essence(now), TOLERANCE)
     record = {"record": str(path), "changes": changes, "accept": accept}
     if not changes:
         return Answer(EXIT_DONE, record, [f"as recorded in {path}"])
     closing = Note(f"not as recorded in {path}; to accept it:\n    {accept}")
-    return Answer(EXIT_BROKEN, record, terminal([changes_table(changes), closing]))
-
-
-def search_settings(flags: argparse.Namespace, config: Config, topology: Topology) -> Answer:
-    wanted = {
-        "optim.microbatches": flags.microbatches,
-        "model.remat": flags.remat,
-        "partition.layout": flags.layouts,
-        "mesh.tensor": flags.tensor,
-    }
-    arguments = [*flags.config.arguments, f"--topology={topology.name}"]
-    found, code = search(candidates(config, topology, wanted), topology, arguments)
-    if code == EXIT_DONE and not any(one["fits"] for one in found):
-        code = EXIT_BROKEN
-    return Answer(code, found, terminal(search_blocks(found, topology)))
+    return Answer(EXIT_BROKEN, record, terminal([*change_notes(changes), closing]))
 
 
 def diff(flags: argparse.Namespace, config: Config, topology: Topology) -> Answer:
@@ -108,8 +115,140 @@ def diff(flags: argparse.Namespace, config: Config, topology: Topology) -> Answe
     return Answer(EXIT_DONE, record, terminal([*notes, *difference_blocks(before, after)]))
 
 
+def search_settings(flags: argparse.Namespace, config: Config, topology: Topology) -> Answer:
+    rows = config.data.batch_size * config.mesh.tensor // topology.devices or 1
+    wanted = {
+        "optim.microbatches": flags.microbatches
+        or [n for n in range(1, rows + 1) if rows % n == 0],
+        "model.remat": flags.remat,
+        "partition.layout": flags.layouts or [config.partition.layout],
+        "mesh.tensor": flags.tensor or [config.mesh.tensor],
+    }
+    arguments = [*flags.config.arguments, f"--topology={topology.name}"]
+    found, code = search(candidates(config, topology, wanted), arguments)
+    if code == EXIT_DONE and not any(one["fits"] for one in found):
+        code = EXIT_BROKEN
+    return Answer(code, found, terminal(search_blocks(found, topology.name)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """Overrides of a config, and the memory that is estimated before a compile."""
+
+    overrides: list[str]
+    memory: Record
+
+    @property
+    def trees(self) -> int:
+        """Bytes of state, weights and gradients, without activations."""
+        *trees, _ = self.memory["groups"].values()
+        return sum(trees)
+
+    def outcome(self, plan: Record | None, limit: str) -> Record:
+        return {
+            "overrides": self.overrides,
+            "fits": bool(plan and plan["fits"]),
+            "limit": limit,
+            "trees_bytes": self.trees,
+            "plan": plan,
+        }
+
+
+def candidates(
+    config: Config, topology: Topology, wanted: Mapping[str, Sequence[Any]]
+) -> list[Candidate]:
+    """Every valid combination of the `wanted` values of fields.
+
+    Those expected to fit come first, the fullest of them first: what is kept in memory is not
+    computed again. Raises ConfigError if no combination is valid.
+    """
+    found: list[Candidate] = []
+    problems: dict[Problem | str, None] = {}
+    for values in itertools.product(*wanted.values()):
+        fields = dict(zip(wanted, values, strict=True))
+        try:
+            changed = replaced(config, fields)
+            validate(changed)
+            memory = memory_of(changed, topology, None)
+            found.append(Candidate(overrides(config, fields), memory))
+        except ConfigError as error:
+            problems |= dict.fromkeys(error.problems)
+    if not found:
+        raise ConfigError(list(problems), "the search")
+    fitting = sorted((c for c in found if fits(c.memory)), key=lambda c: -c.memory["peak_bytes"])
+    others = sorted((c for c in found if c not in fitting), key=lambda c: c.memory["peak_bytes"])
+    return fitting + others
+
+
+def search(tried: Sequence[Candidate], arguments: Sequence[str]) -> tuple[list[Record], int]:
+    """The outcome of each candidate, the fastest that fits first, and whether Ctrl-C came.
+
+    Each is planned by the command that a user would type; what is compiled stays in the cache, so
+    the same search continues where it stopped.
+    """
+    waiting = [c for c in tried if c.trees <= c.memory["capacity_bytes"]]
+    limit = "memory: state, weights and gradients alone"
+    found = [c.outcome(None, limit) for c in tried if c not in waiting]
+    children: list[subprocess.Popen[str]] = []
+    pool = ThreadPoolExecutor(usable_cores())
+    runs = [pool.submit(_plan_in_child, c, arguments, children) for c in waiting]
+    code = EXIT_DONE
+    try:
+        with Progress("compiling", len(runs)) as progress:
+            for done, run in enumerate(as_completed(runs), 1):
+                found.append(run.result())
+                progress.update(done)
+    except KeyboardInterrupt:
+        code = EXIT_INTERRUPTED
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in children:
+            child.kill()
+        pool.shutdown()
+    return sorted(found, key=lambda one: (not one["fits"], seconds(one))), code
+
+
+def _plan_in_child(
+    candidate: Candidate, arguments: Sequence[str], children: list[subprocess.Popen[str]]
+) -> Record:
+    command = [sys.executable, "-m", "gpt_pjit.plan", *arguments, *candidate.overrides, "--json"]
+    # A session of its own: Ctrl-C reaches only this process, which then decides.
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as child:
+        children.append(child)
+        out, errors = child.communicate()
+    if child.returncode in (EXIT_DONE, EXIT_BROKEN) and out:
+        plan = json.loads(out)
+        return candidate.outcome(plan, _limit(plan))
+    last = errors.strip().splitlines()[-1:] or [f"ended with {child.returncode}"]
+    kind = "refused" if child.returncode == EXIT_CONFIG else "failed"
+    return candidate.outcome(None, f"{kind}: {last[0].strip()[:200]}")
+
+
+def _limit(plan: Record) -> str:
+    """What to change first: memory, links, or the scope that takes most of the time."""
+    cost = plan["cost"]
+    if not cost or not plan["fits"]:
+        return "memory: activations"
+    if cost["collective_seconds"] > cost["compute_seconds"]:
+        return "links between chips"
+    if not cost["scopes"]:
+        return "compute"
+    scope, by = next(iter(cost["scopes"].items()))
+    return f"compute: {scope}, {sum(by.values()) / cost['mcycles']:.0%}"
+
+
+def _integers(text: str) -> list[int]:
+    return list(map(positive, comma_separated(text)))
+
+
 def define(parser: Parser) -> None:
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, remat=["none", "selective", "full"])
     parser.add_argument("action", nargs="?", choices=("plan", "diff"), default="plan")
     parser.add_config()
     parser.add_argument("--topology", metavar="NAME", help="accelerators as consoles name them")
@@ -120,21 +259,11 @@ def define(parser: Parser) -> None:
     parser.add_argument("--write", action="store_true", help="with --check: accept the plan")
     parser.add_argument("--search", action="store_true", help="compile other settings, rank them")
     searched = parser.add_argument_group("search: lists of settings, such as 1,2,4")
-    for name, help in (
-        ("microbatches", "default all that divide the batch"),
-        ("remat", "default none,selective,full"),
-        ("layouts", "default that of the config"),
-        ("tensor", "sizes of mesh.tensor; default that of the config"),
+    for name, kind, help in (
+        ("microbatches", _integers, "default all that divide the batch"),
+        ("remat", comma_separated, "default none,selective,full"),
+        ("layouts", comma_separated, "default that of the config"),
+        ("tensor", _integers, "sizes of mesh.tensor; default that of the config"),
     ):
-        searched.add_argument(f"--{name}", type=comma_separated, metavar="LIST", help=help)
-    parser.set_defaults(remat=["none", "selective", "full"])
+        searched.add_argument(f"--{name}", type=kind, metavar="LIST", help=help)
     parser.add_config("against", help="diff: the side before; default the file of --config")
-
-
-def _prepare_jax(topology: Topology) -> None:
-    """Before JAX looks for devices: no search for a TPU, and several compilers at once."""
-    os.environ["TPU_SKIP_MDS_QUERY"] = "1"
-    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
-    wants_gpu = topology.grid is None and any(map(find_spec, CUDA_PLUGINS))
-    if not wants_gpu and "JAX_PLATFORMS" not in os.environ:
-        jax.config.update("jax_platforms", "cpu")
