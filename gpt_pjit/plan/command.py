@@ -56,6 +56,7 @@ from gpt_pjit.plan.cost import fits, memory_of, overrides
 from gpt_pjit.plan.plan import TOLERANCE, essence, is_good, make_plan
 from gpt_pjit.plan.views import difference_blocks, plan_blocks, search_blocks, seconds
 
+Candidate = tuple[list[str], Record]  # overrides, and the memory estimated before a compile
 CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 
 
@@ -131,29 +132,6 @@ def search_settings(flags: argparse.Namespace, config: Config, topology: Topolog
     return Answer(code, found, terminal(search_blocks(found, topology.name)))
 
 
-@dataclasses.dataclass(frozen=True)
-class Candidate:
-    """Overrides of a config, and the memory that is estimated before a compile."""
-
-    overrides: list[str]
-    memory: Record
-
-    @property
-    def trees(self) -> int:
-        """Bytes of state, weights and gradients, without activations."""
-        *trees, _ = self.memory["groups"].values()
-        return sum(trees)
-
-    def outcome(self, plan: Record | None, limit: str) -> Record:
-        return {
-            "overrides": self.overrides,
-            "fits": bool(plan and plan["fits"]),
-            "limit": limit,
-            "trees_bytes": self.trees,
-            "plan": plan,
-        }
-
-
 def candidates(
     config: Config, topology: Topology, wanted: Mapping[str, Sequence[Any]]
 ) -> list[Candidate]:
@@ -169,15 +147,14 @@ def candidates(
         try:
             changed = replaced(config, fields)
             validate(changed)
-            memory = memory_of(changed, topology, None)
-            found.append(Candidate(overrides(config, fields), memory))
+            found.append((overrides(config, fields), memory_of(changed, topology, None)))
         except ConfigError as error:
             problems |= dict.fromkeys(error.problems)
     if not found:
         raise ConfigError(list(problems), "the search")
-    fitting = sorted((c for c in found if fits(c.memory)), key=lambda c: -c.memory["peak_bytes"])
-    others = sorted((c for c in found if c not in fitting), key=lambda c: c.memory["peak_bytes"])
-    return fitting + others
+    found.sort(key=lambda c: c[1]["peak_bytes"])
+    fitting = [c for c in found if fits(c[1])]
+    return [*reversed(fitting), *found[len(fitting) :]]
 
 
 def search(tried: Sequence[Candidate], arguments: Sequence[str]) -> tuple[list[Record], int]:
@@ -186,18 +163,15 @@ def search(tried: Sequence[Candidate], arguments: Sequence[str]) -> tuple[list[R
     Each is planned by the command that a user would type; what is compiled stays in the cache, so
     the same search continues where it stopped.
     """
-    waiting = [c for c in tried if c.trees <= c.memory["capacity_bytes"]]
-    limit = "memory: state, weights and gradients alone"
-    found = [c.outcome(None, limit) for c in tried if c not in waiting]
     children: list[subprocess.Popen[str]] = []
     pool = ThreadPoolExecutor(usable_cores())
-    runs = [pool.submit(_plan_in_child, c, arguments, children) for c in waiting]
-    code = EXIT_DONE
+    runs = [pool.submit(_outcome, *candidate, arguments, children) for candidate in tried]
+    found, code = [], EXIT_DONE
     try:
         with Progress("compiling", len(runs)) as progress:
-            for done, run in enumerate(as_completed(runs), 1):
+            for run in as_completed(runs):
                 found.append(run.result())
-                progress.update(done)
+                progress.update(len(found))
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
     finally:
@@ -208,13 +182,19 @@ def search(tried: Sequence[Candidate], arguments: Sequence[str]) -> tuple[list[R
     return sorted(found, key=lambda one: (not one["fits"], seconds(one))), code
 
 
-def _plan_in_child(
-    candidate: Candidate, arguments: Sequence[str], children: list[subprocess.Popen[str]]
+def _outcome(
+    changed: list[str],
+    memory: Record,
+    arguments: Sequence[str],
+    children: list[subprocess.Popen[str]],
 ) -> Record:
-    command = [sys.executable, "-m", "gpt_pjit.plan", *arguments, *candidate.overrides, "--json"]
+    *trees, _ = memory["groups"].values()
+    record = {"overrides": changed, "fits": False, "limit": "", "trees_bytes": sum(trees)}
+    if sum(trees) > memory["capacity_bytes"]:
+        return record | {"limit": "memory: state, weights and gradients alone", "plan": None}
     # A session of its own: Ctrl-C reaches only this process, which then decides.
     with subprocess.Popen(
-        command,
+        [sys.executable, "-m", "gpt_pjit.plan", *arguments, *changed, "--json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -224,10 +204,10 @@ def _plan_in_child(
         out, errors = child.communicate()
     if child.returncode in (EXIT_DONE, EXIT_BROKEN) and out:
         plan = json.loads(out)
-        return candidate.outcome(plan, _limit(plan))
+        return record | {"fits": bool(plan["fits"]), "limit": _limit(plan), "plan": plan}
     last = errors.strip().splitlines()[-1:] or [f"ended with {child.returncode}"]
     kind = "refused" if child.returncode == EXIT_CONFIG else "failed"
-    return candidate.outcome(None, f"{kind}: {last[0].strip()[:200]}")
+    return record | {"limit": f"{kind}: {last[0].strip()[:200]}", "plan": None}
 
 
 def _limit(plan: Record) -> str:
@@ -237,10 +217,9 @@ def _limit(plan: Record) -> str:
         return "memory: activations"
     if cost["collective_seconds"] > cost["compute_seconds"]:
         return "links between chips"
-    if not cost["scopes"]:
-        return "compute"
-    scope, by = next(iter(cost["scopes"].items()))
-    return f"compute: {scope}, {sum(by.values()) / cost['mcycles']:.0%}"
+    for scope, by in cost["scopes"].items():  # the largest first
+        return f"compute: {scope}, {sum(by.values()) / cost['mcycles']:.0%}"
+    return "compute"
 
 
 def _integers(text: str) -> list[int]:

@@ -7,14 +7,13 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
 
 import jax.numpy as jnp
 
 from gpt_pjit.config import Config, flatten, replaced
 from gpt_pjit.core.chips import flops_per_token
 from gpt_pjit.core.errors import ConfigError
-from gpt_pjit.core.model import QUERY_BLOCK, count_params, param_shapes
+from gpt_pjit.core.model import QUERY_BLOCK
 from gpt_pjit.pages import Record
 from gpt_pjit.partition import explain_config
 from gpt_pjit.plan.compile import Executable, Topology, larger
@@ -123,14 +122,8 @@ def _fitting(config: Config, topology: Topology, layout: str) -> list[str] | Non
     """The first overrides that fit in this layout: more microbatches, then full recomputation."""
     most = config.data.batch_size
     for remat in dict.fromkeys((config.model.remat, "full")):
-        for microbatches in range(config.optim.microbatches, most + 1):
-            if most % microbatches:
-                continue
-            fields = {
-                "partition.layout": layout,
-                "model.remat": remat,
-                "optim.microbatches": microbatches,
-            }
+        for n in (n for n in range(config.optim.microbatches, most + 1) if most % n == 0):
+            fields = {"partition.layout": layout, "model.remat": remat, "optim.microbatches": n}
             try:
                 memory = memory_of(replaced(config, fields), topology, None)
             except ConfigError:  # this batch, mesh or table does not work there
@@ -146,22 +139,10 @@ def overrides(config: Config, fields: dict[str, object]) -> list[str]:
     return [f"--config.{name}={value}" for name, value in fields.items() if value != now[name]]
 
 
-@dataclass(frozen=True)
-class Operation:
-    """Operations of the program that are alike in all but their cycles, summed over a step."""
-
-    scope: str
-    direction: str  # forward, recompute, backward or update
-    name: str
-    source: str  # a line of ours
-    also: tuple[str, ...]  # other scopes that its fusion holds
-    cycles: int = 0
-    times: int = 0
-
-
 def cost_record(
     config: Config,
     topology: Topology,
+    n_params: int,
     module: Module | None,
     sent_bytes: int,
     dollars_per_chip_hour: float | None,
@@ -171,12 +152,11 @@ def cost_record(
     Without a `module`, or where no compiler counts cycles, times are those at the chip's peak.
     """
     c, chip, length = config.model, topology.chip, config.data.sequence_length
-    n_params = count_params(param_shapes(c, length))
     per_token = flops_per_token(n_params, c.n_layers, c.d_model, length)
     tokens = config.data.batch_size * length
     peak = topology.devices * chip.peak_flops
     operations = roll_up(module) if module and chip.clock else []
-    cycles = sum(operation.cycles for operation in operations)
+    cycles = sum(operation["cycles"] for operation in operations)
     if operations and chip.clock:
         compute = cycles / chip.clock
     else:  # no run is faster than the peak; recomputing whole blocks adds a third
@@ -201,17 +181,14 @@ def cost_record(
         "days": days,
         "dollars": dollars_per_chip_hour and days * 24 * topology.chips * dollars_per_chip_hour,
         "scopes": by_scope(operations),
-        "operations": [
-            asdict(o) | {"cycles": o.cycles / 1e6, "also": list(o.also)}
-            for o in operations[:TOP_OPERATIONS]
-        ],
+        "operations": [o | {"cycles": o["cycles"] / 1e6} for o in operations[:TOP_OPERATIONS]],
     }
 
 
-def roll_up(module: Module) -> list[Operation]:
-    """Every operation with an estimate, its cycles times its executions a step, largest first."""
-    cycles: Counter[Operation] = Counter()
-    times: Counter[Operation] = Counter()
+def roll_up(module: Module) -> list[Record]:
+    """Operations with an estimate, summed where they are alike, the most cycles of a step first."""
+    cycles: Counter[tuple[str, str, str, str, tuple[str, ...]]] = Counter()
+    times = cycles.copy()
     for visit in module.walk():
         instruction = visit.instruction
         if visit.fused or not instruction.cycles:
@@ -221,24 +198,31 @@ def roll_up(module: Module) -> list[Operation]:
             fused = list(module.computations[instruction.called[0]].values())
         # A fusion without a name has that of the last operation inside that has one.
         named = next((i for i in (instruction, *reversed(fused)) if i.op_name), instruction)
-        also = {i.scope for i in fused} - {UNSCOPED, "layers", named.scope}
-        alike = Operation(
-            scope=named.scope,
-            direction=direction_of(named.op_name),
-            name=named.op_name.rsplit("/", 2)[-1] or instruction.opcode,
-            source=module.source(named),
-            also=tuple(sorted(also)),
-        )
+        also = sorted({i.scope for i in fused} - {UNSCOPED, "layers", named.scope})
+        name = named.op_name.rsplit("/", 2)[-1] or instruction.opcode
+        direction, source = direction_of(named.op_name), module.source(named)
+        alike = (named.scope, direction, name, source, tuple(also))
         cycles[alike] += instruction.cycles * visit.times
         times[alike] += visit.times
-    return [replace(o, cycles=n, times=times[o]) for o, n in cycles.most_common()]
+    return [
+        {
+            "scope": scope,
+            "direction": direction,  # forward, recompute, backward or update
+            "name": name,
+            "source": source,  # a line of ours
+            "also": list(also),  # other scopes that its fusion holds
+            "cycles": n,
+            "times": times[scope, direction, name, source, also],
+        }
+        for (scope, direction, name, source, also), n in cycles.most_common()
+    ]
 
 
-def by_scope(operations: Iterable[Operation]) -> dict[str, dict[str, float]]:
+def by_scope(operations: Iterable[Record]) -> dict[str, dict[str, float]]:
     """Mcycles by scope and direction, the largest scope first."""
     table: dict[str, Counter[str]] = {}
-    for operation in operations:
-        table.setdefault(operation.scope, Counter())[operation.direction] += operation.cycles
+    for o in operations:
+        table.setdefault(o["scope"], Counter())[o["direction"]] += o["cycles"]
     ranked = sorted(table.items(), key=lambda item: -item[1].total())
     return {scope: {name: n / 1e6 for name, n in by.items()} for scope, by in ranked}
 

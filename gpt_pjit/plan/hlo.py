@@ -147,6 +147,12 @@ class Module:
                 for called in instruction.called:
                     yield from self.walk(called, loops, fused or instruction.opcode == "fusion")
 
+    def caller(self, computation: str) -> Instruction | None:
+        """The fusion or call that runs a computation."""
+        called = re.compile(rf"calls=%?{re.escape(computation)}(?![\w.\-])")
+        every = (i for c in self.computations.values() for i in c.values())
+        return next((i for i in every if called.search(i.attributes)), None)
+
     def trips(self, computation: str, loop: Instruction) -> int:
         """How often the body of a `while` in `computation` runs.
 

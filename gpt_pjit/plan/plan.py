@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax.numpy as jnp
 
@@ -14,7 +13,7 @@ from gpt_pjit.core.parameters import matrix_rules
 from gpt_pjit.core.sharding import BATCH_AXES, match_rules, paths_and_leaves, values
 from gpt_pjit.core.training import Training
 from gpt_pjit.pages import Record
-from gpt_pjit.plan.collectives import LAYER_LOOP, Collective, collectives_of, whole_shapes
+from gpt_pjit.plan.collectives import LAYER_LOOP, OUTSIDE, collectives_of, whole_shapes
 from gpt_pjit.plan.compile import (
     Executable,
     Topology,
@@ -29,58 +28,70 @@ from gpt_pjit.plan.hlo import Module
 XLA_DTYPES = {"bfloat16": "bf16", "float32": "f32", "float16": "f16"}
 TOLERANCE = 0.02  # of memory and cycles, between two compiles of what counts as the same step
 COUNTED = ("kind", "dtype", "axes", "where", "times", "bytes")  # what makes a collective the same
+REDUCTIONS = ("all-reduce", "reduce-scatter")
 VIEWS = ("bitcast", "get-tuple-element", "parameter", "tuple", "while", "copy-done")
+LOGITS = "one_float32_copy_of_the_logits"
+REDUCED_ONCE = (
+    "no_collective_of_the_batch_in_a_loop",
+    "no_gradient_reduction_in_a_loop",
+    "gradients_reduced_in_float32",
+    "gradients_reduced_once",
+    LOGITS,
+)
+PROMISES = {
+    "ddp": (*REDUCED_ONCE, "weights_never_gathered"),
+    "zero1": (*REDUCED_ONCE, "updated_parameters_gathered_once_in_float32"),
+    "zero": (*REDUCED_ONCE, "weights_gathered_once_in_compute_dtype"),
+    # Layers are reduced where they were gathered: in the loop, in the dtype of the gather.
+    "fsdp": ("weights_gathered_layer_by_layer_in_compute_dtype", LOGITS),
+}
 
 
 def make_plan(config: Config, topology: Topology, dollars: float | None = None) -> Record:
-    """Compiles the step, or estimates it where no compiler is at hand; docs/plan.md lists the keys.
+    """Compiles the step, or estimates it where no compiler is at hand.
 
     `dollars` are per chip and hour. Raises ConfigError as `build_training` does, and where the
     compiler for TPUs is not installed.
     """
     devices = devices_of(topology)
     if devices is None:
-        sent = sum(explained(config, topology.devices)["bytes_moved_a_step"].values())
-        estimate = {"cost": cost_record(config, topology, None, sent, dollars)}
-        return _frame(config, topology, None) | estimate
+        return read_plan(config, topology, None, None, dollars)
     training = training_for(config, devices)
-    executable = compile_cached(lower(training), topology)
-    return read_plan(config, topology, training, executable, dollars)
+    return read_plan(config, topology, training, compile_cached(lower(training), topology), dollars)
 
 
 def read_plan(
     config: Config,
     topology: Topology,
-    training: Training,
-    executable: Executable,
+    training: Training | None,
+    executable: Executable | None,
     dollars: float | None = None,
 ) -> Record:
-    """The plan of a compiled step; `training` says what was promised of it."""
-    record = _frame(config, topology, executable)
-    if executable.refusal:
-        return record
-    module, sizes = Module(executable.hlo), training.mesh.shape
-    collectives = collectives_of(module, sizes, whole_shapes(training.model))
-    breaches = broken_promises(config, training, module, collectives)
-    sent = sum(c.total_bytes for c in collectives)
-    return record | {
-        "collectives": [c.record() for c in collectives],
-        "promises": {name: not found for name, found in breaches.items()},
-        "breaches": {name: found for name, found in breaches.items() if found},
-        "cost": cost_record(config, topology, module, sent, dollars),
-    }
+    """The plan of a compiled step, or of none; docs/plan.md lists the keys.
 
-
-def _frame(config: Config, topology: Topology, executable: Executable | None) -> Record:
-    """The record without what only a compiled program tells."""
-    memory = memory_of(config, topology, executable)
+    `training` says what was promised of the step.
+    """
+    memory, explanation = (
+        memory_of(config, topology, executable),
+        explained(config, topology.devices),
+    )
+    sent = sum(explanation["bytes_moved_a_step"].values())
+    collectives: list[Record] = []
+    breaches: dict[str, list[str]] = {}
+    module = None
+    if training and executable and not executable.refusal:
+        module = Module(executable.hlo)
+        collectives = collectives_of(module, training.mesh.shape, whole_shapes(training.model))
+        breaches = broken_promises(config, training, module, collectives)
+        sent = sum(c["total_bytes"] for c in collectives)
     length = config.data.sequence_length
     n_params = count_params(param_shapes(config.model, length))
+    cost = cost_record(config, topology, n_params, module, sent, dollars)
     return {
         "topology": topology.name,
         "devices": topology.devices,
         "chips": topology.chips,
-        "mesh": explained(config, topology.devices)["mesh"],
+        "mesh": explanation["mesh"],
         "layout": config.partition.layout,
         "parameters": n_params,
         "compiled": executable is not None,
@@ -89,10 +100,10 @@ def _frame(config: Config, topology: Topology, executable: Executable | None) ->
         "fits": fits(memory),
         "remedies": [] if fits(memory) else remedies(config, topology),
         "memory": memory,
-        "collectives": [],
-        "promises": {},
-        "breaches": {},
-        "cost": None,
+        "collectives": collectives,
+        "promises": {name: not found for name, found in breaches.items()},
+        "breaches": {name: found for name, found in breaches.items() if found},
+        "cost": None if memory["refusal"] else cost,
         "published": published_for(n_params, topology, length),
     }
 
@@ -113,27 +124,8 @@ def essence(plan: Record) -> Record:
     }
 
 
-@dataclass(frozen=True)
-class Step:
-    """What promises are checked against."""
-
-    module: Module
-    over_batch: Sequence[Collective]  # those over an axis that splits the batch
-    matrices: Sequence[str]  # the paths that are gathered and reduced one by one
-    logits: tuple[int, int]  # tokens of a microbatch and vocabulary, of one device
-    compute_dtype: str  # as XLA writes it
-
-    @property
-    def reductions(self) -> list[Collective]:
-        return [c for c in self.over_batch if c.is_reduction and c.parameters]
-
-    @property
-    def gathers(self) -> list[Collective]:
-        return [c for c in self.over_batch if c.kind == "all-gather" and c.parameters]
-
-
 def broken_promises(
-    config: Config, training: Training, module: Module, collectives: Sequence[Collective]
+    config: Config, training: Training, module: Module, collectives: Sequence[Record]
 ) -> dict[str, list[str]]:
     """For each promise of the layout what breaks it: nothing where it is kept.
 
@@ -142,47 +134,72 @@ def broken_promises(
     c, sizes = config.model, training.mesh.shape
     parts = sizes["replica"] * sizes["data"]
     rows = config.data.batch_size // config.optim.microbatches // parts
-    matrices = values(match_rules(matrix_rules(c), training.state.params))
-    step = Step(
-        module=module,
-        over_batch=[one for one in collectives if set(one.axes) & set(BATCH_AXES)],
-        matrices=sorted(path for path, is_matrix in paths_and_leaves(matrices) if is_matrix),
-        logits=(rows * config.data.sequence_length, c.vocab_size // sizes["tensor"]),
-        compute_dtype=XLA_DTYPES[jnp.dtype(c.dtype).name],
-    )
-    names = PROMISES[config.partition.layout] if parts > 1 else ("one_float32_copy_of_the_logits",)
-    return {name: list(CHECKS[name](step)) for name in names}
+    logits = rows * config.data.sequence_length, c.vocab_size // sizes["tensor"]
+    matches = values(match_rules(matrix_rules(c), training.state.params))
+    matrices = sorted(path for path, is_matrix in paths_and_leaves(matches) if is_matrix)
+    dtype = XLA_DTYPES[jnp.dtype(c.dtype).name]
+    over_batch = [one for one in collectives if set(one["axes"]) & set(BATCH_AXES)]
+    named = [one for one in over_batch if one["parameters"]]
+    reductions = [one for one in named if one["kind"] in REDUCTIONS]
+    gathers = [one for one in named if one["kind"] == "all-gather"]
+    breaches: dict[str, Iterable[str]] = {
+        "no_collective_of_the_batch_in_a_loop": _in_a_loop(over_batch),
+        "no_gradient_reduction_in_a_loop": _in_a_loop(reductions),
+        "gradients_reduced_in_float32": _not_in("f32", reductions),
+        "gradients_reduced_once": _not_once(matrices, reductions),
+        "weights_gathered_once_in_compute_dtype": (
+            *_not_in(dtype, gathers),
+            *_not_once(matrices, gathers),
+        ),
+        "updated_parameters_gathered_once_in_float32": (
+            *_not_in("f32", gathers),
+            *_not_once(matrices, gathers),
+        ),
+        "weights_never_gathered": map(_say, gathers),
+        "weights_gathered_layer_by_layer_in_compute_dtype": (
+            *_not_in(dtype, gathers),
+            *_layers_outside_their_loop(gathers),
+        ),
+        LOGITS: _copies_of_the_logits(module, *logits),
+    }
+    names = PROMISES[config.partition.layout] if parts > 1 else (LOGITS,)
+    return {name: list(breaches[name]) for name in names}
 
 
-def _unless(collectives: Sequence[Collective], good: Callable[[Collective], bool]) -> Iterator[str]:
-    return (str(c) for c in collectives if not good(c))
+def _say(c: Record) -> str:
+    of = ", ".join(c["parameters"]) or c["op_name"]
+    return f"{c['kind']} {c['dtype']} of {of}: {c['where']}"
 
 
-def _unless_once(
-    step: Step, collectives: Sequence[Collective], dtype: str | None = None
-) -> Iterator[str]:
-    """Each matrix must be in exactly one, which runs once a step, and in the `dtype` if given."""
-    yield from _unless(collectives, lambda c: dtype in (None, c.dtype))
-    yield from (f"{c} runs {c.times} times a step" for c in collectives if c.times != 1)
-    for path in step.matrices:
-        holding = sum(path in c.parameters for c in collectives)
+def _in_a_loop(collectives: Sequence[Record]) -> Iterator[str]:
+    return (_say(c) for c in collectives if c["where"] != OUTSIDE)
+
+
+def _not_in(dtype: str, collectives: Sequence[Record]) -> Iterator[str]:
+    return (_say(c) for c in collectives if c["dtype"] != dtype)
+
+
+def _not_once(matrices: Sequence[str], collectives: Sequence[Record]) -> Iterator[str]:
+    """Each matrix must be in exactly one, which runs once a step."""
+    yield from (f"{_say(c)} runs {c['times']} times a step" for c in collectives if c["times"] != 1)
+    for path in matrices:
+        holding = sum(path in c["parameters"] for c in collectives)
         if holding != 1:
             yield f"{path} is in {holding} collectives, not one"
 
 
-def _unless_by_layer(step: Step) -> Iterator[str]:
-    """Layers are gathered in the layer loop; what is used outside of it, once."""
-    for c in step.gathers:
-        is_layer = any(path.startswith("blocks/") for path in c.parameters)
-        if c.dtype != step.compute_dtype or (is_layer and LAYER_LOOP not in c.loops):
-            yield str(c)
+def _layers_outside_their_loop(gathers: Sequence[Record]) -> Iterator[str]:
+    """What is used outside of the layers is gathered once, there."""
+    for c in gathers:
+        is_layer = any(path.startswith("blocks/") for path in c["parameters"])
+        if is_layer and LAYER_LOOP not in c["where"]:
+            yield _say(c)
 
 
-def _copies_of_the_logits(step: Step) -> list[str]:
-    tokens, vocabulary = step.logits
+def _copies_of_the_logits(module: Module, tokens: int, vocabulary: int) -> list[str]:
     stored = [
         f"{instruction.name} holds float32 {list(array.shape)}"
-        for name, computation in step.module.computations.items()
+        for name, computation in module.computations.items()
         for instruction in computation.values()
         if "fused" not in name and instruction.opcode not in VIEWS
         for array in instruction.arrays
@@ -190,31 +207,3 @@ def _copies_of_the_logits(step: Step) -> list[str]:
         if array.nbytes == 4 * tokens * vocabulary
     ]
     return stored if len(stored) > 1 else []
-
-
-# What breaks a promise, for each; nothing where it is kept.
-CHECKS: Mapping[str, Callable[[Step], Iterable[str]]] = {
-    "no_collective_of_the_batch_in_a_loop": lambda s: _unless(s.over_batch, lambda c: not c.loops),
-    "no_gradient_reduction_in_a_loop": lambda s: _unless(s.reductions, lambda c: not c.loops),
-    "gradients_reduced_in_float32": lambda s: _unless(s.reductions, lambda c: c.dtype == "f32"),
-    "gradients_reduced_once": lambda s: _unless_once(s, s.reductions),
-    "weights_gathered_once_in_compute_dtype": lambda s: _unless_once(s, s.gathers, s.compute_dtype),
-    "updated_parameters_gathered_once_in_float32": lambda s: _unless_once(s, s.gathers, "f32"),
-    "weights_never_gathered": lambda s: map(str, s.gathers),
-    "weights_gathered_layer_by_layer_in_compute_dtype": _unless_by_layer,
-    "one_float32_copy_of_the_logits": _copies_of_the_logits,
-}
-REDUCED_ONCE = (
-    "no_collective_of_the_batch_in_a_loop",
-    "no_gradient_reduction_in_a_loop",
-    "gradients_reduced_in_float32",
-    "gradients_reduced_once",
-    "one_float32_copy_of_the_logits",
-)
-PROMISES = {
-    "ddp": (*REDUCED_ONCE, "weights_never_gathered"),
-    "zero1": (*REDUCED_ONCE, "updated_parameters_gathered_once_in_float32"),
-    "zero": (*REDUCED_ONCE, "weights_gathered_once_in_compute_dtype"),
-    # Layers are reduced where they were gathered: in the loop, in the dtype of the gather.
-    "fsdp": ("weights_gathered_layer_by_layer_in_compute_dtype", "one_float32_copy_of_the_logits"),
-}

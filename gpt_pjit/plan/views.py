@@ -24,6 +24,13 @@ from gpt_pjit.partition import mesh_text
 TOP_OPERATIONS = 12
 BREACHES = 8  # of one promise that are shown
 DIRECTIONS = ("forward", "recompute", "backward", "update")
+MEASURES = (
+    "Memory of a device",
+    "Sent by a device in a step",
+    "Estimated Mcycles of a step",
+    "Times",
+)
+TIMES = ("step_seconds", "tokens_per_second", "mfu", "days")
 ESTIMATE = (
     "An estimate: the compiler's cycles for each operation at the chip's clock, plus bytes over "
     "the published link rate as if nothing overlapped. The host, the input and stalls are left out."
@@ -58,18 +65,27 @@ def plan_blocks(plan: Record, pictures: bool = False) -> Iterator[Block]:
 
 def difference_blocks(before: Record, after: Record) -> Iterator[Block]:
     """Two plans side by side; what both lack is left out."""
-    for title, measure, write in (
-        ("Memory of a device", _memory_numbers, human_bytes),
-        ("Sent by a device in a step", _sent_numbers, human_bytes),
-        ("Estimated Mcycles of a step", _scope_numbers, "{:,.3f}".format),
-        ("Times", _time_numbers, "{:,.3f}".format),
-    ):
-        yield from before_and_after(title, (measure(before), measure(after)), write)
+    for title, was, now in zip(MEASURES, _measures(before), _measures(after), strict=True):
+        write = human_bytes if title in MEASURES[:2] else "{:,.3f}".format
+        yield from before_and_after(title, (was, now), write)
     for name, kept in after["promises"].items():
-        was = before["promises"].get(name, kept)
-        if was != kept:
-            words = {True: "kept", False: "broken"}
-            yield Note(f"{name}: {words[was]} -> {words[kept]}", "good" if kept else "bad")
+        was_kept = before["promises"].get(name, kept)
+        if was_kept != kept:
+            change = "broken -> kept" if kept else "kept -> broken"
+            yield Note(f"{name}: {change}", "good" if kept else "bad")
+
+
+def _measures(plan: Record) -> Iterator[dict[str, float | None]]:
+    """Numbers by name, for each of `MEASURES`."""
+    yield plan["memory"]["groups"] | {"peak": plan["memory"]["peak_bytes"]}
+    sent: Counter[str] = Counter()
+    for c in plan["collectives"]:
+        sent[f"{c['kind']} {c['dtype']}, {c['where']}"] += c["total_bytes"]
+    yield {**sent, "all": sent.total()}
+    cost = plan["cost"] or {"scopes": {}}
+    scopes = {scope: sum(by.values()) for scope, by in cost["scopes"].items()}
+    yield scopes | {"all": cost.get("mcycles")}
+    yield {name: cost.get(name) for name in TIMES}
 
 
 def search_blocks(found: Sequence[Record], topology: str) -> Iterator[Block]:
@@ -222,25 +238,3 @@ def _operations(cost: Record) -> Table:
         operation = Cell(o["name"], (o["source"],))
         rows.append((f"{o['cycles']:,.1f}", str(o["times"]), scope, operation))
     return Table("Top operations", (">Mcycles", ">times", "scope", "operation"), rows)
-
-
-def _memory_numbers(plan: Record) -> dict[str, float | None]:
-    return plan["memory"]["groups"] | {"peak": plan["memory"]["peak_bytes"]}
-
-
-def _scope_numbers(plan: Record) -> dict[str, float | None]:
-    cost = plan["cost"] or {"scopes": {}, "mcycles": None}
-    scopes = {scope: sum(by.values()) for scope, by in cost["scopes"].items()}
-    return scopes | {"all": cost["mcycles"]}
-
-
-def _time_numbers(plan: Record) -> dict[str, float | None]:
-    names = ("step_seconds", "tokens_per_second", "mfu", "days")
-    return {name: plan["cost"][name] if plan["cost"] else None for name in names}
-
-
-def _sent_numbers(plan: Record) -> dict[str, float | None]:
-    sent: Counter[str] = Counter()
-    for c in plan["collectives"]:
-        sent[f"{c['kind']} {c['dtype']}, {c['where']}"] += c["total_bytes"]
-    return {**sent, "all": sent.total()}

@@ -9,8 +9,7 @@ import pytest
 from gpt_pjit.core import train
 from gpt_pjit.core.runtime import global_array
 from gpt_pjit.plan import compile as compile_room
-from gpt_pjit.plan.compile import fingerprint, lower, training_for
-from gpt_pjit.plan.topology import find_topology
+from gpt_pjit.plan.compile import find_topology, fingerprint, lower, training_for
 from tests.helpers import random_tokens, tiny, with_fields
 
 
