@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 from gpt_pjit.core.chips import GIB
 from gpt_pjit.pages import (
@@ -24,13 +25,6 @@ from gpt_pjit.partition import mesh_text
 TOP_OPERATIONS = 12
 BREACHES = 8  # of one promise that are shown
 DIRECTIONS = ("forward", "recompute", "backward", "update")
-MEASURES = (
-    "Memory of a device",
-    "Sent by a device in a step",
-    "Estimated Mcycles of a step",
-    "Times",
-)
-TIMES = ("step_seconds", "tokens_per_second", "mfu", "days")
 ESTIMATE = (
     "An estimate: the compiler's cycles for each operation at the chip's clock, plus bytes over "
     "the published link rate as if nothing overlapped. The host, the input and stalls are left out."
@@ -65,8 +59,7 @@ def plan_blocks(plan: Record, pictures: bool = False) -> Iterator[Block]:
 
 def difference_blocks(before: Record, after: Record) -> Iterator[Block]:
     """Two plans side by side; what both lack is left out."""
-    for title, was, now in zip(MEASURES, _measures(before), _measures(after), strict=True):
-        write = human_bytes if title in MEASURES[:2] else "{:,.3f}".format
+    for (title, write, was), (*_, now) in zip(_measures(before), _measures(after), strict=True):
         yield from before_and_after(title, (was, now), write)
     for name, kept in after["promises"].items():
         was_kept = before["promises"].get(name, kept)
@@ -75,17 +68,19 @@ def difference_blocks(before: Record, after: Record) -> Iterator[Block]:
             yield Note(f"{name}: {change}", "good" if kept else "bad")
 
 
-def _measures(plan: Record) -> Iterator[dict[str, float | None]]:
-    """Numbers by name, for each of `MEASURES`."""
-    yield plan["memory"]["groups"] | {"peak": plan["memory"]["peak_bytes"]}
+def _measures(plan: Record) -> Iterator[tuple[str, Callable[[float], str], Record]]:
+    """A title, how to write a number, and numbers by name."""
+    memory = plan["memory"]
+    yield "Memory of a device", human_bytes, memory["groups"] | {"peak": memory["peak_bytes"]}
     sent: Counter[str] = Counter()
     for c in plan["collectives"]:
         sent[f"{c['kind']} {c['dtype']}, {c['where']}"] += c["total_bytes"]
-    yield {**sent, "all": sent.total()}
-    cost = plan["cost"] or {"scopes": {}}
+    yield "Sent by a device in a step", human_bytes, {**sent, "all": sent.total()}
+    cost, write = plan["cost"] or {"scopes": {}}, "{:,.3f}".format
     scopes = {scope: sum(by.values()) for scope, by in cost["scopes"].items()}
-    yield scopes | {"all": cost.get("mcycles")}
-    yield {name: cost.get(name) for name in TIMES}
+    yield "Estimated Mcycles of a step", write, scopes | {"all": cost.get("mcycles")}
+    times = ("step_seconds", "tokens_per_second", "mfu", "days")
+    yield "Times", write, {name: cost.get(name) for name in times}
 
 
 def search_blocks(found: Sequence[Record], topology: str) -> Iterator[Block]:
@@ -93,21 +88,17 @@ def search_blocks(found: Sequence[Record], topology: str) -> Iterator[Block]:
     programs: set[str] = set()
     rows = []
     for one in found:
-        plan = one["plan"] or {"cost": None, "program": None}
-        cost, program = plan["cost"], plan["program"]
-        is_twin = program in programs
-        programs |= {program} if program else set()
-        peak = human_bytes(plan["memory"]["peak_bytes"] if one["plan"] else one["trees_bytes"])
-        rows.append(
-            (
-                f"{cost['step_seconds']:.3f} s" if cost else "",
-                f"{cost['mfu']:.1%}" if cost else "",
-                peak if cost else f"over {peak}",
-                Cell("yes", style="good") if one["fits"] else Cell("no", style="bad"),
-                "the same program as a row above" if is_twin else one["limit"],
-                "\n".join(one["overrides"]) or "as the config is",
-            )
-        )
+        plan = one["plan"] or {}
+        step, mfu, peak = "", "", f"over {human_bytes(one['trees_bytes'])}"
+        if cost := plan.get("cost"):
+            step, mfu = f"{cost['step_seconds']:.3f} s", f"{cost['mfu']:.1%}"
+            peak = human_bytes(plan["memory"]["peak_bytes"])
+        fits = Cell("yes", style="good") if one["fits"] else Cell("no", style="bad")
+        is_twin = plan.get("program") in programs
+        limit = "the same program as a row above" if is_twin else one["limit"]
+        programs |= {plan["program"]} if plan.get("program") else set()
+        changed = "\n".join(one["overrides"]) or "as the config is"
+        rows.append((step, mfu, peak, fits, limit, changed))
     columns = (">step", ">MFU", ">peak", "fits", "limited by", "overrides")
     yield Table(f"Settings on {topology}", columns, rows)
     if found and found[0]["fits"]:
@@ -142,14 +133,11 @@ def _memory(plan: Record, pictures: bool) -> Iterator[Block]:
     sources = dict.fromkeys(groups, "exact, from shapes and specs")
     estimated = "the peak less the above" if memory["compiler"] else "estimated from shapes"
     sources["activations and temporaries"] = estimated
-    rows: list[tuple[str | Cell, ...]] = [
-        *((group, human_bytes(size), sources[group]) for group, size in groups.items()),
-        *(
-            (Cell(name, style="dim"), human_bytes(size), Cell("the compiler", style="dim"))
-            for name, size in memory["compiler"].items()
-        ),
-        ("capacity for a program", human_bytes(memory["capacity_bytes"]), plan["topology"]),
-    ]
+    by, capacity = Cell("the compiler", style="dim"), human_bytes(memory["capacity_bytes"])
+    compiler = ((Cell(name, style="dim"), n, by) for name, n in memory["compiler"].items())
+    sizes = [*((name, n, sources[name]) for name, n in groups.items()), *compiler]
+    rows: list[Any] = [(name, human_bytes(n), source) for name, n, source in sizes]
+    rows.append(("capacity for a program", capacity, plan["topology"]))
     yield Table("Memory of a device", ("", ">bytes", "source"), rows)
     if pictures:
         bars = {"": {group: size / GIB for group, size in groups.items()}}

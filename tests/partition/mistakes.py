@@ -169,7 +169,7 @@ MISTAKES = (
         table(last=((EMBED[0], ("data", "tensor")),)),
         ("rule 7='embed/embedding'", "taken by rule 0", "move it up, or remove it"),
         EMBEDDING,
-        "goes on with the first; the edit has no effect",
+        "keeps the first; the edit has no effect",
         (12576, 192),
     ),
     Mistake(
