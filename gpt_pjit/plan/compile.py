@@ -11,12 +11,11 @@ import hashlib
 import json
 import math
 import os
-import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -48,15 +47,12 @@ PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax")
 
 @dataclass(frozen=True)
 class Family:
-    """A generation of TPUs: the sizes in its names, which count cores or chips.
-
-    `dims` are those of the torus that joins the chips; `options` are libtpu's.
-    """
+    """A generation of TPUs: the sizes in its names, which count cores or chips."""
 
     sizes: tuple[int, ...]
-    dims: int
+    dims: int  # of the torus that joins the chips
     cores_per_chip: int = 1
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)  # libtpu's
 
 
 def _powers(first: int, last: int) -> tuple[int, ...]:
@@ -184,8 +180,7 @@ def compile_cached(lowered: jax.stages.Lowered, topology: Topology) -> Executabl
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     path = Path(root) / "gpt_pjit" / "plan" / f"{program}.json.gz"
     if path.exists():
-        kept = Executable(**json.loads(gzip.decompress(path.read_bytes())))
-        return replace(kept, program=program)
+        return Executable(**json.loads(gzip.decompress(path.read_bytes())))
     made = replace(compile_lowered(lowered), program=program)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(f".{os.getpid()}.tmp")
@@ -199,7 +194,7 @@ def fingerprint(lowered: jax.stages.Lowered, topology: Topology) -> str:
     sources = [Path(__file__), *(file for room in SOURCES for file in (CORE / room).glob("*.py"))]
     parts = [
         topology.name,
-        *map(_version, PACKAGES),
+        *(version(package) for package in PACKAGES if find_spec(package)),
         *(os.environ.get(name, "") for name in COMPILER_FLAGS),
         "" if topology.grid else jax.devices()[0].client.platform_version,
         lowered.as_text(),
@@ -213,21 +208,14 @@ def compile_lowered(lowered: jax.stages.Lowered) -> Executable:
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        status, _, message = " ".join(str(error).split()).partition(": ")
+        if status != "RESOURCE_EXHAUSTED":
             raise
-        sentence = re.sub(r"\s+", " ", str(error)).removeprefix("RESOURCE_EXHAUSTED: ")
-        return Executable("", {}, time.perf_counter() - start, sentence.split(". ")[0])
+        return Executable("", {}, time.perf_counter() - start, message.split(". ")[0])
     seconds = time.perf_counter() - start
     stats: Any = compiled.memory_analysis()
     memory = {name: int(getattr(stats, field)) for name, field in MEMORY.items()}
     return Executable(compiled.as_text() or "", memory, seconds)
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
 
 
 @contextmanager

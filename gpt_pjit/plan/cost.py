@@ -181,7 +181,10 @@ def cost_record(
         "days": days,
         "dollars": dollars_per_chip_hour and days * 24 * topology.chips * dollars_per_chip_hour,
         "scopes": by_scope(operations),
-        "operations": [o | {"cycles": o["cycles"] / 1e6} for o in operations[:TOP_OPERATIONS]],
+        "operations": [
+            o | {"cycles": o["cycles"] / 1e6, "also": list(o["also"])}
+            for o in operations[:TOP_OPERATIONS]
+        ],
     }
 
 
@@ -198,23 +201,17 @@ def roll_up(module: Module) -> list[Record]:
             fused = list(module.computations[instruction.called[0]].values())
         # A fusion without a name has that of the last operation inside that has one.
         named = next((i for i in (instruction, *reversed(fused)) if i.op_name), instruction)
+        # Other scopes that the fusion holds.
         also = sorted({i.scope for i in fused} - {UNSCOPED, "layers", named.scope})
         name = named.op_name.rsplit("/", 2)[-1] or instruction.opcode
         direction, source = direction_of(named.op_name), module.source(named)
         alike = (named.scope, direction, name, source, tuple(also))
         cycles[alike] += instruction.cycles * visit.times
         times[alike] += visit.times
+    names = ("scope", "direction", "name", "source", "also", "cycles", "times")
     return [
-        {
-            "scope": scope,
-            "direction": direction,  # forward, recompute, backward or update
-            "name": name,
-            "source": source,  # a line of ours
-            "also": list(also),  # other scopes that its fusion holds
-            "cycles": n,
-            "times": times[scope, direction, name, source, also],
-        }
-        for (scope, direction, name, source, also), n in cycles.most_common()
+        dict(zip(names, (*alike, n, times[alike]), strict=True))
+        for alike, n in cycles.most_common()
     ]
 
 
