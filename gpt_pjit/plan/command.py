@@ -118,9 +118,9 @@ def diff(flags: argparse.Namespace, config: Config, topology: Topology) -> Answe
 
 def search_settings(flags: argparse.Namespace, config: Config, topology: Topology) -> Answer:
     rows = config.data.batch_size * config.mesh.tensor // topology.devices or 1
+    divisors = [n for n in range(1, rows + 1) if rows % n == 0]
     wanted = {
-        "optim.microbatches": flags.microbatches
-        or [n for n in range(1, rows + 1) if rows % n == 0],
+        "optim.microbatches": flags.microbatches or divisors,
         "model.remat": flags.remat,
         "partition.layout": flags.layouts or [config.partition.layout],
         "mesh.tensor": flags.tensor or [config.mesh.tensor],

@@ -66,6 +66,11 @@ class Instruction:
         return tuple(re.findall(r"%([\w.\-]+)", self.argument_text))
 
     @property
+    def constant(self) -> int | None:
+        """The value of a constant integer."""
+        return int(self.argument_text) if self.opcode == "constant" else None
+
+    @property
     def called(self) -> list[str]:
         """The computations of a fusion, a call, or the branches of a conditional."""
         return re.findall(r"[\w.\-]+", " ".join(CALLED.findall(self.attributes)))
@@ -164,7 +169,11 @@ class Module:
         condition = self.computations[loop.find(r"condition=%?([\w.\-]+)")]
         body = self.computations[loop.find(BODY)]
         index, limit, inclusive = self._bound(condition)
-        start = self._constant(self.computations[computation], loop.operands[0], index)
+        scope = self.computations[computation]
+        made = scope[loop.operands[0]]
+        start = (
+            self._source(scope, made.operands[index]) if made.opcode == "tuple" else made
+        ).constant
         step = self._step(body, index)
         if limit is None or start is None or not step:
             raise ValueError(f"cannot count the trips of {loop.name}")
@@ -180,8 +189,7 @@ class Module:
         if left.opcode == "constant":
             left, right = right, left
         index = left.find(r"index=(\d+)")
-        limit = int(right.argument_text) if right.opcode == "constant" else None
-        return int(index or 0), limit, inclusive
+        return int(index or 0), right.constant, inclusive
 
     def _step(self, body: dict[str, Instruction], index: int) -> int | None:
         source = self._source(body, _root(body).operands[index])
@@ -190,14 +198,7 @@ class Module:
             inner = self.computations[source.called[0]]
             added = [i for i in inner.values() if i.opcode == "add" and i.arrays[0].shape == ()]
             operands[:0] = [self._source(inner, name) for i in added for name in i.operands]
-        return next((int(i.argument_text) for i in operands if i.opcode == "constant"), None)
-
-    def _constant(self, scope: dict[str, Instruction], name: str, index: int) -> int | None:
-        """Element `index` of the tuple `name`, if it is a constant."""
-        made = scope[name]
-        if made.opcode == "tuple":
-            made = self._source(scope, made.operands[index])
-        return int(made.argument_text) if made.opcode == "constant" else None
+        return next((i.constant for i in operands if i.opcode == "constant"), None)
 
     def _source(self, scope: dict[str, Instruction], name: str) -> Instruction:
         made = scope[name]
