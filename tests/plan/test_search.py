@@ -49,7 +49,8 @@ def plan_of(seconds, fits=True):
 
 
 def outcome(overrides, plan):
-    return {"overrides": overrides, "fits": plan["fits"], "limit": "", "plan": plan}
+    record = {"overrides": overrides, "fits": plan["fits"], "limit": "", "trees_bytes": 2**30}
+    return record | {"plan": plan}
 
 
 @pytest.fixture
