@@ -11,7 +11,7 @@ from gpt_pjit.pages.blocks import (
     Pictures as Pictures,
     Table as Table,
     before_and_after as before_and_after,
-    changes_table as changes_table,
+    change_notes as change_notes,
     human_bytes as human_bytes,
     markdown as markdown,
     terminal as terminal,

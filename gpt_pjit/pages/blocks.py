@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from rich import box
 from rich.console import JustifyMethod, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from gpt_pjit.pages.records import Change
+from gpt_pjit.pages.records import Change, is_number
 
 UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
-STYLES = {
-    "good": "green",
-    "bad": "bold red",
-    "warning": "yellow",
-    "split": "cyan",
-    "strong": "bold",
-    "dim": "dim",
-    "code": "",  # pieces of other texts, which Markdown shows as they are
-    "": "",
-}
+# By name; any other style is one of rich's, and a class of the page's style sheet. `code` marks a
+# piece of another text, which Markdown shows as it is.
+STYLES = {"good": "green", "bad": "bold red", "warning": "yellow", "split": "cyan", "code": ""}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of a table: its text, in a style of `STYLES`, and dimmed lines below it."""
+    """One cell of a table: its text, in a style, and dimmed lines below it."""
 
     text: str
     notes: Sequence[str] = ()
@@ -41,29 +34,23 @@ class Table:
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str | Cell]]
-    kind: str = field(default="table", init=False)
 
 
 @dataclass(frozen=True)
 class Note:
-    """A sentence of its own, in a style of `STYLES`."""
+    """A sentence of its own, in a style."""
 
     text: str
     style: str = ""
-    kind: str = field(default="note", init=False)
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Captions and what draws the SVG under each, side by side; shown on pages alone.
-
-    With a title they fold at a click, and are `folded` at first or not.
-    """
+    """Captions and what draws the SVG under each, on pages only; those with a title fold."""
 
     title: str
     drawings: Sequence[tuple[str, Callable[[], str]]]
     folded: bool = False
-    kind: str = field(default="pictures", init=False)
 
 
 Block = Table | Note | Pictures
@@ -84,7 +71,8 @@ def terminal(blocks: Iterable[Block]) -> Iterator[RenderableType]:
         if isinstance(block, Table):
             yield _rich_table(block)
         elif isinstance(block, Note):
-            yield Text(block.text, STYLES[block.style]) if block.style else block.text
+            style = STYLES.get(block.style, block.style)
+            yield Text(block.text, style) if style else block.text
 
 
 def markdown(blocks: Iterable[Block]) -> str:
@@ -130,21 +118,12 @@ def before_and_after(
         yield Table(title, ("", ">before", ">after", ">change"), rows)
 
 
-def changes_table(changes: Iterable[Change]) -> Table:
-    """Differences between two records as they are, whatever they are about."""
-    rows = []
+def change_notes(changes: Iterable[Change]) -> Iterator[Note]:
+    """`memory.peak_bytes: 100 -> 103, +3.0%`, for each difference between two records."""
     for path, before, after in changes:
-        numbers = isinstance(before, int | float) and isinstance(after, int | float)
-        ratio = f"{after / before - 1:+.1%}" if numbers and before else ""
-        rows.append((".".join(path), _value(before), _value(after), ratio))
-    return Table("What differs", ("", "before", "after", ">change"), rows)
-
-
-def _value(value: object) -> str:
-    if value is None:
-        return "none"
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return f"{value:,}" if is_number else str(value)
+        numbers = is_number(before) and is_number(after) and before
+        ratio = f", {after / before - 1:+.1%}" if numbers else ""
+        yield Note(f"{'.'.join(path)}: {before!r} -> {after!r}{ratio}")
 
 
 def _rich_table(block: Table) -> RichTable:
@@ -167,6 +146,5 @@ def _rich_table(block: Table) -> RichTable:
 def _rich_cell(cell: str | Cell) -> Text:
     if isinstance(cell, str):
         return Text(cell)
-    return Text(cell.text, STYLES[cell.style]) + Text(
-        "".join(f"\n{n}" for n in cell.notes if n), "dim"
-    )
+    notes = "".join(f"\n{note}" for note in cell.notes if note)
+    return Text(cell.text, STYLES.get(cell.style, cell.style)) + Text(notes, "dim")

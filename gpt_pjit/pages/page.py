@@ -14,9 +14,8 @@ from gpt_pjit.pages.blocks import Block
 # Colours to draw with, which the style sheet then sets: matplotlib knows no CSS variables.
 PALETTE = [f"#c0{place:02x}ee" for place in range(6)]
 INK, LINE = "#0a0b0c", "#0d0e0f"
-COLORS = {color: f"var(--c{place})" for place, color in enumerate(PALETTE)}
-COLORS |= {INK: "currentColor", LINE: "var(--line)"}
-WIDTH = 4.6  # inches: a picture fits a phone without shrinking much
+COLORS = {INK: "currentColor", LINE: "var(--line)"}
+COLORS |= {color: f"var(--c{place})" for place, color in enumerate(PALETTE)}
 
 
 def page(title: str, blocks: Iterable[Block]) -> str:
@@ -36,7 +35,7 @@ def stacked_bars(
     rows: Mapping[str, Mapping[str, float]], unit: str, limit: tuple[str, float] | None = None
 ) -> str:
     """SVG of horizontal bars, a part of each for every name; `limit` is a line with its label."""
-    figure, axes = _axes(0.3 * len(rows) + 1.2)
+    figure, axes = _axes(4.6, 0.3 * len(rows) + 1.2)  # fits a phone without shrinking much
     names = list(dict.fromkeys(name for parts in rows.values() for name in parts))
     starts = [0.0] * len(rows)
     for place, name in enumerate(names):
@@ -57,7 +56,7 @@ def grid(filled: Sequence[Sequence[bool]], down: str, across: str) -> str:
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path
 
-    figure, axes = _axes(2.1, width=2.3)
+    figure, axes = _axes(2.3, 2.1)
     rows, columns = len(filled), len(filled[0])
     # One path for all of it: neighbours in a row are one box.
     boxes = [
@@ -67,20 +66,17 @@ def grid(filled: Sequence[Sequence[bool]], down: str, across: str) -> str:
     ]
     axes.add_patch(PathPatch(Path.make_compound_path(*boxes), color=PALETTE[0], linewidth=0))
     axes.set(xlim=(0, columns), ylim=(rows, 0), xlabel=across, ylabel=down)
-    axes.xaxis.get_major_locator().set_params(integer=True, nbins=4)
-    axes.yaxis.get_major_locator().set_params(integer=True, nbins=4)
+    axes.locator_params(integer=True, nbins=4)
     return _svg(figure)
 
 
-def _axes(height: float, width: float = WIDTH) -> tuple[Any, Any]:
+def _axes(width: float, height: float) -> tuple[Any, Any]:
+    """A figure of this size in inches, in colours of `COLORS`, and its axes."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
-    axes.patch.set_visible(False)
-    figure.patch.set_visible(False)
-    for spine in axes.spines.values():
-        spine.set_color(LINE)
+    axes.spines[:].set_color(LINE)
     axes.tick_params(colors=INK, length=0, labelsize=9)
     axes.xaxis.label.set(color=INK, size=9)
     axes.yaxis.label.set(color=INK, size=9)
@@ -93,9 +89,8 @@ def _svg(figure: Any) -> str:
     buffer = io.StringIO()
     settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "gpt_pjit", "legend.fontsize": 9}
     with matplotlib.rc_context(settings):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
+        figure.savefig(buffer, format="svg", transparent=True)
+    text = "<svg" + buffer.getvalue().partition("<svg")[2]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r'<g id="[^"]*"', "<g", text)  # the same in every picture of a page
     text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text)

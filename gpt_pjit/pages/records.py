@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,26 +20,27 @@ class Change(NamedTuple):
     after: Any
 
 
-def compare(before: Any, after: Any, tolerance: float = 0.0) -> list[Change]:
+def compare(
+    before: Any, after: Any, tolerance: float = 0.0, path: tuple[str, ...] = ()
+) -> list[Change]:
     """Every value that differs, in the order of the records.
 
     Numbers differ by more than `tolerance`, as a fraction of the one before. Lists are one value.
     """
-    return list(_changes((), before, after, tolerance))
-
-
-def _changes(path: tuple[str, ...], before: Any, after: Any, tolerance: float) -> Iterator[Change]:
     if isinstance(before, dict) and isinstance(after, dict):
-        for key in dict.fromkeys([*before, *after]):
-            yield from _changes((*path, key), before.get(key), after.get(key), tolerance)
-    elif _is_number(before) and _is_number(after):
-        if abs(after - before) > tolerance * abs(before):
-            yield Change(path, before, after)
-    elif before != after:
-        yield Change(path, before, after)
+        return [
+            change
+            for key in dict.fromkeys([*before, *after])
+            for change in compare(before.get(key), after.get(key), tolerance, (*path, key))
+        ]
+    if is_number(before) and is_number(after):
+        same = abs(after - before) <= tolerance * abs(before)
+    else:
+        same = before == after
+    return [] if same else [Change(path, before, after)]
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

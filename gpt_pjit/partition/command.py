@@ -25,9 +25,9 @@ from gpt_pjit.commandline import Answer, Parser, positive, write_page
 from gpt_pjit.config import Config, differences
 from gpt_pjit.core.errors import EXIT_BROKEN, EXIT_CONFIG, EXIT_DONE, ConfigError, Problem
 from gpt_pjit.core.model import param_shapes, sharding_rules
-from gpt_pjit.core.sharding import AXES, mesh_shape
+from gpt_pjit.core.sharding import AXES, Rules, mesh_shape
 from gpt_pjit.core.training import optimizer_findings
-from gpt_pjit.pages import Block, Note, Record, compare, page, read_record, terminal, write_record
+from gpt_pjit.pages import Note, Record, compare, page, read_record, terminal, write_record
 from gpt_pjit.partition.explain import explain_config, placement_of
 from gpt_pjit.partition.lint import lint, why
 from gpt_pjit.partition.views import (
@@ -39,29 +39,24 @@ from gpt_pjit.partition.views import (
 
 
 def explain_command(flags: argparse.Namespace) -> Answer:
-    config = _config(flags)
+    config, devices = _config_and_devices(flags)
     if flags.why:
-        sizes = _axis_sizes(config, flags)
-        trials = why(
-            sharding_rules(config.model, config.partition), _params(config), flags.why, sizes
-        )
+        rules, params, sizes = _table(config, devices)
+        trials = why(rules, params, flags.why, sizes)
         record: Any = list(map(dataclasses.asdict, trials))
         return Answer(EXIT_DONE, record, terminal([trials_table(flags.why, trials)]))
-    record = explain_config(config, _devices(config, flags))
+    record = explain_config(config, devices)
     if flags.html:
-        title = f"{flags.config.path} on {math.prod(record['mesh'].values())} devices"
+        title = f"{flags.config.path} on {devices} devices"
         write_page(flags.html, page(title, explanation_blocks(record, pictures=True)))
         return Answer(EXIT_DONE, record, [f"wrote {flags.html}"])
     return Answer(EXIT_DONE, record, terminal(explanation_blocks(record)))
 
 
 def lint_command(flags: argparse.Namespace) -> Answer:
-    config = _config(flags)
-    params = _params(config)
-    findings = [
-        *lint(sharding_rules(config.model, config.partition), params, _axis_sizes(config, flags)),
-        *optimizer_findings(config, params),
-    ]
+    config, devices = _config_and_devices(flags)
+    rules, params, sizes = _table(config, devices)
+    findings = [*lint(rules, params, sizes), *optimizer_findings(config, params)]
     findings.sort(key=lambda finding: finding.severity)
     record = list(map(dataclasses.asdict, findings))
     if not findings:
@@ -71,27 +66,24 @@ def lint_command(flags: argparse.Namespace) -> Answer:
 
 
 def diff_command(flags: argparse.Namespace) -> Answer:
-    config = _config(flags)
-    against = dataclasses.replace(flags.against, path=flags.against.path or flags.config.path)
-    before_config = against.read()
-    before, after = (explain_config(c, _devices(c, flags)) for c in (before_config, config))
+    config, devices = _config_and_devices(flags)
+    flags.config = dataclasses.replace(flags.against, path=flags.against.path or flags.config.path)
+    against, devices_before = _config_and_devices(flags)
+    before, after = explain_config(against, devices_before), explain_config(config, devices)
     changes = compare(placement_of(before), placement_of(after))
-    fields = differences(before_config, config)
+    fields = differences(against, config)
     record = {"config": fields, "before": before, "after": after, "changes": changes}
-    blocks: list[Block] = [
-        Note(f"{name}: {old!r} -> {new!r}") for name, (old, new) in fields.items()
-    ]
-    blocks += difference_blocks(before, after, changes) if changes else [Note("nothing moves")]
-    return Answer(EXIT_DONE, record, terminal(blocks))
+    notes = [Note(f"{name}: {old!r} -> {new!r}") for name, (old, new) in fields.items()]
+    moved = difference_blocks(before, after, changes) if changes else [Note("nothing moves")]
+    return Answer(EXIT_DONE, record, terminal([*notes, *moved]))
 
 
 def lock_command(flags: argparse.Namespace) -> Answer:
-    config = _config(flags)
-    now = explain_config(config, _devices(config, flags))
+    now = explain_config(*_config_and_devices(flags))
     path = Path(flags.config.path).parent / "locks" / lock_name(flags.config.stem, now)
     devices = [f"--devices={flags.devices}"] if flags.devices else []
-    command = ["gpt_pjit", "partition", "lock", *flags.config.arguments, *devices, "--write"]
-    accept = shlex.join(command)
+    words = ["gpt_pjit", "partition", "lock", *flags.config.arguments, *devices, "--write"]
+    accept = shlex.join(words)
     if flags.write:
         write_record(path, now)
         return Answer(EXIT_DONE, {"lock": str(path)}, [f"wrote {path}"])
@@ -102,9 +94,9 @@ def lock_command(flags: argparse.Namespace) -> Answer:
     record = {"lock": str(path), "changes": changes, "accept": accept}
     if not changes:
         return Answer(EXIT_DONE, record, [f"as locked in {path}"])
-    closing = f"not as locked in {path}; to accept it:\n    {accept}"
-    blocks = difference_blocks(locked, now, changes)
-    return Answer(EXIT_BROKEN, record, [*terminal(blocks), closing])
+    closing = Note(f"not as locked in {path}; to accept it:\n    {accept}")
+    blocks = [*difference_blocks(locked, now, changes), closing]
+    return Answer(EXIT_BROKEN, record, terminal(blocks))
 
 
 def lock_name(config: str, record: Record) -> str:
@@ -133,24 +125,23 @@ def define(parser: Parser) -> None:
     diff.add_config("against", help="the side before; default the file of --config")
 
 
-def _config(flags: argparse.Namespace) -> Config:
+def _config_and_devices(flags: argparse.Namespace) -> tuple[Config, int]:
     jax.config.update("jax_platforms", "cpu")  # and no search for other devices
-    return flags.config.read()
-
-
-def _params(config: Config) -> Any:
-    return param_shapes(config.model, config.data.sequence_length)
-
-
-def _devices(config: Config, flags: argparse.Namespace) -> int:
+    config: Config = flags.config.read()
     sizes = {f"mesh.{axis}": getattr(config.mesh, axis) for axis in AXES}
     if flags.devices is None and -1 in sizes.values():
         constraint = f"is needed for the axis that takes the rest: {sizes}"
         raise ConfigError([Problem("devices", None, constraint, "try --devices=32")], "flags")
-    return flags.devices or math.prod(sizes.values())
+    return config, flags.devices or math.prod(sizes.values())
 
 
-def _axis_sizes(config: Config, flags: argparse.Namespace) -> dict[str, int]:
+def _table(config: Config, devices: int) -> tuple[Rules, Any, dict[str, int]]:
+    """The rules, the shapes that they place, and the size of each axis."""
     mesh = config.mesh
-    sizes = mesh_shape(mesh.replica, mesh.data, mesh.tensor, _devices(config, flags))
-    return dict(zip(AXES, sizes, strict=True))
+    sizes = mesh_shape(mesh.replica, mesh.data, mesh.tensor, devices)
+    params = param_shapes(config.model, config.data.sequence_length)
+    return (
+        sharding_rules(config.model, config.partition),
+        params,
+        dict(zip(AXES, sizes, strict=True)),
+    )

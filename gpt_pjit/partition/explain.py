@@ -10,11 +10,11 @@ The activations that tensor parallelism moves are not counted, nor the scalars o
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P, use_abstract_mesh
 
 from gpt_pjit.config import Config
@@ -23,7 +23,6 @@ from gpt_pjit.core.parameters import gpt_dimensions
 from gpt_pjit.core.sharding import (
     BATCH_AXES,
     Match,
-    Placement,
     Rules,
     abstract_mesh,
     axes_of,
@@ -32,11 +31,11 @@ from gpt_pjit.core.sharding import (
     paths_and_leaves,
     shard_bytes,
     shard_shape,
-    state_bytes,
+    state_parameters,
     values,
     without_batch_axes,
 )
-from gpt_pjit.core.training import build_training, make_optimizer
+from gpt_pjit.core.training import Training, build_training, make_optimizer
 from gpt_pjit.pages import Record
 
 TREES = ("stored", "compute", "gradients", "optimizer")
@@ -50,65 +49,37 @@ COLLECTIVES = (
 
 
 def explain_config(config: Config, devices: int) -> Record:
-    """The placement of a config's training step; raises ConfigError as `build_training` does."""
+    """The placement of a config's training step; all bytes are those of one device.
+
+    Raises ConfigError as `build_training` does.
+    """
     c, sizes = config.model, config.mesh
     mesh = abstract_mesh(mesh_shape(sizes.replica, sizes.data, sizes.tensor, devices))
     training = build_training(config, mesh)
-    model, state = training.model, training.state
+    placement, params = training.model.placement, training.state.params
+    axis_sizes = placement.axis_sizes
     with use_abstract_mesh(mesh):
-        weights = jax.eval_shape(model.gather_weights, state.params)
-    specs = jax.tree.map(lambda leaf: leaf.sharding.spec, state.opt_state)
-    held = state_bytes(make_optimizer(config, state.params), state.params, specs, mesh.shape)
-    letters = match_rules(gpt_dimensions(c), state.params)
-    return explain(
-        sharding_rules(c, config.partition),
-        model.placement,
-        state.params,
-        weights,
-        held | {None: held[None] + state.step.dtype.itemsize},
-        dict(paths_and_leaves(values(letters))),
-        microbatches=config.optim.microbatches,
-        passes=1 if c.remat == "none" else 2,  # without remat the backward pass keeps the weights
-    )
-
-
-def explain(
-    rules: Rules,
-    placement: Placement,
-    params: Any,
-    weights: Any,
-    state_bytes: Mapping[str | None, int],
-    letters: Mapping[str, str],
-    *,
-    microbatches: int,
-    passes: int,
-) -> Record:
-    """The record of a placement; all bytes are those of one device.
-
-    `params` are the stored parameters and `weights` what the passes use, as arrays or shapes.
-    `state_bytes` holds the bytes of each parameter's optimizer state, and under None those of no
-    parameter; `letters` names dimensions; `microbatches` and `passes` are as in `traffic`.
-    """
-    sizes = placement.axis_sizes
-    weight_of = dict(paths_and_leaves(weights))
+        weights = dict(paths_and_leaves(jax.eval_shape(training.model.gather_weights, params)))
+    letters = dict(paths_and_leaves(values(match_rules(gpt_dimensions(c), params))))
     match_of = dict(paths_and_leaves(placement.matches))
     specs_of = {tree: dict(paths_and_leaves(getattr(placement, tree))) for tree in TREES}
+    state_bytes = optimizer_bytes(config, training)
+    passes = 1 if c.remat == "none" else 2  # without remat the backward pass keeps the weights
     parameters: Record = {}
     for path, param in paths_and_leaves(params):
-        gradient = jax.ShapeDtypeStruct(param.shape, jnp.float32)
-        leaves = {"stored": param, "compute": weight_of[path], "gradients": gradient}
+        leaves = {"stored": param, "compute": weights[path], "gradients": param}
         specs = {tree: specs_of[tree][path] for tree in TREES}
-        nbytes = {tree: shard_bytes(leaf, specs[tree], sizes) for tree, leaf in leaves.items()}
-        nbytes["optimizer"] = state_bytes.get(path, 0)
-        moved = traffic(param, weight_of[path], specs, sizes, microbatches, passes)
+        nbytes = {tree: shard_bytes(leaf, specs[tree], axis_sizes) for tree, leaf in leaves.items()}
+        nbytes["optimizer"] = state_bytes[path]
+        moved = traffic(param, weights[path], specs, axis_sizes, config.optim.microbatches, passes)
         parameters[path] = {
             "shape": list(param.shape),
-            "dimensions": letters.get(path, ""),
+            "dimensions": letters[path],
             "rule": {"number": match_of[path].number, "spec": match_of[path].chosen},
             "trees": {
                 tree: {
                     "spec": spec_entries(spec),
-                    "shape": list(shard_shape(param.shape, spec, sizes)),
+                    "shape": list(shard_shape(param.shape, spec, axis_sizes)),
                     "bytes": nbytes[tree],
                 }
                 for tree, spec in specs.items()
@@ -116,27 +87,34 @@ def explain(
             "bytes_moved_a_step": {name: n for name, n in moved.items() if n},
         }
     held = {tree: sum(p["trees"][tree]["bytes"] for p in parameters.values()) for tree in TREES}
-    held["optimizer"] += state_bytes.get(None, 0)
+    held["optimizer"] += state_bytes[None]
     every = [p["bytes_moved_a_step"] for p in parameters.values()]
+    rules = sharding_rules(c, config.partition)
     return {
         "layout": placement.layout,
-        "mesh": dict(sizes),
+        "mesh": dict(axis_sizes),
         "bytes_a_device": held,
         "bytes_moved_a_step": {name: sum(p.get(name, 0) for p in every) for name in COLLECTIVES},
-        "rules": list(_rules(rules, match_of, parameters, sizes)),
+        "rules": list(_rules(rules, match_of, parameters, axis_sizes)),
         "parameters": parameters,
     }
 
 
+def optimizer_bytes(config: Config, training: Training) -> Counter[str | None]:
+    """Bytes of the optimizer's state by parameter; under None, what belongs to no parameter."""
+    state = training.state
+    owners = state_parameters(make_optimizer(config, state.params), state.params)
+    held: Counter[str | None] = Counter({None: state.step.dtype.itemsize})
+    for path, leaf in paths_and_leaves(state.opt_state):
+        held[owners[path]] += shard_bytes(leaf, leaf.sharding.spec, training.mesh.shape)
+    return held
+
+
 def placement_of(record: Record) -> Record:
     """The part of the record that a lock must match: not which rules, but what they lead to."""
-    parameters = {
-        path: {name: value for name, value in parameter.items() if name != "rule"}
-        for path, parameter in record["parameters"].items()
-    }
-    return {name: value for name, value in record.items() if name != "rules"} | {
-        "parameters": parameters
-    }
+    parameters = record["parameters"].items()
+    rest = {name: value for name, value in record.items() if name != "rules"}
+    return rest | {"parameters": {path: p | {"rule": None} for path, p in parameters}}
 
 
 def spec_entries(spec: P) -> list[Any]:
@@ -149,20 +127,21 @@ def _rules(
 ) -> Iterator[Record]:
     """What each rule places; replicated is what the rule, and not the layout, leaves whole."""
     for number, (regex, *specs) in enumerate(rules):
-        nbytes, replicated = 0, 0
-        paths = [path for path, match in match_of.items() if match.number == number]
-        for path in paths:
-            size = sum(part["bytes"] for part in parameters[path]["trees"].values())
-            shape = tuple(parameters[path]["shape"])
-            nbytes += size
-            replicated += size * (shard_shape(shape, P(*match_of[path].value), sizes) == shape)
+        nbytes, whole = {}, []
+        for path, match in match_of.items():
+            if match.number == number:
+                parts = parameters[path]["trees"].values()
+                nbytes[path] = sum(part["bytes"] for part in parts)
+                shape = tuple(parameters[path]["shape"])
+                if shard_shape(shape, P(*match.value), sizes) == shape:
+                    whole.append(path)
         yield {
             "number": number,
             "regex": regex,
             "specs": [spec_entries(P(*spec)) for spec in specs],
-            "tensors": len(paths),
-            "bytes": nbytes,
-            "replicated_bytes": replicated,
+            "tensors": len(nbytes),
+            "bytes": sum(nbytes.values()),
+            "replicated_bytes": sum(nbytes[path] for path in whole),
         }
 
 
@@ -176,11 +155,9 @@ def traffic(
 ) -> dict[str, int]:
     """Bytes through each device in a step, by collective, for one parameter.
 
-    `param` and `weight` are its shapes as stored and in the compute dtype, `specs` those of the
-    four trees, `passes` how often a microbatch gathers a layer: forward, and backward if it
-    recomputes.
+    `param` and `weight` are its shapes as stored, in float32 as its gradient, and in the compute
+    dtype. A microbatch gathers a layer in each of `passes`.
     """
-    gradient = jax.ShapeDtypeStruct(param.shape, jnp.float32)
     compute, whole = specs["compute"], without_batch_axes(specs["compute"])
     in_layers = [axis for axis in BATCH_AXES if axis in axes_of(compute)]
     once = [axis for axis in BATCH_AXES if axis not in in_layers]
@@ -188,7 +165,7 @@ def traffic(
         _gather(weight, specs["stored"], compute, axis_sizes),
         _gather(weight, compute, whole, axis_sizes) * passes * microbatches,
         _reduce(weight, whole, compute, in_layers, axis_sizes) * microbatches,
-        _reduce(gradient, compute, specs["gradients"], once, axis_sizes),
+        _reduce(param, compute, specs["gradients"], once, axis_sizes),
         _gather(param, specs["optimizer"], specs["stored"], axis_sizes),
     )
     return dict(zip(COLLECTIVES, moved, strict=True))

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from jax.sharding import PartitionSpec as P
@@ -29,6 +30,7 @@ from gpt_pjit.core.sharding import (
 
 CATCH_ALL_BYTES = 2**20  # a catch-all may place this much, before splitting
 REPLICATED_BYTES = 2**20  # a tensor of this size may be whole on every device
+_warning = partial(Finding, severity="warning")
 
 
 def lint(rules: Rules, params: Any, axis_sizes: Mapping[str, int]) -> list[Finding]:
@@ -55,8 +57,7 @@ def is_catch_all(regex: str, path: str) -> bool:
 
 
 def _catch_alls(matches: Mapping[str, Match], leaves: Mapping[str, Any]) -> Iterator[Finding]:
-    rules = {match.number: match for match in matches.values()}
-    for number, rule in sorted(rules.items()):
+    for number, rule in sorted({match.number: match for match in matches.values()}.items()):
         taken = [path for path, match in matches.items() if match.number == number]
         size = sum(_bytes(leaves[path]) for path in taken)
         if size > CATCH_ALL_BYTES and is_catch_all(rule.regex, taken[0]):
@@ -65,16 +66,8 @@ def _catch_alls(matches: Mapping[str, Match], leaves: Mapping[str, Any]) -> Iter
                 f"instead of {taken[0]} would match too"
             )
             remedy = f"name what it is for: {'|'.join(map(re.escape, taken))}"
-            yield Finding(
-                f"rule {number}",
-                rule.regex,
-                constraint,
-                remedy,
-                "catch-all",
-                taken[0],
-                number,
-                severity="warning",
-            )
+            where = f"rule {number}"
+            yield _warning(where, rule.regex, constraint, remedy, "catch-all", taken[0], number)
 
 
 def _unused_axes(
@@ -89,9 +82,7 @@ def _unused_axes(
         if size > 1 and axis not in used and axis != REPLICA:
             constraint = "no rule splits anything over it: its devices hold the same parameters"
             remedy = f"name {axis!r} in a spec, or set mesh.{axis}=1"
-            yield Finding(
-                f"mesh.{axis}", size, constraint, remedy, "unused axis", severity="warning"
-            )
+            yield _warning(f"mesh.{axis}", size, constraint, remedy, "unused axis")
 
 
 def _replicated(
@@ -111,16 +102,8 @@ def _replicated(
             if shape[dim] % size == 0
         ]
         remedy = f"split it, for example {fits[-1]}" if fits else "no mesh axis divides it"
-        yield Finding(
-            f"{path} ({match})",
-            match.value,
-            constraint,
-            remedy,
-            "replicated",
-            path,
-            match.number,
-            severity="warning",
-        )
+        where = f"{path} ({match})"
+        yield _warning(where, match.value, constraint, remedy, "replicated", path, match.number)
 
 
 def _bytes(leaf: Any) -> int:

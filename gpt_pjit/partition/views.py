@@ -38,14 +38,14 @@ PICTURES = (
 
 def explanation_blocks(record: Record, pictures: bool = False) -> Iterator[Block]:
     """The parameters, totals by tree, the rules, and what a step moves."""
-    parameters = record["parameters"]
-    title = f"Parameters on {mesh_text(record['mesh'])}, layout {record['layout']}"
-    rows: list[Any] = [
-        (Cell(path, (dimensions_text(p), _rule_text(p, record["rules"]))), *_parts(p, record))
-        for path, p in parameters.items()
-    ]
+    parameters, mesh = record["parameters"], record["mesh"]
+    rows: list[Any] = []
+    for path, p in parameters.items():
+        name = Cell(path, (dimensions_text(p), _rule_text(p, record["rules"])))
+        rows.append((name, *(_part(p, tree, mesh) for tree in TREES)))
     if pictures:
         yield Note(LEGEND, "dim")
+    title = f"Parameters on {mesh_text(mesh)}, layout {record['layout']}"
     yield Table(title, ("parameter", *TREES), rows)
     whole = {
         tree: sum(p["trees"][tree]["bytes"] for p in parameters.values() if _is_whole(p, tree))
@@ -65,21 +65,20 @@ def explanation_blocks(record: Record, pictures: bool = False) -> Iterator[Block
         yield Note(PICTURES, "dim")
         largest = max(parameters, key=lambda path: math.prod(parameters[path]["shape"]))
         for path, parameter in parameters.items():
-            yield _pictures(path, parameter, record["mesh"], folded=path != largest)
+            yield _pictures(path, parameter, mesh, folded=path != largest)
 
 
 def difference_blocks(before: Record, after: Record, changes: Iterable[Change]) -> Iterator[Block]:
     """The tensors that moved, then bytes held and moved before and after."""
-    rows = [
-        (path, tree, _part_of(before, path, tree), _part_of(after, path, tree))
-        for path, tree in _moves(changes)
-    ]
+    rows: list[Any] = []
+    for path, tree in _moves(changes):
+        sides = ((side["parameters"].get(path), side["mesh"]) for side in (before, after))
+        rows.append((path, tree, *(_part(parameter, tree, mesh) for parameter, mesh in sides)))
     if rows:
         yield Table("Tensors that moved", ("parameter", "tree", "before", "after"), rows)
     for title, key in (("Bytes per device", "bytes_a_device"), (MOVED, "bytes_moved_a_step")):
-        was, now = before[key], after[key]
-        sides = (was | {"all": sum(was.values())}, now | {"all": sum(now.values())})
-        yield from before_and_after(title, sides, human_bytes)
+        was, now = (side[key] | {"all": sum(side[key].values())} for side in (before, after))
+        yield from before_and_after(title, (was, now), human_bytes)
 
 
 def trials_table(path: str, trials: Sequence[Trial]) -> Table:
@@ -94,7 +93,7 @@ def findings_table(findings: Sequence[Finding], source: str) -> Table:
     rows = [
         (
             Cell(f.severity, (f.kind, f.table), STYLES[f.severity]),
-            Cell(f"{f.field} = {f.value!r}", (f.constraint, f"remedy: {f.remedy}"), "strong"),
+            Cell(f"{f.field} = {f.value!r}", (f.constraint, f"remedy: {f.remedy}"), "bold"),
         )
         for f in findings
     ]
@@ -118,13 +117,11 @@ def parts_of_devices(spec: Sequence[Any], mesh: Mapping[str, int]) -> list[tuple
     parts = []
     for place in itertools.product(*map(range, mesh.values())):
         index = dict(zip(mesh, place, strict=True))
-        numbers = []
-        for entry in spec:
-            number = 0
+        part = [0] * len(spec)
+        for dim, entry in enumerate(spec):
             for axis in _axes(entry):
-                number = number * mesh[axis] + index[axis]
-            numbers.append(number)
-        parts.append(tuple(numbers))
+                part[dim] = part[dim] * mesh[axis] + index[axis]
+        parts.append(tuple(part))
     return parts
 
 
@@ -151,18 +148,9 @@ def _moves(changes: Iterable[Change]) -> list[tuple[str, str]]:
     return list(moves)
 
 
-def _parts(parameter: Record, record: Record) -> list[Cell]:
-    return [_part(parameter, tree, record["mesh"]) for tree in TREES]
-
-
-def _part_of(record: Record, path: str, tree: str) -> Cell:
-    parameter = record["parameters"].get(path)
+def _part(parameter: Record | None, tree: str, mesh: Mapping[str, int]) -> Cell:
     if parameter is None:
         return Cell("no such parameter", style="dim")
-    return _part(parameter, tree, record["mesh"])
-
-
-def _part(parameter: Record, tree: str, mesh: Mapping[str, int]) -> Cell:
     part = parameter["trees"][tree]
     split = _split_text(part["spec"], mesh, parameter["dimensions"])
     notes = (_shape_text(part["shape"]), human_bytes(part["bytes"]))
@@ -170,17 +158,11 @@ def _part(parameter: Record, tree: str, mesh: Mapping[str, int]) -> Cell:
 
 
 def _rules_table(rules: Sequence[Record]) -> Table:
-    rows = [
-        (
-            str(rule["number"]),
-            rule["regex"],
-            "\n".join(_spec_code(spec) for spec in rule["specs"]),
-            str(rule["tensors"]),
-            human_bytes(rule["bytes"]),
-            human_bytes(rule["replicated_bytes"]),
-        )
-        for rule in rules
-    ]
+    rows = []
+    for rule in rules:
+        specs = "\n".join(map(_spec_code, rule["specs"]))
+        sizes = (human_bytes(rule[key]) for key in ("bytes", "replicated_bytes"))
+        rows.append((str(rule["number"]), rule["regex"], specs, str(rule["tensors"]), *sizes))
     columns = ("rule", "regex", "specs", ">tensors", ">per device", ">replicated")
     return Table("Rules", columns, rows)
 

@@ -6,7 +6,6 @@ import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,86 +15,27 @@ from gpt_pjit.pages import Record
 from gpt_pjit.plan.hlo import Array, Instruction, Loop, Module, Visit
 
 KINDS = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all", "collective-permute")
-REDUCTIONS = ("all-reduce", "reduce-scatter")
-LOOPS = {"layers": "layer loop", "accumulate_gradients": "microbatch loop"}  # by scope
+OUTSIDE, LAYER_LOOP = "outside", "layer loop"
+LOOPS = {"layers": LAYER_LOOP, "accumulate_gradients": "microbatch loop"}  # by scope
 OUR_LOOP = re.compile(rf"\b({'|'.join(LOOPS)})\)*/while$")  # `jit(step)/jvp(layers)/while`
 SCATTER_FUSION = "all-reduce-scatter"  # how the TPU compiler writes a reduce-scatter
 
 
-@dataclass(frozen=True)
-class Collective:
-    """A collective of the step, with all that the promises and the tables ask about it.
-
-    `arrays` are whole over the group; `parameters` are the paths whose shape they have.
-    """
-
-    name: str
-    kind: str
-    arrays: tuple[Array, ...]
-    axes: tuple[str, ...]  # of the mesh
-    group_size: int
-    times: int  # a step
-    loops: tuple[str, ...]  # outermost first
-    parameters: tuple[str, ...]
-    op_name: str
-    source: str
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that a device sends each time this runs, by the formulas of a ring."""
-        whole, n = sum(array.nbytes for array in self.arrays), self.group_size
-        if self.kind == "collective-permute":
-            return whole
-        return whole * (n - 1) // n * (2 if self.kind == "all-reduce" else 1)
-
-    @property
-    def total_bytes(self) -> int:
-        return self.nbytes * self.times
-
-    @property
-    def dtype(self) -> str:
-        return "+".join(sorted({array.dtype for array in self.arrays}))
-
-    @property
-    def where(self) -> str:
-        return " in ".join(reversed(self.loops)) or "outside"
-
-    @property
-    def is_reduction(self) -> bool:
-        return self.kind in REDUCTIONS
-
-    def record(self) -> Record:
-        return {
-            "kind": self.kind,
-            "dtype": self.dtype,
-            "shapes": [list(array.shape) for array in self.arrays],
-            "axes": list(self.axes),
-            "devices": self.group_size,
-            "bytes": self.nbytes,
-            "times": self.times,
-            "total_bytes": self.total_bytes,
-            "where": self.where,
-            "parameters": list(self.parameters),
-            "op_name": self.op_name,
-            "source": self.source,
-        }
-
-
 def collectives_of(
     module: Module, mesh_sizes: Mapping[str, int], parameters: Mapping[str, tuple[int, ...]]
-) -> list[Collective]:
-    """In the order of the program; `parameters` are shapes by path, from `whole_shapes`."""
-    found, seen = [], set()
+) -> list[Record]:
+    """A record for each, in the order of the program; docs/plan.md lists the keys.
+
+    `parameters` are shapes by path, from `whole_shapes`.
+    """
+    found: dict[str, Record] = {}
     for visit in module.walk():
         kind = visit.instruction.opcode.removesuffix("-start")
-        if kind not in KINDS:
-            continue
         # An asynchronous collective appears again in the fusions that wait for it.
         key = visit.instruction.find(r'async_collective_name="([^"]*)"') or visit.instruction.name
-        if key not in seen:
-            seen.add(key)
-            found.append(_collective(module, visit, kind, mesh_sizes, parameters))
-    return found
+        if kind in KINDS and key not in found:
+            found[key] = _record(module, visit, kind, mesh_sizes, parameters)
+    return list(found.values())
 
 
 def whole_shapes(model: Model) -> dict[str, tuple[int, ...]]:
@@ -107,38 +47,39 @@ def whole_shapes(model: Model) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _collective(
+def _record(
     module: Module,
     visit: Visit,
     kind: str,
     mesh_sizes: Mapping[str, int],
     parameters: Mapping[str, tuple[int, ...]],
-) -> Collective:
-    instruction = visit.instruction
-    is_scatter = visit.computation.startswith(SCATTER_FUSION)
-    groups = replica_groups(instruction.attributes, math.prod(mesh_sizes.values()))
-    arrays = _whole_arrays(instruction, kind, len(groups[0]))
-    fields = instruction
+) -> Record:
+    instruction = named = visit.instruction
     if not instruction.op_name:  # inside a fusion, which says where it comes from
-        fields = _caller(module, visit.computation) or instruction
-    return Collective(
-        name=instruction.name,
-        kind="reduce-scatter" if is_scatter else kind,
-        arrays=arrays,
-        axes=_axes(groups, mesh_sizes),
-        group_size=len(groups[0]),
-        times=visit.times,
-        loops=tuple(map(loop_label, visit.loops)),
-        parameters=_matching(arrays, parameters),
-        op_name=fields.op_name,
-        source=module.source(fields),
-    )
-
-
-def _caller(module: Module, computation: str) -> Instruction | None:
-    every = itertools.chain.from_iterable(c.values() for c in module.computations.values())
-    called = re.compile(rf"calls=%?{re.escape(computation)}(?![\w.\-])")
-    return next((i for i in every if called.search(i.attributes)), None)
+        named = module.caller(visit.computation) or instruction
+    groups = replica_groups(instruction.attributes, math.prod(mesh_sizes.values()))
+    n = len(groups[0])
+    arrays = _whole_arrays(instruction, kind, n)
+    if visit.computation.startswith(SCATTER_FUSION):
+        kind = "reduce-scatter"
+    nbytes = sum(array.nbytes for array in arrays)
+    if kind != "collective-permute":  # the formulas of a ring
+        nbytes = nbytes * (n - 1) // n * (2 if kind == "all-reduce" else 1)
+    loops = map(loop_label, reversed(visit.loops))
+    return {
+        "kind": kind,
+        "dtype": "+".join(sorted({array.dtype for array in arrays})),
+        "shapes": [list(array.shape) for array in arrays],
+        "axes": _axes(groups, mesh_sizes),
+        "devices": n,
+        "bytes": nbytes,
+        "times": visit.times,
+        "total_bytes": nbytes * visit.times,
+        "where": " in ".join(loops) or OUTSIDE,
+        "parameters": _matching(arrays, parameters),
+        "op_name": named.op_name,
+        "source": module.source(named),
+    }
 
 
 def loop_label(loop: Loop) -> str:
@@ -195,34 +136,31 @@ def _numbers(text: str) -> list[int]:
     return [int(n) for n in text.split(",")]
 
 
-def _axes(groups: np.ndarray, mesh_sizes: Mapping[str, int]) -> tuple[str, ...]:
+def _axes(groups: np.ndarray, mesh_sizes: Mapping[str, int]) -> list[str]:
     """The mesh axes along which the devices of a group differ."""
     places = np.unravel_index(groups[0], tuple(mesh_sizes.values()))
     moving = [len(set(place.tolist())) > 1 for place in places]
-    return tuple(axis for axis, moves in zip(mesh_sizes, moving, strict=True) if moves)
+    return [axis for axis, moves in zip(mesh_sizes, moving, strict=True) if moves]
 
 
-def _matching(
-    arrays: Iterable[Array], parameters: Mapping[str, tuple[int, ...]]
-) -> tuple[str, ...]:
+def _matching(arrays: Iterable[Array], parameters: Mapping[str, tuple[int, ...]]) -> list[str]:
     """The paths whose shapes are most like those of the arrays; see `_likeness`."""
     names: list[str] = []
     for array in arrays:
-        if array.shape:
-            by_closeness: dict[int, list[str]] = {}
-            for path, shape in parameters.items():
-                by_closeness.setdefault(_likeness(array.shape, path, shape), []).append(path)
-            best = max(by_closeness, default=0)
-            names += by_closeness[best] if best else []
-    return tuple(dict.fromkeys(names))
+        likeness = {path: _likeness(array, path, shape) for path, shape in parameters.items()}
+        best = max(likeness.values(), default=0)
+        names += [path for path, value in likeness.items() if value == best > 0]
+    return list(dict.fromkeys(names))
 
 
-def _likeness(shape: Sequence[int], path: str, parameter: Sequence[int]) -> int:
+def _likeness(array: Array, path: str, parameter: Sequence[int]) -> int:
     """2 for the shape of the parameter or of one layer, 1 if its dimensions were moved, merged or
     split, as XLA may do around a collective, 0 otherwise.
     """
+    if not array.shape:
+        return 0
     candidates = [parameter] + ([parameter[1:]] if path.startswith("blocks/") else [])
-    mine, best = [size for size in shape if size > 1], 0
+    mine, best = [size for size in array.shape if size > 1], 0
     for candidate in candidates:
         theirs = [size for size in candidate if size > 1]
         if mine == theirs:
@@ -237,10 +175,9 @@ def _regroups(sizes: Sequence[int], products: Sequence[int]) -> bool:
     if not products:
         return not sizes
     first, *rest = products
-    for count in range(1, len(sizes) + 1):
-        for chosen in itertools.combinations(range(len(sizes)), count):
-            if math.prod(sizes[place] for place in chosen) == first:
-                left = [size for place, size in enumerate(sizes) if place not in chosen]
-                if _regroups(left, rest):
-                    return True
+    places = range(len(sizes))
+    for chosen in itertools.chain(*(itertools.combinations(places, n + 1) for n in places)):
+        left = [sizes[place] for place in places if place not in chosen]
+        if math.prod(sizes[place] for place in chosen) == first and _regroups(left, rest):
+            return True
     return False

@@ -4,40 +4,63 @@ gpt_pjit plan --config=FILE --topology=v3-32 [--html=FILE] [--dollars_per_chip_h
 gpt_pjit plan --config=FILE --topology=v3-32 --search [--microbatches=2,4 --remat=full]
 gpt_pjit plan --config=FILE --topology=v3-32 --check [--write]
 gpt_pjit plan diff --config=FILE --topology=v3-32 --against.partition.layout=zero1
+gpt_pjit plan pod --topology=v5e-16 --out=FILE
 
 All take overrides (--config.optim.microbatches=2) and --json. No TPU is needed. `diff` says what
 changes from --against to --config; --against is the file of --config, unless it names another.
-`--check` compares with the record in plans/ beside the config.
+`--check` compares with the record in plans/ beside the config. `pod` writes the order of a pod's
+devices, for launch/local.sh, and prints how many hosts there are and how many devices each has.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
+import json
 import os
 import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import jax
 
-from gpt_pjit.commandline import Answer, Parser, comma_separated, write_page
-from gpt_pjit.config import Config, differences
-from gpt_pjit.core.errors import EXIT_BROKEN, EXIT_DONE, ConfigError
+from gpt_pjit.commandline import Answer, Parser, comma_separated, local_path, positive, write_page
+from gpt_pjit.config import Config, differences, replaced
+from gpt_pjit.core.console import Progress
+from gpt_pjit.core.cores import usable_cores
+from gpt_pjit.core.errors import (
+    EXIT_BROKEN,
+    EXIT_CONFIG,
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    ConfigError,
+    Problem,
+)
+from gpt_pjit.core.runtime import write_whole
+from gpt_pjit.core.validation import validate
 from gpt_pjit.pages import (
     Note,
-    changes_table,
+    Record,
+    change_notes,
     compare,
     page,
     read_record,
     terminal,
     write_record,
 )
+from gpt_pjit.plan.compile import Topology, find_topology
+from gpt_pjit.plan.cost import fits, memory_of, overrides
 from gpt_pjit.plan.plan import TOLERANCE, essence, is_good, make_plan
-from gpt_pjit.plan.search import candidates, search, search_blocks
-from gpt_pjit.plan.topology import Topology, find_topology
-from gpt_pjit.plan.views import difference_blocks, plan_blocks
+from gpt_pjit.plan.pod import pod_record
+from gpt_pjit.plan.views import difference_blocks, plan_blocks, search_blocks, seconds
 
+Candidate = tuple[list[str], Record]  # overrides, and the memory estimated before a compile
 CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 
 
@@ -45,7 +68,13 @@ def run(flags: argparse.Namespace) -> Answer:
     if flags.topology is None:
         raise ConfigError(["give one with --topology=NAME, such as v3-32"], "--topology")
     topology = find_topology(flags.topology)
-    _prepare_jax(topology)
+    # Before JAX looks for devices: no search for a TPU, and several compilers at once.
+    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    wants_gpu = topology.grid is None and any(map(find_spec, CUDA_PLUGINS))
+    if not wants_gpu and "JAX_PLATFORMS" not in os.environ:
+        jax.config.update("jax_platforms", "cpu")
+    if flags.action == "pod":
+        return pod(flags, topology)
     config = flags.config.read()
     if flags.action == "diff":
         return diff(flags, config, topology)
@@ -74,27 +103,12 @@ def check(flags: argparse.Namespace, config: Config, topology: Topology) -> Answ
     if flags.write:
         write_record(path, now)
         return Answer(EXIT_DONE, {"record": str(path)}, [f"wrote {path}"])
-    kept = read_record(path, tuple(now))
-    changes = compare(essence(kept), essence(now), TOLERANCE)
+    changes = compare(essence(read_record(path, tuple(now))), essence(now), TOLERANCE)
     record = {"record": str(path), "changes": changes, "accept": accept}
     if not changes:
         return Answer(EXIT_DONE, record, [f"as recorded in {path}"])
     closing = Note(f"not as recorded in {path}; to accept it:\n    {accept}")
-    return Answer(EXIT_BROKEN, record, terminal([changes_table(changes), closing]))
-
-
-def search_settings(flags: argparse.Namespace, config: Config, topology: Topology) -> Answer:
-    wanted = {
-        "optim.microbatches": flags.microbatches,
-        "model.remat": flags.remat,
-        "partition.layout": flags.layouts,
-        "mesh.tensor": flags.tensor,
-    }
-    arguments = [*flags.config.arguments, f"--topology={topology.name}"]
-    found, code = search(candidates(config, topology, wanted), topology, arguments)
-    if code == EXIT_DONE and not any(one["fits"] for one in found):
-        code = EXIT_BROKEN
-    return Answer(code, found, terminal(search_blocks(found, topology)))
+    return Answer(EXIT_BROKEN, record, terminal([*change_notes(changes), closing]))
 
 
 def diff(flags: argparse.Namespace, config: Config, topology: Topology) -> Answer:
@@ -108,33 +122,142 @@ def diff(flags: argparse.Namespace, config: Config, topology: Topology) -> Answe
     return Answer(EXIT_DONE, record, terminal([*notes, *difference_blocks(before, after)]))
 
 
+def pod(flags: argparse.Namespace, topology: Topology) -> Answer:
+    if flags.out is None:
+        raise ConfigError(["give the file to write with --out=FILE"], "--out")
+    record = pod_record(topology)
+    write_whole(flags.out, json.dumps(record))
+    return Answer(EXIT_DONE, record, [f"{record['hosts']} {record['devices_a_host']}"])
+
+
+def search_settings(flags: argparse.Namespace, config: Config, topology: Topology) -> Answer:
+    rows = config.data.batch_size * config.mesh.tensor // topology.devices or 1
+    divisors = [n for n in range(1, rows + 1) if rows % n == 0]
+    wanted = {
+        "optim.microbatches": flags.microbatches or divisors,
+        "model.remat": flags.remat,
+        "partition.layout": flags.layouts or [config.partition.layout],
+        "mesh.tensor": flags.tensor or [config.mesh.tensor],
+    }
+    arguments = [*flags.config.arguments, f"--topology={topology.name}"]
+    found, code = search(candidates(config, topology, wanted), arguments)
+    if code == EXIT_DONE and not any(one["fits"] for one in found):
+        code = EXIT_BROKEN
+    return Answer(code, found, terminal(search_blocks(found, topology.name)))
+
+
+def candidates(
+    config: Config, topology: Topology, wanted: Mapping[str, Sequence[Any]]
+) -> list[Candidate]:
+    """Every valid combination of the `wanted` values of fields.
+
+    Those expected to fit come first, the fullest of them first: what is kept in memory is not
+    computed again. Raises ConfigError if no combination is valid.
+    """
+    found: list[Candidate] = []
+    problems: dict[Problem | str, None] = {}
+    for values in itertools.product(*wanted.values()):
+        fields = dict(zip(wanted, values, strict=True))
+        try:
+            changed = replaced(config, fields)
+            validate(changed)
+            found.append((overrides(config, fields), memory_of(changed, topology, None)))
+        except ConfigError as error:
+            problems |= dict.fromkeys(error.problems)
+    if not found:
+        raise ConfigError(list(problems), "the search")
+    found.sort(key=lambda c: c[1]["peak_bytes"])
+    fitting = [c for c in found if fits(c[1])]
+    return [*reversed(fitting), *found[len(fitting) :]]
+
+
+def search(tried: Sequence[Candidate], arguments: Sequence[str]) -> tuple[list[Record], int]:
+    """The outcome of each candidate, the fastest that fits first, and whether Ctrl-C came.
+
+    Each is planned by the command that a user would type; what is compiled stays in the cache, so
+    the same search continues where it stopped.
+    """
+    children: list[subprocess.Popen[str]] = []
+    pool = ThreadPoolExecutor(usable_cores())
+    runs = [pool.submit(_outcome, *candidate, arguments, children) for candidate in tried]
+    found, code = [], EXIT_DONE
+    try:
+        with Progress("compiling", len(runs)) as progress:
+            for run in as_completed(runs):
+                found.append(run.result())
+                progress.update(len(found))
+    except KeyboardInterrupt:
+        code = EXIT_INTERRUPTED
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in children:
+            child.kill()
+        pool.shutdown()
+    return sorted(found, key=lambda one: (not one["fits"], seconds(one))), code
+
+
+def _outcome(
+    changed: list[str],
+    memory: Record,
+    arguments: Sequence[str],
+    children: list[subprocess.Popen[str]],
+) -> Record:
+    *trees, _ = memory["groups"].values()
+    record = {"overrides": changed, "fits": False, "limit": "", "trees_bytes": sum(trees)}
+    if sum(trees) > memory["capacity_bytes"]:
+        return record | {"limit": "memory: state, weights and gradients alone", "plan": None}
+    # A session of its own: Ctrl-C reaches only this process, which then decides.
+    with subprocess.Popen(
+        [sys.executable, "-m", "gpt_pjit.plan", *arguments, *changed, "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as child:
+        children.append(child)
+        out, errors = child.communicate()
+    if child.returncode in (EXIT_DONE, EXIT_BROKEN) and out:
+        plan = json.loads(out)
+        return record | {"fits": bool(plan["fits"]), "limit": _limit(plan), "plan": plan}
+    last = errors.strip().splitlines()[-1:] or [f"ended with {child.returncode}"]
+    kind = "refused" if child.returncode == EXIT_CONFIG else "failed"
+    return record | {"limit": f"{kind}: {last[0].strip()[:200]}", "plan": None}
+
+
+def _limit(plan: Record) -> str:
+    """What to change first: memory, links, or the scope that takes most of the time."""
+    cost = plan["cost"]
+    if not cost or not plan["fits"]:
+        return "memory: activations"
+    if cost["collective_seconds"] > cost["compute_seconds"]:
+        return "links between chips"
+    for scope, by in cost["scopes"].items():  # the largest first
+        return f"compute: {scope}, {sum(by.values()) / cost['mcycles']:.0%}"
+    return "compute"
+
+
+def _integers(text: str) -> list[int]:
+    return list(map(positive, comma_separated(text)))
+
+
 def define(parser: Parser) -> None:
-    parser.set_defaults(run=run)
-    parser.add_argument("action", nargs="?", choices=("plan", "diff"), default="plan")
+    parser.set_defaults(run=run, remat=["none", "selective", "full"])
+    parser.add_argument("action", nargs="?", choices=("plan", "diff", "pod"), default="plan")
     parser.add_config()
     parser.add_argument("--topology", metavar="NAME", help="accelerators as consoles name them")
     parser.add_json()
+    parser.add_argument("--out", type=local_path, metavar="FILE", help="pod: the file to write")
     parser.add_argument("--html", metavar="FILE", help="write a page with pictures")
     parser.add_argument("--dollars_per_chip_hour", type=float, help="for the cost in dollars")
     parser.add_argument("--check", action="store_true", help="compare with the committed record")
     parser.add_argument("--write", action="store_true", help="with --check: accept the plan")
     parser.add_argument("--search", action="store_true", help="compile other settings, rank them")
     searched = parser.add_argument_group("search: lists of settings, such as 1,2,4")
-    for name, help in (
-        ("microbatches", "default all that divide the batch"),
-        ("remat", "default none,selective,full"),
-        ("layouts", "default that of the config"),
-        ("tensor", "sizes of mesh.tensor; default that of the config"),
+    for name, kind, help in (
+        ("microbatches", _integers, "default all that divide the batch"),
+        ("remat", comma_separated, "default none,selective,full"),
+        ("layouts", comma_separated, "default that of the config"),
+        ("tensor", _integers, "sizes of mesh.tensor; default that of the config"),
     ):
-        searched.add_argument(f"--{name}", type=comma_separated, metavar="LIST", help=help)
-    parser.set_defaults(remat=["none", "selective", "full"])
+        searched.add_argument(f"--{name}", type=kind, metavar="LIST", help=help)
     parser.add_config("against", help="diff: the side before; default the file of --config")
-
-
-def _prepare_jax(topology: Topology) -> None:
-    """Before JAX looks for devices: no search for a TPU, and several compilers at once."""
-    os.environ["TPU_SKIP_MDS_QUERY"] = "1"
-    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
-    wants_gpu = topology.grid is None and any(map(find_spec, CUDA_PLUGINS))
-    if not wants_gpu and "JAX_PLATFORMS" not in os.environ:
-        jax.config.update("jax_platforms", "cpu")

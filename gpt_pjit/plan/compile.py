@@ -1,18 +1,21 @@
-"""Compiles the program of a run for a topology, and keeps the results on disk by their hash."""
+"""Accelerators by the names of cloud consoles, and programs compiled for them.
+
+Results are kept on disk under a hash of the program, its sources and its compiler.
+"""
 
 from __future__ import annotations
 
+import difflib
 import gzip
 import hashlib
-import itertools
 import json
+import math
 import os
-import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,11 +24,13 @@ import jax
 from jax.experimental import topologies
 
 from gpt_pjit.config import Config
+from gpt_pjit.core.chips import CHIPS, Chip
 from gpt_pjit.core.errors import ConfigError, Problem
 from gpt_pjit.core.sharding import make_mesh, mesh_shape
 from gpt_pjit.core.training import Training, build_training
-from gpt_pjit.plan.topology import Topology
 
+MEGACORE = {"chip_config_name": "megacore"}  # the two cores of a chip are one device
+ONE_CHIP = {"chips_per_host_bounds": (1, 1, 1)}
 MEMORY = {
     "arguments": "argument_size_in_bytes",
     "outputs": "output_size_in_bytes",
@@ -38,6 +43,88 @@ CORE = Path(__file__).parent.parent / "core"
 SOURCES = ("model", "sharding", "training")  # the program holds their lines and scopes
 COMPILER_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax")
+
+
+@dataclass(frozen=True)
+class Family:
+    """A generation of TPUs: the sizes in its names, which count cores or chips."""
+
+    sizes: tuple[int, ...]
+    dims: int  # of the torus that joins the chips
+    cores_per_chip: int = 1
+    options: dict[str, Any] = field(default_factory=dict)  # libtpu's
+
+
+def _powers(first: int, last: int) -> tuple[int, ...]:
+    return tuple(2**n for n in range(first.bit_length() - 1, last.bit_length()))
+
+
+FAMILIES = {
+    "v2": Family(_powers(8, 512), 2, 2),
+    "v3": Family(_powers(8, 2048), 2, 2),
+    "v4": Family(_powers(8, 4096), 3, 2, MEGACORE),
+    "v5e": Family((1, *_powers(4, 256)), 2),
+    "v5p": Family(_powers(8, 8192), 3, 2, MEGACORE),
+    "v6e": Family((1, *_powers(4, 256)), 2),
+}
+GPUS = ("a100-40gb", "a100", "h100", "h200")  # any number of them
+ALIASES = {"v5litepod": "v5e"}
+
+
+@dataclass(frozen=True)
+class Topology:
+    """A number of chips of one kind; `grid` is their shape for libtpu, None for GPUs."""
+
+    name: str
+    chip: Chip
+    devices: int
+    grid: str | None
+    options: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def chips(self) -> int:
+        return self.devices // self.chip.devices_per_chip
+
+
+def find_topology(name: str) -> Topology:
+    """Raises ConfigError for an unknown name, with those that are known."""
+    kind, _, size = name.lower().rpartition("-")
+    kind = ALIASES.get(kind, kind)
+    count = int(size) if size.isdecimal() else 0
+    chip = next((chip for chip in CHIPS if chip.name == kind), None)
+    if chip and kind in GPUS and count:
+        return Topology(f"{kind}-{count}", chip, count, None)
+    if not chip or kind in GPUS or count not in FAMILIES[kind].sizes:
+        raise ConfigError([_unknown(name, kind)], "flags")
+    family = FAMILIES[kind]
+    chips = count // family.cores_per_chip
+    power = int(math.log2(chips))
+    sizes = [2 ** ((power + dim) // family.dims) for dim in range(family.dims)]
+    even = sorted(sizes, key=lambda size: (size == 1, size))  # 4x8, 2x4x4, 2x2x1
+    options = family.options | (ONE_CHIP if chips == 1 else {})
+    grid = f"{kind}:{'x'.join(map(str, even))}"
+    return Topology(f"{kind}-{count}", chip, chips * chip.devices_per_chip, grid, options)
+
+
+def _unknown(name: str, kind: str) -> Problem:
+    if kind in FAMILIES:
+        sizes = f"{kind} comes in {', '.join(map(str, FAMILIES[kind].sizes))}"
+        return Problem("topology", name, f"no such size of {kind}", sizes)
+    every = [f"{known}-{size}" for known, family in FAMILIES.items() for size in family.sizes]
+    close = difflib.get_close_matches(name.lower(), every, n=2, cutoff=0.7)
+    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    ranges = (f"{known}-{f.sizes[0]} to -{f.sizes[-1]}" for known, f in FAMILIES.items())
+    known = f"known: {', '.join(ranges)}, and any number of {', '.join(GPUS)}, such as h100-8"
+    return Problem("topology", name, "no such topology", hint + known)
+
+
+def larger(topology: Topology) -> list[Topology]:
+    """Larger numbers of the same chip, in growing order."""
+    kind = topology.chip.name
+    doubled = [topology.devices * 2**n for n in range(1, 8)]
+    sizes = FAMILIES[kind].sizes if kind in FAMILIES else doubled
+    found = [find_topology(f"{kind}-{size}") for size in sizes]
+    return [other for other in found if other.devices > topology.devices]
 
 
 @dataclass(frozen=True)
@@ -65,9 +152,8 @@ def devices_of(topology: Topology) -> Sequence[jax.Device] | None:
         here = [device for device in jax.devices() if device.device_kind in kinds]
         return here[: topology.devices] if len(here) >= topology.devices else None
     if find_spec("libtpu") is None:
-        constraint = "its compiler is libtpu, which is not installed"
         remedy = "pip install 'gpt_pjit[plan]', or in a checkout pip install -e '.[plan]'"
-        raise ConfigError([Problem("topology", topology.name, constraint, remedy)], "flags")
+        raise ConfigError([f"{topology.name} needs libtpu, its compiler: {remedy}"], "--topology")
     with _quiet():
         described = topologies.get_topology_desc(
             platform="tpu", topology_name=topology.grid, **topology.options
@@ -91,10 +177,10 @@ def lower(training: Training) -> jax.stages.Lowered:
 def compile_cached(lowered: jax.stages.Lowered, topology: Topology) -> Executable:
     """Compiles, or reads the result of an earlier compile of the same program."""
     program = fingerprint(lowered, topology)
-    path = cache_folder() / f"{program}.json.gz"
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    path = Path(root) / "gpt_pjit" / "plan" / f"{program}.json.gz"
     if path.exists():
-        kept = Executable(**json.loads(gzip.decompress(path.read_bytes())))
-        return replace(kept, program=program)
+        return Executable(**json.loads(gzip.decompress(path.read_bytes())))
     made = replace(compile_lowered(lowered), program=program)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(f".{os.getpid()}.tmp")
@@ -105,23 +191,16 @@ def compile_cached(lowered: jax.stages.Lowered, topology: Topology) -> Executabl
 
 def fingerprint(lowered: jax.stages.Lowered, topology: Topology) -> str:
     """A hash of the program, its sources, and the compiler with its flags."""
-    rooms = (sorted((CORE / room).glob("*.py")) for room in SOURCES)
-    sources = [Path(__file__), *itertools.chain(*rooms)]
+    sources = [Path(__file__), *(file for room in SOURCES for file in (CORE / room).glob("*.py"))]
     parts = [
         topology.name,
-        *map(_version, PACKAGES),
+        *(version(package) for package in PACKAGES if find_spec(package)),
         *(os.environ.get(name, "") for name in COMPILER_FLAGS),
         "" if topology.grid else jax.devices()[0].client.platform_version,
         lowered.as_text(),
-        *(path.read_text(encoding="utf-8") for path in sources),
+        *(path.read_text(encoding="utf-8") for path in sorted(sources)),
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
-
-
-def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/gpt_pjit/plan`, under ~/.cache by default."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "gpt_pjit" / "plan"
 
 
 def compile_lowered(lowered: jax.stages.Lowered) -> Executable:
@@ -129,21 +208,14 @@ def compile_lowered(lowered: jax.stages.Lowered) -> Executable:
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        status, _, message = " ".join(str(error).split()).partition(": ")
+        if status != "RESOURCE_EXHAUSTED":
             raise
-        sentence = re.sub(r"\s+", " ", str(error)).removeprefix("RESOURCE_EXHAUSTED: ")
-        return Executable("", {}, time.perf_counter() - start, sentence.split(". ")[0])
+        return Executable("", {}, time.perf_counter() - start, message.split(". ")[0])
     seconds = time.perf_counter() - start
     stats: Any = compiled.memory_analysis()
     memory = {name: int(getattr(stats, field)) for name, field in MEMORY.items()}
     return Executable(compiled.as_text() or "", memory, seconds)
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
 
 
 @contextmanager

@@ -1,18 +1,25 @@
-"""The compiler's estimated cycles, multiplied through loops, and the times that follow."""
+"""What a step takes: bytes of a device, cycles multiplied through loops, and the times of both."""
 
 from __future__ import annotations
 
+import functools
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
 
-from gpt_pjit.config import Config
+import jax.numpy as jnp
+
+from gpt_pjit.config import Config, flatten, replaced
 from gpt_pjit.core.chips import flops_per_token
+from gpt_pjit.core.errors import ConfigError
+from gpt_pjit.core.model import QUERY_BLOCK
 from gpt_pjit.pages import Record
-from gpt_pjit.plan.hlo import UNSCOPED, Instruction, Module, Visit
-from gpt_pjit.plan.topology import Topology
+from gpt_pjit.partition import explain_config
+from gpt_pjit.plan.compile import Executable, Topology, larger
+from gpt_pjit.plan.hlo import UNSCOPED, Instruction, Module
 
+HEADROOM = 0.8  # of the memory, since the estimate is up to a fifth too low
 # The pass of an operation, by what JAX's transformations leave in its name; first match wins.
 PASSES = (("recompute", "rematted_computation"), ("backward", r"transpose\("), ("forward", r"jvp"))
 TOP_OPERATIONS = 20
@@ -27,17 +34,109 @@ PUBLISHED = (
 )
 
 
-@dataclass(frozen=True)
-class Operation:
-    """Operations of the program that are alike in all but their cycles, summed over a step."""
+@functools.cache
+def explained(config: Config, devices: int) -> Record:
+    """`explain_config`, kept: remedies and searches ask for the same ones again and again."""
+    return explain_config(config, devices)
 
-    scope: str
-    direction: str  # forward, recompute, backward or update
-    name: str
-    source: str  # a line of ours
-    also: tuple[str, ...]  # other scopes that its fusion holds
-    cycles: int = 0
-    times: int = 0
+
+def memory_of(config: Config, topology: Topology, executable: Executable | None) -> Record:
+    """Bytes of a device: those of the trees are exact, the peak is the compiler's figure.
+
+    The peak is an estimate where there is no compiler, or where it refused the program.
+    """
+    groups = tree_groups(config, topology.devices)
+    trees = sum(groups.values())
+    compiler = executable.memory if executable else {}
+    estimate = trees + estimate_activations(config, topology.devices)
+    peak = compiler.get("peak", estimate)
+    return {
+        "state_bytes": groups["master weights"] + groups["optimizer"],
+        "peak_bytes": peak,
+        "capacity_bytes": topology.chip.usable_bytes,
+        # The groups are not all alive at the peak, and can sum to more.
+        "groups": groups | {"activations and temporaries": max(0, peak - trees)},
+        "compiler": compiler,
+        "refusal": executable.refusal if executable else "",
+    }
+
+
+def fits(memory: Record, headroom: float = 1.0) -> bool:
+    capacity: int = memory["capacity_bytes"]
+    return not memory["refusal"] and memory["peak_bytes"] <= headroom * capacity
+
+
+def tree_groups(config: Config, devices: int) -> dict[str, int]:
+    explanation = explained(config, devices)
+    held = explanation["bytes_a_device"]
+    # Accumulated gradients lie as their weights do, in float32.
+    dtype = jnp.dtype(jnp.float32 if config.optim.microbatches > 1 else config.model.dtype)
+    shapes = [p["trees"]["compute"]["shape"] for p in explanation["parameters"].values()]
+    return {
+        "master weights": held["stored"],
+        "optimizer": held["optimizer"],
+        "gathered weights": held["compute"],
+        "gradients": sum(map(math.prod, shapes)) * dtype.itemsize,
+    }
+
+
+def estimate_activations(config: Config, devices: int) -> int:
+    """From shapes alone; docs/plan.md has the formula."""
+    c, item = config.model, jnp.dtype(config.model.dtype).itemsize
+    sizes = explained(config, devices)["mesh"]
+    rows = config.data.batch_size // config.optim.microbatches
+    tokens = rows // (sizes["replica"] * sizes["data"]) * config.data.sequence_length
+    tensor = sizes["tensor"]
+    block_input = tokens * c.d_model * item
+    # The inputs and outputs of `attend`, and a byte per element of each dropout.
+    length = config.data.sequence_length
+    keys = (length + min(QUERY_BLOCK, length)) // 2  # a block of queries reads, on average
+    masks = tokens * keys * c.n_heads // tensor * (c.dropout_attention > 0)
+    masks += 2 * tokens * c.d_model * (c.dropout_residual > 0)
+    attention = tokens * (c.d_model + 4 * c.d_model // tensor) * item + masks
+    inside = attention + tokens * (6 * c.d_model + 2 * c.d_ff // tensor) * item
+    scores = tokens * min(QUERY_BLOCK, length) * c.n_heads // tensor * (8 + item)
+    logits = tokens * c.vocab_size // tensor * (4 + item)
+    kept = {"full": 0, "selective": attention, "none": inside}[c.remat]
+    return c.n_layers * (block_input + kept) + max(logits, inside + scores)
+
+
+def remedies(config: Config, topology: Topology) -> list[str]:
+    """Overrides that are estimated to fit, the least change first, or more of the same chips."""
+    layouts = dict.fromkeys((config.partition.layout, "zero", "fsdp"))
+    fitting = (_fitting(config, topology, layout) for layout in layouts)
+    if found := [" ".join(changed) for changed in fitting if changed]:
+        return found
+    for other in larger(topology):
+        # More devices need a batch that divides over them.
+        batch = math.lcm(config.data.batch_size, other.devices)
+        wider = replaced(config, {"data.batch_size": batch})
+        grown = [f"--config.data.batch_size={batch}"] if wider != config else []
+        for layout in layouts:
+            if (changed := _fitting(wider, other, layout)) is not None:
+                return [" ".join((f"--topology={other.name}", *grown, *changed))]
+    return ["a smaller model, or chips with more memory"]
+
+
+def _fitting(config: Config, topology: Topology, layout: str) -> list[str] | None:
+    """The first overrides that fit in this layout: more microbatches, then full recomputation."""
+    most = config.data.batch_size
+    for remat in dict.fromkeys((config.model.remat, "full")):
+        for n in (n for n in range(config.optim.microbatches, most + 1) if most % n == 0):
+            fields = {"partition.layout": layout, "model.remat": remat, "optim.microbatches": n}
+            try:
+                memory = memory_of(replaced(config, fields), topology, None)
+            except ConfigError:  # this batch, mesh or table does not work there
+                break
+            if fits(memory, HEADROOM):
+                return overrides(config, fields)
+    return None
+
+
+def overrides(config: Config, fields: dict[str, object]) -> list[str]:
+    """The flags that set these fields, where they differ from those of the config."""
+    now = flatten(config)
+    return [f"--config.{name}={value}" for name, value in fields.items() if value != now[name]]
 
 
 def cost_record(
@@ -46,18 +145,18 @@ def cost_record(
     n_params: int,
     module: Module | None,
     sent_bytes: int,
-    dollars_per_chip_hour: float | None = None,
+    dollars_per_chip_hour: float | None,
 ) -> Record:
     """Times and cost of a step in which a device sends `sent_bytes`.
 
     Without a `module`, or where no compiler counts cycles, times are those at the chip's peak.
     """
-    c, chip = config.model, topology.chip
-    per_token = flops_per_token(n_params, c.n_layers, c.d_model, config.data.sequence_length)
-    tokens = config.data.batch_size * config.data.sequence_length
+    c, chip, length = config.model, topology.chip, config.data.sequence_length
+    per_token = flops_per_token(n_params, c.n_layers, c.d_model, length)
+    tokens = config.data.batch_size * length
     peak = topology.devices * chip.peak_flops
     operations = roll_up(module) if module and chip.clock else []
-    cycles = sum(operation.cycles for operation in operations)
+    cycles = sum(operation["cycles"] for operation in operations)
     if operations and chip.clock:
         compute = cycles / chip.clock
     else:  # no run is faster than the peak; recomputing whole blocks adds a third
@@ -65,10 +164,14 @@ def cost_record(
     collective = sent_bytes / chip.link_per_device
     step = compute + collective
     days = config.optim.steps * step / 86400
-    dollars = dollars_per_chip_hour and days * 24 * topology.chips * dollars_per_chip_hour
+    missing = (
+        [v.times for v in module.walk() if not v.fused and v.instruction.is_unestimated]
+        if module
+        else []
+    )
     return {
         "mcycles": cycles / 1e6 if operations else None,
-        "unestimated_operations": unestimated(module) if module else 0,
+        "unestimated_operations": sum(missing),
         "compute_seconds": compute,
         "collective_seconds": collective,
         "step_seconds": step,
@@ -76,67 +179,53 @@ def cost_record(
         "mfu": tokens / step * per_token / peak,
         "steps": config.optim.steps,
         "days": days,
-        "dollars": dollars,
+        "dollars": dollars_per_chip_hour and days * 24 * topology.chips * dollars_per_chip_hour,
         "scopes": by_scope(operations),
         "operations": [
-            asdict(o) | {"cycles": o.cycles / 1e6, "also": list(o.also)}
+            o | {"cycles": o["cycles"] / 1e6, "also": list(o["also"])}
             for o in operations[:TOP_OPERATIONS]
         ],
     }
 
 
-def roll_up(module: Module) -> list[Operation]:
-    """Every operation with an estimate, its cycles times its executions a step, largest first."""
-    cycles: Counter[Operation] = Counter()
-    times: Counter[Operation] = Counter()
+def roll_up(module: Module) -> list[Record]:
+    """Operations with an estimate, summed where they are alike, the most cycles of a step first."""
+    cycles: Counter[tuple[str, str, str, str, tuple[str, ...]]] = Counter()
+    times = cycles.copy()
     for visit in module.walk():
-        if visit.fused or not visit.instruction.cycles:
+        instruction = visit.instruction
+        if visit.fused or not instruction.cycles:
             continue
-        named = _named(module, visit.instruction)
-        alike = Operation(
-            scope=named.scope,
-            direction=direction_of(named.op_name),
-            name=named.op_name.rsplit("/", 2)[-1] or visit.instruction.opcode,
-            source=module.source(named),
-            also=tuple(sorted(_scopes_inside(module, visit) - {named.scope})),
-        )
-        cycles[alike] += visit.instruction.cycles * visit.times
+        fused: list[Instruction] = []
+        if instruction.opcode == "fusion":
+            fused = list(module.computations[instruction.called[0]].values())
+        # A fusion without a name has that of the last operation inside that has one.
+        named = next((i for i in (instruction, *reversed(fused)) if i.op_name), instruction)
+        # Other scopes that the fusion holds.
+        also = sorted({i.scope for i in fused} - {UNSCOPED, "layers", named.scope})
+        name = named.op_name.rsplit("/", 2)[-1] or instruction.opcode
+        direction, source = direction_of(named.op_name), module.source(named)
+        alike = (named.scope, direction, name, source, tuple(also))
+        cycles[alike] += instruction.cycles * visit.times
         times[alike] += visit.times
-    return [replace(o, cycles=n, times=times[o]) for o, n in cycles.most_common()]
+    names = ("scope", "direction", "name", "source", "also", "cycles", "times")
+    return [
+        dict(zip(names, (*alike, n, times[alike]), strict=True))
+        for alike, n in cycles.most_common()
+    ]
 
 
-def by_scope(operations: Iterable[Operation]) -> dict[str, dict[str, float]]:
+def by_scope(operations: Iterable[Record]) -> dict[str, dict[str, float]]:
     """Mcycles by scope and direction, the largest scope first."""
     table: dict[str, Counter[str]] = {}
-    for operation in operations:
-        table.setdefault(operation.scope, Counter())[operation.direction] += operation.cycles
+    for o in operations:
+        table.setdefault(o["scope"], Counter())[o["direction"]] += o["cycles"]
     ranked = sorted(table.items(), key=lambda item: -item[1].total())
     return {scope: {name: n / 1e6 for name, n in by.items()} for scope, by in ranked}
 
 
-def unestimated(module: Module) -> int:
-    """Executions in a step of operations for which the compiler has no estimate."""
-    visits = (v for v in module.walk() if not v.fused and v.instruction.is_unestimated)
-    return sum(visit.times for visit in visits)
-
-
 def direction_of(op_name: str) -> str:
     return next((name for name, regex in PASSES if re.search(regex, op_name)), "update")
-
-
-def _named(module: Module, instruction: Instruction) -> Instruction:
-    """The instruction, or if it has no name the last one inside its fusion that has one."""
-    if instruction.op_name or instruction.opcode != "fusion":
-        return instruction
-    inner = module.computations[instruction.called[0]].values()
-    return next((i for i in reversed(list(inner)) if i.op_name), instruction)
-
-
-def _scopes_inside(module: Module, visit: Visit) -> set[str]:
-    if visit.instruction.opcode != "fusion":
-        return set()
-    inner = module.computations[visit.instruction.called[0]].values()
-    return {instruction.scope for instruction in inner} - {UNSCOPED, "layers"}
 
 
 def published_for(n_params: int, topology: Topology, length: int) -> list[Record]:

@@ -14,28 +14,17 @@ HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) .*\{$")
 NAMED = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
 ARRAY = re.compile(r"([a-z]+[0-9]*)\[([0-9,]*)\]")
 CALLED = re.compile(r"(?:calls|to_apply|\w+_computations?)=(\{[^}]*\}|%?[\w.\-]+)")
+BODY = r"body=%?([\w.\-]+)"
 CYCLES = r'"estimated_cycles":"(\d+)"'
 NO_ESTIMATE = 2**63 - 1  # what the compiler writes where its cost model gives up
 # The `jax.named_scope`s of core/model and core/training, by which a plan tells what is what.
 SCOPES = (
-    "gather_weights",
-    "gather_layer",
-    "reduce_gradients",
-    "accumulate_gradients",
-    "optimizer",
-    "embedding",
-    "loss_head",
-    "attention_projections",
-    "attention_scores",
-    "attention_softmax",
-    "attention_values",
-    "dropout",
-    "mlp",
-    "norms",
-    "layers",
+    "gather_weights|gather_layer|reduce_gradients|accumulate_gradients|optimizer|embedding|"
+    "loss_head|attention_projections|attention_scores|attention_softmax|attention_values|dropout|"
+    "mlp|norms|layers"
 )
 UNSCOPED = "unscoped"
-SCOPE = re.compile(rf"(?<![\w.])(?<!jit\()({'|'.join(SCOPES)})(?![\w.])")
+SCOPE = re.compile(rf"(?<![\w.])(?<!jit\()({SCOPES})(?![\w.])")
 OURS = re.compile(r"/(gpt_pjit/core/\w+/\w+\.py:\d+)$")
 PASS_THROUGH = ("copy", "bitcast", "reshape", "convert", "copy-done", "copy-start")
 
@@ -77,6 +66,11 @@ class Instruction:
         return tuple(re.findall(r"%([\w.\-]+)", self.argument_text))
 
     @property
+    def constant(self) -> int | None:
+        """The value of a constant integer."""
+        return int(self.argument_text) if self.opcode == "constant" else None
+
+    @property
     def called(self) -> list[str]:
         """The computations of a fusion, a call, or the branches of a conditional."""
         return re.findall(r"[\w.\-]+", " ".join(CALLED.findall(self.attributes)))
@@ -115,16 +109,17 @@ class Loop:
 
 @dataclass(frozen=True)
 class Visit:
-    """An instruction where the step runs it: the count that costs and collectives multiply by.
-
-    An instruction of a loop body has one visit, with the trips of all loops around it multiplied.
-    """
+    """An instruction where the step runs it: one for a loop body, however often that runs."""
 
     instruction: Instruction
     computation: str
-    times: int  # executions in a step
     loops: tuple[Loop, ...]  # outermost first
     fused: bool  # inside a fusion, which carries the estimate for all of it
+
+    @property
+    def times(self) -> int:
+        """Executions in a step."""
+        return math.prod(loop.trips for loop in self.loops)
 
 
 class Module:
@@ -143,22 +138,25 @@ class Module:
                 current = self.computations[header.group(2)] = {}
                 self.entry = header.group(2) if header.group(1) else self.entry
 
-    def walk(self) -> Iterator[Visit]:
-        """Every instruction that the step runs."""
-        yield from self._walk(self.entry, 1, (), False)
-
-    def _walk(self, name: str, times: int, loops: tuple[Loop, ...], fused: bool) -> Iterator[Visit]:
+    def walk(
+        self, name: str = "", loops: tuple[Loop, ...] = (), fused: bool = False
+    ) -> Iterator[Visit]:
+        """Every instruction that the step runs, from the computation `name` on, or the entry."""
+        name = name or self.entry
         for instruction in self.computations[name].values():
-            yield Visit(instruction, name, times, loops, fused)
+            yield Visit(instruction, name, loops, fused)
             if instruction.opcode == "while":
-                trips = self.trips(name, instruction)
-                body = instruction.find(r"body=%?([\w.\-]+)")
-                loop = Loop(instruction, trips)
-                yield from self._walk(body, times * trips, (*loops, loop), fused)
+                loop = Loop(instruction, self.trips(name, instruction))
+                yield from self.walk(instruction.find(BODY), (*loops, loop), fused)
             elif instruction.opcode in ("call", "fusion", "conditional", "async-start"):
-                inner = fused or instruction.opcode == "fusion"
                 for called in instruction.called:
-                    yield from self._walk(called, times, loops, inner)
+                    yield from self.walk(called, loops, fused or instruction.opcode == "fusion")
+
+    def caller(self, computation: str) -> Instruction | None:
+        """The fusion or call that runs a computation."""
+        called = re.compile(rf"calls=%?{re.escape(computation)}(?![\w.\-])")
+        every = (i for c in self.computations.values() for i in c.values())
+        return next((i for i in every if called.search(i.attributes)), None)
 
     def trips(self, computation: str, loop: Instruction) -> int:
         """How often the body of a `while` in `computation` runs.
@@ -169,9 +167,13 @@ class Module:
         if known := loop.find(r'known_trip_count":\{"n":"(\d+)"'):
             return int(known)
         condition = self.computations[loop.find(r"condition=%?([\w.\-]+)")]
-        body = self.computations[loop.find(r"body=%?([\w.\-]+)")]
+        body = self.computations[loop.find(BODY)]
         index, limit, inclusive = self._bound(condition)
-        start = self._constant(self.computations[computation], loop.operands[0], index)
+        scope = self.computations[computation]
+        made = scope[loop.operands[0]]
+        start = (
+            self._source(scope, made.operands[index]) if made.opcode == "tuple" else made
+        ).constant
         step = self._step(body, index)
         if limit is None or start is None or not step:
             raise ValueError(f"cannot count the trips of {loop.name}")
@@ -181,35 +183,22 @@ class Module:
         """Which element of the state is compared, the limit, and 1 if the limit still runs."""
         root = _root(condition)
         left, right = (self._source(condition, name) for name in root.operands[:2])
-        compare = root
-        if root.opcode == "fusion":  # the comparison is inside; its operands are ours in order
-            compare = _root(self.computations[root.called[0]])
+        is_fused = root.opcode == "fusion"  # its operands are those of the comparison inside
+        compare = _root(self.computations[root.called[0]]) if is_fused else root
         inclusive = int("direction=LE" in compare.attributes)
         if left.opcode == "constant":
             left, right = right, left
         index = left.find(r"index=(\d+)")
-        limit = int(right.argument_text) if right.opcode == "constant" else None
-        return int(index or 0), limit, inclusive
+        return int(index or 0), right.constant, inclusive
 
     def _step(self, body: dict[str, Instruction], index: int) -> int | None:
         source = self._source(body, _root(body).operands[index])
+        operands = [self._source(body, name) for name in source.operands]
         if source.opcode == "fusion":
             inner = self.computations[source.called[0]]
             added = [i for i in inner.values() if i.opcode == "add" and i.arrays[0].shape == ()]
-            operands = [self._source(inner, name) for i in added for name in i.operands]
-            outer = [self._source(body, name) for name in source.operands]
-            operands += outer
-        else:
-            operands = [self._source(body, name) for name in source.operands]
-        constants = [int(i.argument_text) for i in operands if i.opcode == "constant"]
-        return constants[0] if constants else None
-
-    def _constant(self, scope: dict[str, Instruction], name: str, index: int) -> int | None:
-        """Element `index` of the tuple `name`, if it is a constant."""
-        made = scope[name]
-        if made.opcode == "tuple":
-            made = self._source(scope, made.operands[index])
-        return int(made.argument_text) if made.opcode == "constant" else None
+            operands[:0] = [self._source(inner, name) for i in added for name in i.operands]
+        return next((i.constant for i in operands if i.opcode == "constant"), None)
 
     def _source(self, scope: dict[str, Instruction], name: str) -> Instruction:
         made = scope[name]
@@ -220,16 +209,12 @@ class Module:
     def source(self, instruction: Instruction) -> str:
         """`gpt_pjit/core/model/loss.py:17`: the innermost line of ours that led to it, or ""."""
         number = instruction.find(r"stack_frame_id=(\d+)")
-        for _ in range(100):
-            place, parent = self._frames.get(number, ("", ""))
+        while number in self._frames:
+            place, parent = self._frames[number]
             if ours := OURS.search(place):
                 return ours.group(1)
-            if parent in ("", number):
-                break
-            number = parent
-        file, line = (instruction.find(rf'source_{part}="?([^" ]*)') for part in ("file", "line"))
-        ours = OURS.search(f"{file}:{line}")
-        return ours.group(1) if ours else ""
+            number = parent if parent != number else ""
+        return ""
 
     @cached_property
     def _frames(self) -> dict[str, tuple[str, str]]:

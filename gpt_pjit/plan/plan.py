@@ -2,67 +2,109 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
 import jax.numpy as jnp
 
 from gpt_pjit.config import Config
 from gpt_pjit.core.model import count_params, param_shapes
 from gpt_pjit.core.parameters import matrix_rules
-from gpt_pjit.core.sharding import AXES, match_rules, paths_and_leaves, values
+from gpt_pjit.core.sharding import BATCH_AXES, match_rules, paths_and_leaves, values
 from gpt_pjit.core.training import Training
 from gpt_pjit.pages import Record
-from gpt_pjit.plan.collectives import Collective, collectives_of, whole_shapes
-from gpt_pjit.plan.compile import Executable, compile_cached, devices_of, lower, training_for
-from gpt_pjit.plan.cost import cost_record, published_for
+from gpt_pjit.plan.collectives import LAYER_LOOP, OUTSIDE, collectives_of, whole_shapes
+from gpt_pjit.plan.compile import (
+    Executable,
+    Topology,
+    compile_cached,
+    devices_of,
+    lower,
+    training_for,
+)
+from gpt_pjit.plan.cost import cost_record, explained, fits, memory_of, published_for, remedies
 from gpt_pjit.plan.hlo import Module
-from gpt_pjit.plan.memory import explained, memory_of, remedies
-from gpt_pjit.plan.promises import Step, check
-from gpt_pjit.plan.topology import Topology
 
 XLA_DTYPES = {"bfloat16": "bf16", "float32": "f32", "float16": "f16"}
 TOLERANCE = 0.02  # of memory and cycles, between two compiles of what counts as the same step
 COUNTED = ("kind", "dtype", "axes", "where", "times", "bytes")  # what makes a collective the same
+REDUCTIONS = ("all-reduce", "reduce-scatter")
+VIEWS = ("bitcast", "get-tuple-element", "parameter", "tuple", "while", "copy-done")
+LOGITS = "one_float32_copy_of_the_logits"
+REDUCED_ONCE = (
+    "no_collective_of_the_batch_in_a_loop",
+    "no_gradient_reduction_in_a_loop",
+    "gradients_reduced_in_float32",
+    "gradients_reduced_once",
+    LOGITS,
+)
+PROMISES = {
+    "ddp": (*REDUCED_ONCE, "weights_never_gathered"),
+    "zero1": (*REDUCED_ONCE, "updated_parameters_gathered_once_in_float32"),
+    "zero": (*REDUCED_ONCE, "weights_gathered_once_in_compute_dtype"),
+    # Layers are reduced where they were gathered: in the loop, in the dtype of the gather.
+    "fsdp": ("weights_gathered_layer_by_layer_in_compute_dtype", LOGITS),
+}
 
 
 def make_plan(config: Config, topology: Topology, dollars: float | None = None) -> Record:
-    """Compiles the step, or estimates it where no compiler is at hand; docs/plan.md lists the keys.
+    """Compiles the step, or estimates it where no compiler is at hand.
 
     `dollars` are per chip and hour. Raises ConfigError as `build_training` does, and where the
     compiler for TPUs is not installed.
     """
     devices = devices_of(topology)
-    if devices is not None:
-        training = training_for(config, devices)
-        executable = compile_cached(lower(training), topology)
-        return read_plan(config, topology, training, executable, dollars)
-    explanation = explained(config, topology.devices)
-    sent = sum(explanation["bytes_moved_a_step"].values())
-    n_params = count_params(param_shapes(config.model, config.data.sequence_length))
-    record = _frame(config, topology, n_params, explanation["mesh"], None)
-    return record | {"cost": cost_record(config, topology, n_params, None, sent, dollars)}
+    if devices is None:
+        return read_plan(config, topology, None, None, dollars)
+    training = training_for(config, devices)
+    return read_plan(config, topology, training, compile_cached(lower(training), topology), dollars)
 
 
 def read_plan(
     config: Config,
     topology: Topology,
-    training: Training,
-    executable: Executable,
+    training: Training | None,
+    executable: Executable | None,
     dollars: float | None = None,
 ) -> Record:
-    """The plan of a compiled step; `training` says what was promised of it."""
-    n_params = count_params(training.state.params)
-    sizes = {axis: training.mesh.shape[axis] for axis in AXES}
-    record = _frame(config, topology, n_params, sizes, executable)
-    if executable.refusal:
-        return record
-    module = Module(executable.hlo)
-    collectives = collectives_of(module, sizes, whole_shapes(training.model))
-    breaches = _breaches(config, training, module, collectives)
-    sent = sum(c.total_bytes for c in collectives)
-    return record | {
-        "collectives": [c.record() for c in collectives],
+    """The plan of a compiled step, or of none; docs/plan.md lists the keys.
+
+    `training` says what was promised of the step.
+    """
+    memory, explanation = (
+        memory_of(config, topology, executable),
+        explained(config, topology.devices),
+    )
+    sent = sum(explanation["bytes_moved_a_step"].values())
+    collectives: list[Record] = []
+    breaches: dict[str, list[str]] = {}
+    module = None
+    if training and executable and not executable.refusal:
+        module = Module(executable.hlo)
+        collectives = collectives_of(module, training.mesh.shape, whole_shapes(training.model))
+        breaches = broken_promises(config, training, module, collectives)
+        sent = sum(c["total_bytes"] for c in collectives)
+    length = config.data.sequence_length
+    n_params = count_params(param_shapes(config.model, length))
+    cost = cost_record(config, topology, n_params, module, sent, dollars)
+    return {
+        "topology": topology.name,
+        "devices": topology.devices,
+        "chips": topology.chips,
+        "mesh": explanation["mesh"],
+        "layout": config.partition.layout,
+        "parameters": n_params,
+        "compiled": executable is not None,
+        "program": executable.program if executable else None,
+        "compile_seconds": executable.seconds if executable else None,
+        "fits": fits(memory),
+        "remedies": [] if fits(memory) else remedies(config, topology),
+        "memory": memory,
+        "collectives": collectives,
         "promises": {name: not found for name, found in breaches.items()},
         "breaches": {name: found for name, found in breaches.items() if found},
-        "cost": cost_record(config, topology, n_params, module, sent, dollars),
+        "cost": None if memory["refusal"] else cost,
+        "published": published_for(n_params, topology, length),
     }
 
 
@@ -73,67 +115,95 @@ def is_good(plan: Record) -> bool:
 
 def essence(plan: Record) -> Record:
     """The part of a plan that the next one must match, numbers up to `TOLERANCE`."""
-    collectives: Record = {}
-    for c in plan["collectives"]:
-        name = ", ".join(f"{key} {c[key]}" for key in COUNTED)
-        collectives[name] = collectives.get(name, 0) + 1
+    names = (", ".join(f"{key} {c[key]}" for key in COUNTED) for c in plan["collectives"])
     return {
-        "layout": plan["layout"],
-        "mesh": plan["mesh"],
-        "fits": plan["fits"],
+        **{name: plan[name] for name in ("layout", "mesh", "fits", "promises")},
         "memory": {name: plan["memory"][name] for name in ("state_bytes", "peak_bytes")},
         "mcycles": plan["cost"] and plan["cost"]["mcycles"],
-        "promises": plan["promises"],
-        "collectives": collectives,
+        "collectives": dict(Counter(names)),
     }
 
 
-def _frame(
-    config: Config,
-    topology: Topology,
-    n_params: int,
-    sizes: dict[str, int],
-    executable: Executable | None,
-) -> Record:
-    """The record without what only a compiled program tells."""
-    memory = memory_of(config, topology, executable)
-    return {
-        "topology": topology.name,
-        "devices": topology.devices,
-        "chips": topology.chips,
-        "mesh": dict(sizes),
-        "layout": config.partition.layout,
-        "parameters": n_params,
-        "compiled": executable is not None,
-        "program": executable.program if executable else None,
-        "compile_seconds": executable.seconds if executable else None,
-        "fits": memory.fits,
-        "remedies": [] if memory.fits else remedies(config, topology),
-        "memory": memory.record(),
-        "collectives": [],
-        "promises": {},
-        "breaches": {},
-        "cost": None,
-        "published": published_for(n_params, topology, config.data.sequence_length),
-    }
-
-
-def _breaches(
-    config: Config, training: Training, module: Module, collectives: list[Collective]
+def broken_promises(
+    config: Config, training: Training, module: Module, collectives: Sequence[Record]
 ) -> dict[str, list[str]]:
-    """What breaks each promise of the layout."""
-    sizes = training.mesh.shape
+    """For each promise of the layout what breaks it: nothing where it is kept.
+
+    Promises about collectives need a batch that is split over devices.
+    """
+    c, sizes = config.model, training.mesh.shape
     parts = sizes["replica"] * sizes["data"]
     rows = config.data.batch_size // config.optim.microbatches // parts
-    matrices = values(match_rules(matrix_rules(config.model), training.state.params))
-    step = Step(
-        module=module,
-        collectives=collectives,
-        matrices=frozenset(path for path, is_matrix in paths_and_leaves(matrices) if is_matrix),
-        logits=(
-            rows * config.data.sequence_length,
-            config.model.vocab_size // sizes["tensor"],
+    logits = rows * config.data.sequence_length, c.vocab_size // sizes["tensor"]
+    matches = values(match_rules(matrix_rules(c), training.state.params))
+    matrices = sorted(path for path, is_matrix in paths_and_leaves(matches) if is_matrix)
+    dtype = XLA_DTYPES[jnp.dtype(c.dtype).name]
+    over_batch = [one for one in collectives if set(one["axes"]) & set(BATCH_AXES)]
+    named = [one for one in over_batch if one["parameters"]]
+    reductions = [one for one in named if one["kind"] in REDUCTIONS]
+    gathers = [one for one in named if one["kind"] == "all-gather"]
+    breaches: dict[str, Iterable[str]] = {
+        "no_collective_of_the_batch_in_a_loop": _in_a_loop(over_batch),
+        "no_gradient_reduction_in_a_loop": _in_a_loop(reductions),
+        "gradients_reduced_in_float32": _not_in("f32", reductions),
+        "gradients_reduced_once": _not_once(matrices, reductions),
+        "weights_gathered_once_in_compute_dtype": (
+            *_not_in(dtype, gathers),
+            *_not_once(matrices, gathers),
         ),
-        compute_dtype=XLA_DTYPES[jnp.dtype(config.model.dtype).name],
-    )
-    return check(config.partition.layout, step, batch_is_split=parts > 1)
+        "updated_parameters_gathered_once_in_float32": (
+            *_not_in("f32", gathers),
+            *_not_once(matrices, gathers),
+        ),
+        "weights_never_gathered": map(_say, gathers),
+        "weights_gathered_layer_by_layer_in_compute_dtype": (
+            *_not_in(dtype, gathers),
+            *_layers_outside_their_loop(gathers),
+        ),
+        LOGITS: _copies_of_the_logits(module, *logits),
+    }
+    names = PROMISES[config.partition.layout] if parts > 1 else (LOGITS,)
+    return {name: list(breaches[name]) for name in names}
+
+
+def _say(c: Record) -> str:
+    of = ", ".join(c["parameters"]) or c["op_name"]
+    return f"{c['kind']} {c['dtype']} of {of}: {c['where']}"
+
+
+def _in_a_loop(collectives: Sequence[Record]) -> Iterator[str]:
+    return (_say(c) for c in collectives if c["where"] != OUTSIDE)
+
+
+def _not_in(dtype: str, collectives: Sequence[Record]) -> Iterator[str]:
+    return (_say(c) for c in collectives if c["dtype"] != dtype)
+
+
+def _not_once(matrices: Sequence[str], collectives: Sequence[Record]) -> Iterator[str]:
+    """Each matrix must be in exactly one, which runs once a step."""
+    yield from (f"{_say(c)} runs {c['times']} times a step" for c in collectives if c["times"] != 1)
+    for path in matrices:
+        holding = sum(path in c["parameters"] for c in collectives)
+        if holding != 1:
+            yield f"{path} is in {holding} collectives, not one"
+
+
+def _layers_outside_their_loop(gathers: Sequence[Record]) -> Iterator[str]:
+    """What is used outside of the layers is gathered once, there."""
+    for c in gathers:
+        is_layer = any(path.startswith("blocks/") for path in c["parameters"])
+        if is_layer and LAYER_LOOP not in c["where"]:
+            yield _say(c)
+
+
+def _copies_of_the_logits(module: Module, tokens: int, vocabulary: int) -> list[str]:
+    stored = [
+        f"{instruction.name} holds float32 {list(array.shape)}"
+        for name, computation in module.computations.items()
+        for instruction in computation.values()
+        if "fused" not in name and instruction.opcode not in VIEWS
+        for array in instruction.arrays
+        if array.dtype == "f32" and array.shape[-1:] == (vocabulary,)
+        if array.nbytes == 4 * tokens * vocabulary
+    ]
+    return stored if len(stored) > 1 else []

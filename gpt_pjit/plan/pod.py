@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 from gpt_pjit.core.errors import ConfigError
-from gpt_pjit.plan.compile import devices_of
-from gpt_pjit.plan.topology import Topology
+from gpt_pjit.plan.compile import Topology, devices_of
 
 
 def pod_record(topology: Topology) -> dict[str, Any]:
@@ -33,9 +30,3 @@ def pod_record(topology: Topology) -> dict[str, Any]:
         "devices_a_host": seen[0],
         "devices": listed,
     }
-
-
-def write_pod(topology: Topology, path: Path) -> dict[str, Any]:
-    record = pod_record(topology)
-    path.write_text(json.dumps(record))
-    return record

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 from gpt_pjit.core.chips import GIB
 from gpt_pjit.pages import (
@@ -56,18 +59,59 @@ def plan_blocks(plan: Record, pictures: bool = False) -> Iterator[Block]:
 
 def difference_blocks(before: Record, after: Record) -> Iterator[Block]:
     """Two plans side by side; what both lack is left out."""
-    for title, measure, write in (
-        ("Memory of a device", _memory_numbers, human_bytes),
-        ("Sent by a device in a step", _sent, human_bytes),
-        ("Estimated Mcycles of a step", _scope_numbers, "{:,.3f}".format),
-        ("Times", _time_numbers, "{:,.3f}".format),
-    ):
-        yield from before_and_after(title, (measure(before), measure(after)), write)
+    for (title, write, was), (*_, now) in zip(_measures(before), _measures(after), strict=True):
+        yield from before_and_after(title, (was, now), write)
     for name, kept in after["promises"].items():
-        was = before["promises"].get(name, kept)
-        if was != kept:
-            words = {True: "kept", False: "broken"}
-            yield Note(f"{name}: {words[was]} -> {words[kept]}", "good" if kept else "bad")
+        was_kept = before["promises"].get(name, kept)
+        if was_kept != kept:
+            change = "broken -> kept" if kept else "kept -> broken"
+            yield Note(f"{name}: {change}", "good" if kept else "bad")
+
+
+def _measures(plan: Record) -> Iterator[tuple[str, Callable[[float], str], Record]]:
+    """A title, how to write a number, and numbers by name."""
+    memory = plan["memory"]
+    yield "Memory of a device", human_bytes, memory["groups"] | {"peak": memory["peak_bytes"]}
+    sent: Counter[str] = Counter()
+    for c in plan["collectives"]:
+        sent[f"{c['kind']} {c['dtype']}, {c['where']}"] += c["total_bytes"]
+    yield "Sent by a device in a step", human_bytes, {**sent, "all": sent.total()}
+    cost, write = plan["cost"] or {"scopes": {}}, "{:,.3f}".format
+    scopes = {scope: sum(by.values()) for scope, by in cost["scopes"].items()}
+    yield "Estimated Mcycles of a step", write, scopes | {"all": cost.get("mcycles")}
+    times = ("step_seconds", "tokens_per_second", "mfu", "days")
+    yield "Times", write, {name: cost.get(name) for name in times}
+
+
+def search_blocks(found: Sequence[Record], topology: str) -> Iterator[Block]:
+    """The outcomes of a search, the fastest that fits first."""
+    programs: set[str] = set()
+    rows = []
+    for one in found:
+        plan = one["plan"] or {}
+        step, mfu, peak = "", "", f"over {human_bytes(one['trees_bytes'])}"
+        if cost := plan.get("cost"):
+            step, mfu = f"{cost['step_seconds']:.3f} s", f"{cost['mfu']:.1%}"
+            peak = human_bytes(plan["memory"]["peak_bytes"])
+        fits = Cell("yes", style="good") if one["fits"] else Cell("no", style="bad")
+        is_twin = plan.get("program") in programs
+        limit = "the same program as a row above" if is_twin else one["limit"]
+        programs |= {plan["program"]} if plan.get("program") else set()
+        changed = "\n".join(one["overrides"]) or "as the config is"
+        rows.append((step, mfu, peak, fits, limit, changed))
+    columns = (">step", ">MFU", ">peak", "fits", "limited by", "overrides")
+    yield Table(f"Settings on {topology}", columns, rows)
+    if found and found[0]["fits"]:
+        yield Note(f"fastest that fits, {seconds(found[0]):.3f} s a step:")
+        yield Note("    " + (" ".join(found[0]["overrides"]) or "as the config is"))
+    else:
+        yield Note("nothing fits; `gpt_pjit plan` says what would help")
+
+
+def seconds(outcome: Record) -> float:
+    """The time of a step, infinite for what was not compiled."""
+    cost = outcome["plan"] and outcome["plan"]["cost"]
+    return cost["step_seconds"] if cost else math.inf
 
 
 def _verdict(plan: Record) -> Iterator[Note]:
@@ -81,29 +125,22 @@ def _verdict(plan: Record) -> Iterator[Note]:
     else:
         yield Note(f"does not fit: {memory['refusal'] or text}", "bad")
     if plan["remedies"]:
-        lines = "".join(f"\n    {remedy}" for remedy in plan["remedies"])
-        yield Note(f"what would help, one at a time:{lines}")
+        yield Note("\n    ".join(["what would help, one at a time:", *plan["remedies"]]))
 
 
 def _memory(plan: Record, pictures: bool) -> Iterator[Block]:
-    memory = plan["memory"]
-    *exact, activations = memory["groups"].items()
-    by = "the peak less the above" if memory["compiler"] else "estimated from shapes"
-    yield Table(
-        "Memory of a device",
-        ("", ">bytes", "source"),
-        [
-            *((group, human_bytes(size), "exact, from shapes and specs") for group, size in exact),
-            (activations[0], human_bytes(activations[1]), by),
-            *(
-                (Cell(name, style="dim"), human_bytes(size), Cell("the compiler", style="dim"))
-                for name, size in memory["compiler"].items()
-            ),
-            ("capacity for a program", human_bytes(memory["capacity_bytes"]), plan["topology"]),
-        ],
-    )
+    memory, groups = plan["memory"], plan["memory"]["groups"]
+    sources = dict.fromkeys(groups, "exact, from shapes and specs")
+    estimated = "the peak less the above" if memory["compiler"] else "estimated from shapes"
+    sources["activations and temporaries"] = estimated
+    by, capacity = Cell("the compiler", style="dim"), human_bytes(memory["capacity_bytes"])
+    compiler = ((Cell(name, style="dim"), n, by) for name, n in memory["compiler"].items())
+    sizes = [*((name, n, sources[name]) for name, n in groups.items()), *compiler]
+    rows: list[Any] = [(name, human_bytes(n), source) for name, n, source in sizes]
+    rows.append(("capacity for a program", capacity, plan["topology"]))
+    yield Table("Memory of a device", ("", ">bytes", "source"), rows)
     if pictures:
-        bars = {"": {group: size / GIB for group, size in memory["groups"].items()}}
+        bars = {"": {group: size / GIB for group, size in groups.items()}}
         limit = ("capacity", memory["capacity_bytes"] / GIB)
         yield Pictures("", [("", partial(stacked_bars, bars, "GiB", limit))])
 
@@ -128,14 +165,10 @@ def _collectives(plan: Record) -> Table:
 
 
 def _promises(plan: Record) -> Table:
+    kept = Cell("kept", style="good")
     rows = [
-        (
-            name,
-            Cell("kept", style="good")
-            if kept
-            else Cell("BROKEN", plan["breaches"][name][:BREACHES], "bad"),
-        )
-        for name, kept in plan["promises"].items()
+        (name, kept if good else Cell("BROKEN", plan["breaches"][name][:BREACHES], "bad"))
+        for name, good in plan["promises"].items()
     ]
     return Table(f"Promises of layout {plan['layout']}", ("promise", ""), rows)
 
@@ -143,89 +176,53 @@ def _promises(plan: Record) -> Table:
 def _cost(plan: Record, pictures: bool) -> Iterator[Block]:
     cost = plan["cost"]
     if cost["scopes"]:
-        yield _scopes(cost)
+        table = {
+            scope: {name: by.get(name, 0.0) for name in DIRECTIONS}
+            for scope, by in cost["scopes"].items()
+        }
+        yield _scopes(table, cost["mcycles"])
         if pictures:
-            bars = {
-                scope: {name: by.get(name, 0.0) for name in DIRECTIONS}
-                for scope, by in cost["scopes"].items()
-            }
-            yield Pictures("", [("", partial(stacked_bars, bars, "Mcycles"))])
+            yield Pictures("", [("", partial(stacked_bars, table, "Mcycles"))])
         yield _operations(cost)
-    yield Table("Time and cost", ("", ">"), list(_times(plan)))
-    yield Note(_caveat(cost), "dim")
+    rows = [
+        ("compute", f"{cost['compute_seconds']:.3f} s"),
+        ("collectives", f"{cost['collective_seconds']:.3f} s"),
+        ("step", f"{cost['step_seconds']:.3f} s"),
+        ("tokens/s", f"{cost['tokens_per_second']:,.0f}"),
+        ("MFU", f"{cost['mfu']:.1%}"),
+        (f"{cost['steps']:,} steps", f"{cost['days']:.2f} days"),
+    ]
+    if cost["dollars"]:
+        rows.append(("dollars", f"{cost['dollars']:,.0f}"))
+    for other in plan["published"]:
+        rate = f"{other['tokens_per_second']:,.0f} tokens/s"
+        rows.append((f"published: {other['model']}", rate))
+    yield Table("Time and cost", ("", ">"), rows)
+    caveat = AT_PEAK if cost["mcycles"] is None else ESTIMATE
+    if missing := cost["unestimated_operations"]:
+        caveat += (
+            f" {missing} executions per step have no estimate and count as nothing: the real step "
+            "is slower."
+        )
+    yield Note(caveat, "dim")
 
 
-def _scopes(cost: Record) -> Table:
-    total, rows = cost["mcycles"], []
-    for scope, by in cost["scopes"].items():
-        cells = (f"{by[name]:,.1f}" if name in by else "" for name in DIRECTIONS)
+def _scopes(table: dict[str, dict[str, float]], total: float) -> Table:
+    sums = {name: sum(by[name] for by in table.values()) for name in DIRECTIONS}
+    rows = []
+    for scope, by in (table | {"all": sums}).items():
+        cells = (f"{n:,.1f}" if n else "" for n in by.values())
         share = sum(by.values())
         rows.append((scope, *cells, f"{share:,.1f}", f"{share / total:.1%}"))
-    sums = (sum(by.get(name, 0) for by in cost["scopes"].values()) for name in DIRECTIONS)
-    rows.append(("all", *(f"{n:,.1f}" for n in sums), f"{total:,.1f}", "100.0%"))
     columns = ("scope", *(f">{name}" for name in DIRECTIONS), ">all", ">share")
     return Table("Estimated Mcycles of a step", columns, rows)
 
 
 def _operations(cost: Record) -> Table:
-    rows = [
-        (
-            f"{o['cycles']:,.1f}",
-            str(o["times"]),
-            Cell(
-                f"{o['scope']}, {o['direction']}",
-                [f"fused with {', '.join(o['also'])}"] if o["also"] else [],
-            ),
-            Cell(o["name"], (o["source"],)),
-        )
-        for o in cost["operations"][:TOP_OPERATIONS]
-    ]
+    rows = []
+    for o in cost["operations"][:TOP_OPERATIONS]:
+        fused = [f"fused with {', '.join(o['also'])}"] if o["also"] else []
+        scope = Cell(f"{o['scope']}, {o['direction']}", fused)
+        operation = Cell(o["name"], (o["source"],))
+        rows.append((f"{o['cycles']:,.1f}", str(o["times"]), scope, operation))
     return Table("Top operations", (">Mcycles", ">times", "scope", "operation"), rows)
-
-
-def _times(plan: Record) -> Iterator[tuple[str, str]]:
-    cost = plan["cost"]
-    if cost["mcycles"] is not None:
-        yield "estimated cycles", f"{cost['mcycles']:,.0f} M"
-    yield "compute", f"{cost['compute_seconds']:.3f} s"
-    yield "collectives", f"{cost['collective_seconds']:.3f} s"
-    yield "step", f"{cost['step_seconds']:.3f} s"
-    yield "tokens/s", f"{cost['tokens_per_second']:,.0f}"
-    yield "MFU", f"{cost['mfu']:.1%}"
-    yield f"{cost['steps']:,} steps", f"{cost['days']:.2f} days"
-    if cost["dollars"]:
-        yield "dollars", f"{cost['dollars']:,.0f}"
-    for other in plan["published"]:
-        yield f"published: {other['model']}", f"{other['tokens_per_second']:,.0f} tokens/s"
-
-
-def _caveat(cost: Record) -> str:
-    if cost["mcycles"] is None:
-        return AT_PEAK
-    if not cost["unestimated_operations"]:
-        return ESTIMATE
-    missing = f"{cost['unestimated_operations']} executions per step have no estimate"
-    return f"{ESTIMATE} {missing} and count as nothing: the real step is slower."
-
-
-def _memory_numbers(plan: Record) -> dict[str, float | None]:
-    return plan["memory"]["groups"] | {"peak": plan["memory"]["peak_bytes"]}
-
-
-def _scope_numbers(plan: Record) -> dict[str, float | None]:
-    cost = plan["cost"] or {"scopes": {}, "mcycles": None}
-    scopes = {scope: sum(by.values()) for scope, by in cost["scopes"].items()}
-    return scopes | {"all": cost["mcycles"]}
-
-
-def _time_numbers(plan: Record) -> dict[str, float | None]:
-    names = ("step_seconds", "tokens_per_second", "mfu", "days")
-    return {name: plan["cost"][name] if plan["cost"] else None for name in names}
-
-
-def _sent(plan: Record) -> dict[str, float | None]:
-    sent: dict[str, float] = {}
-    for c in plan["collectives"]:
-        name = f"{c['kind']} {c['dtype']}, {c['where']}"
-        sent[name] = sent.get(name, 0) + c["total_bytes"]
-    return {**sent, "all": sum(sent.values())}

@@ -15,7 +15,7 @@ from gpt_pjit.pages import (
     Pictures,
     Table,
     before_and_after,
-    changes_table,
+    change_notes,
     compare,
     grid,
     human_bytes,
@@ -68,8 +68,8 @@ def test_both_sides_and_their_change():
     (table,) = before_and_after("x", ({"a": 1, "b": 0}, {"a": 3, "b": None}), "{:.0f}".format)
     assert table.rows == [("a", "1", "3", "+2")]
     assert list(before_and_after("x", ({"a": 0}, {}))) == []
-    (row,) = changes_table([(("a", "b"), 100, 103)]).rows
-    assert row == ("a.b", "100", "103", "+3.0%")
+    notes = [note.text for note in change_notes([(("a", "b"), 100, 103), (("c",), None, 2)])]
+    assert notes == ["a.b: 100 -> 103, +3.0%", "c: None -> 2"]
 
 
 def test_blocks_in_a_terminal_have_no_pictures():

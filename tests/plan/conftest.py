@@ -7,11 +7,9 @@ import pytest
 
 from gpt_pjit.core.training import Training
 from gpt_pjit.pages import Record
-from gpt_pjit.plan.collectives import Collective, collectives_of, whole_shapes
-from gpt_pjit.plan.compile import Executable, compile_lowered, lower, training_for
+from gpt_pjit.plan.compile import Executable, compile_lowered, find_topology, lower, training_for
 from gpt_pjit.plan.hlo import Module
 from gpt_pjit.plan.plan import read_plan
-from gpt_pjit.plan.topology import find_topology
 from tests.helpers import run_command_here, tiny
 from tests.plan.plain_step import plain_step
 
@@ -28,10 +26,6 @@ class Planned(NamedTuple):
     @property
     def module(self) -> Module:
         return Module(self.executable.hlo)
-
-    @property
-    def collectives(self) -> list[Collective]:
-        return collectives_of(self.module, self.record["mesh"], whole_shapes(self.program.model))
 
 
 @pytest.fixture(scope="session")

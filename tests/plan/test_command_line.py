@@ -11,8 +11,8 @@ import pytest
 from gpt_pjit.core.errors import EXIT_BROKEN, EXIT_CONFIG, EXIT_DONE, ConfigError
 from gpt_pjit.pages import Pictures, Table, page
 from gpt_pjit.plan import compile as compile_room
+from gpt_pjit.plan.compile import find_topology
 from gpt_pjit.plan.plan import make_plan
-from gpt_pjit.plan.topology import find_topology
 from gpt_pjit.plan.views import difference_blocks, plan_blocks
 from tests.helpers import ROOT, load_config
 

@@ -54,7 +54,7 @@ def loop(start=0, limit=10, step=1, direction="LT", increment=ADD, cycles=100):
 
 
 def cycles_of(module):
-    return sum(operation.cycles for operation in roll_up(module))
+    return sum(operation["cycles"] for operation in roll_up(module))
 
 
 @pytest.mark.parametrize(

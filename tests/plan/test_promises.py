@@ -2,8 +2,8 @@
 
 import pytest
 
+from gpt_pjit.plan.compile import find_topology
 from gpt_pjit.plan.plan import is_good, read_plan
-from gpt_pjit.plan.topology import find_topology
 from tests.helpers import with_fields
 from tests.plan.conftest import LAYOUTS
 

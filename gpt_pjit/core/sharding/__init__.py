@@ -20,7 +20,7 @@ from gpt_pjit.core.sharding.mesh import (
 )
 from gpt_pjit.core.sharding.optimizer_state import (
     optimizer_specs as optimizer_specs,
-    state_bytes as state_bytes,
+    state_parameters as state_parameters,
 )
 from gpt_pjit.core.sharding.placement import (
     SCANNED as SCANNED,

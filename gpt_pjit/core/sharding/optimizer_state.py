@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,7 +10,7 @@ import optax
 from jax.sharding import PartitionSpec as P
 
 from gpt_pjit.core.errors import ConfigError
-from gpt_pjit.core.sharding.placement import malformed, shard_bytes
+from gpt_pjit.core.sharding.placement import malformed
 from gpt_pjit.core.sharding.rules import Finding, Rules, paths_and_leaves, try_rules
 
 TABLE = "optimizer_specs rules"
@@ -58,22 +57,6 @@ def optimizer_specs(tx: Any, params: Any, specs: Any, rules: Rules = ()) -> Any:
     return jax.tree.unflatten(
         jax.tree.structure(state), [placed[path] for path, _ in paths_and_leaves(state)]
     )
-
-
-def state_bytes(
-    tx: Any, params: Any, specs: Any, axis_sizes: Mapping[str, int]
-) -> dict[str | None, int]:
-    """Bytes of `tx`'s state on a device, by parameter; None holds what belongs to no parameter.
-
-    `specs` come from `optimizer_specs`.
-    """
-    owners = state_parameters(tx, params)
-    spec_of = dict(paths_and_leaves(specs))
-    total: dict[str | None, int] = {}
-    for path, leaf in paths_and_leaves(jax.eval_shape(tx.init, params)):
-        owner = owners[path]
-        total[owner] = total.get(owner, 0) + shard_bytes(leaf, spec_of[path], axis_sizes)
-    return total
 
 
 def _by_rules(

@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 
 from gpt_pjit.core.runtime import local_rows
 from gpt_pjit.core.sharding import BATCH_AXES, make_mesh
-from gpt_pjit.plan.topology import FAMILIES, find_topology
+from gpt_pjit.plan.compile import FAMILIES, find_topology
 
 pytest.importorskip("libtpu", reason="wants libtpu, of the extra `plan`")
 pytestmark = pytest.mark.tpu_compiler
