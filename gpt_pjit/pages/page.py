@@ -36,9 +36,8 @@ def stacked_bars(
 ) -> str:
     """SVG of horizontal bars, a part of each for every name; `limit` is a line with its label."""
     figure, axes = _axes(4.6, 0.3 * len(rows) + 1.2)  # fits a phone without shrinking much
-    names = list(dict.fromkeys(name for parts in rows.values() for name in parts))
     starts = [0.0] * len(rows)
-    for place, name in enumerate(names):
+    for place, name in enumerate(dict.fromkeys(n for parts in rows.values() for n in parts)):
         sizes = [parts.get(name, 0.0) for parts in rows.values()]
         color = PALETTE[place % len(PALETTE)]
         axes.barh(list(rows), sizes, left=starts, height=0.72, color=color, label=name)

@@ -105,11 +105,9 @@ def mesh_text(mesh: Mapping[str, int]) -> str:
 
 
 def dimensions_text(parameter: Record) -> str:
-    """`L18 D1536`, or the bare shape where dimensions have no letters."""
-    letters, shape = parameter["dimensions"], parameter["shape"]
-    if not letters:
-        return _shape_text(shape)
-    return " ".join(f"{letter}{size}" for letter, size in zip(letters, shape, strict=True))
+    """`L18 D1536`: the letter and the size of each."""
+    dimensions = zip(parameter["dimensions"], parameter["shape"], strict=True)
+    return " ".join(f"{letter}{size}" for letter, size in dimensions)
 
 
 def parts_of_devices(spec: Sequence[Any], mesh: Mapping[str, int]) -> list[tuple[int, ...]]:
@@ -175,9 +173,9 @@ def _rule_text(parameter: Record, rules: Sequence[Record]) -> str:
 
 
 def _split_text(spec: Sequence[Any], mesh: Mapping[str, int], letters: str) -> str:
-    """The dimensions that this mesh splits, by letter or number: `D/data H/tensor`, or `whole`."""
+    """The dimensions that this mesh splits, by letter: `D/data H/tensor`, or `whole`."""
     split = []
-    for name, entry in zip(letters or map(str, range(len(spec))), spec, strict=True):
+    for name, entry in zip(letters, spec, strict=True):
         if axes := [axis for axis in _axes(entry) if mesh[axis] > 1]:
             split.append(f"{name}/{'*'.join(axes)}")
     return " ".join(split) or "whole"
