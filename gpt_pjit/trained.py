@@ -112,7 +112,7 @@ def find_checkpoint(path: Path) -> tuple[Path, int]:
         problem = f"{workdir} holds no step {step}; it holds {', '.join(map(str, steps))}"
         raise ConfigError([problem], "checkpoint")
     if missing := missing_parts(directory, step):
-        problem = f"step {step} of {workdir} is damaged: it has no {', '.join(missing)}"
+        problem = f"step {step} of {workdir} is damaged: it lacks {', '.join(missing)}"
         raise ConfigError([f"{problem}; {other_steps(directory, step)}"], "checkpoint")
     return workdir, step
 

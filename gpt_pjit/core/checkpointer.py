@@ -72,7 +72,7 @@ class Checkpointer:
             self._manager.wait_until_finished()
             missing = missing_parts(self.directory, step) if step is not None else []
             if missing and jax.process_index() == 0:
-                raise FileNotFoundError(f"it has no {missing[0]}")
+                raise FileNotFoundError(f"it lacks {missing[0]}")
 
     def restore(self, step: int, target: Any) -> Any:
         """The state of `step` with the shapes, dtypes and shardings of `target`."""
@@ -107,11 +107,11 @@ def newest_step(directory: Path) -> int | None:
         missing = ", ".join(missing_parts(directory, step))
         if not missing:
             for problem in damaged:
-                warn(f"{problem}; step {step} is used")
+                warn(f"{problem}; using step {step}")
             return step
-        damaged.append(f"step {step} of {directory.parent} is damaged: it has no {missing}")
+        damaged.append(f"step {step} of {directory.parent} is damaged: it lacks {missing}")
     if damaged:
-        raise ConfigError([f"{damaged[0]}; no step here is whole"], "checkpoint")
+        raise ConfigError([f"{damaged[0]}; no step here is complete"], "checkpoint")
     return None
 
 
@@ -136,7 +136,7 @@ def read_part(directory: Path, step: int, target: Any, restore_args: Any = None)
             read = reader.restore(_Folder(directory.resolve()) / str(step) / ITEM, args=args)
         for path, leaf in paths_and_leaves(read):
             if isinstance(leaf, jax.ShapeDtypeStruct):  # Orbax found no array for it
-                raise LookupError(f"it has no {path} (imported and grown steps hold only params)")
+                raise LookupError(f"it lacks {path} (imported and grown steps hold only params)")
     return read
 
 

@@ -188,5 +188,5 @@ def test_weights_without_optimizer_state_have_no_mean(tmp_path, call):
     begin(tmp_path / "run", config)
     code, _, error = call("average", tmp_path / "run", "--steps=0", "--noloss")
     assert code == EXIT_CONFIG
-    assert "cannot be read: it has no opt_state" in error
+    assert "cannot be read: it lacks opt_state" in error
     assert not (tmp_path / "run" / "averaged").exists()

@@ -91,7 +91,7 @@ def test_half_written_steps_do_not_count(tmp_path, capsys):
 def test_a_run_whose_steps_are_all_damaged_does_not_start_over(tmp_path):
     save(tmp_path, 1)
     (tmp_path / "1" / "_CHECKPOINT_METADATA").unlink()
-    with pytest.raises(ConfigError, match=r"step 1 of .* is damaged: it has no _CHECKPOINT_METADA"):
+    with pytest.raises(ConfigError, match=r"step 1 of .* is damaged: it lacks _CHECKPOINT_METADA"):
         Checkpointer(tmp_path, None)
 
 
@@ -117,7 +117,7 @@ def test_what_a_step_does_not_hold_or_holds_in_another_shape_is_named(tmp_path):
     checkpointer = Checkpointer(tmp_path, None)
     checkpointer.save(1, {"a": STATE["a"]})
     checkpointer.wait()
-    with pytest.raises(ConfigError, match=r"step 1 of .* cannot be read: it has no b/c "):
+    with pytest.raises(ConfigError, match=r"step 1 of .* cannot be read: it lacks b/c "):
         checkpointer.restore(1, TARGET)
     larger = jax.ShapeDtypeStruct((16,), jnp.float32, sharding=STATE["a"].sharding)
     with pytest.raises(ConfigError, match=r"step 1 of .* cannot be read: .*shape"):
@@ -148,5 +148,5 @@ def test_a_save_counts_once_its_parts_are_there(tmp_path, monkeypatch):
 
     merge = "orbax.checkpoint._src.serialization.ocdbt_utils.merge_ocdbt_per_process_files"
     monkeypatch.setattr(merge, nothing)
-    with pytest.raises(ConfigError, match=rf"step 1 of .* was not saved: it has no {MANIFEST}"):
+    with pytest.raises(ConfigError, match=rf"step 1 of .* was not saved: it lacks {MANIFEST}"):
         save(tmp_path, 1)

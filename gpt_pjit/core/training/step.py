@@ -126,7 +126,8 @@ def microbatch(
     # A vector of losses, not their sum: no collective for a scalar inside the loop.
     nll_B, vjp = jax.vjp(nll_of, weights)
     (gradient,) = vjp(jnp.full_like(nll_B, 1 / n_predictions))
-    return nll_B, jax.tree.map(lambda g: g.astype(jnp.float32), gradient)
+    with jax.named_scope("accumulate_gradients"):
+        return nll_B, jax.tree.map(lambda g: g.astype(jnp.float32), gradient)
 
 
 def reduce(model: Model, summands: Any) -> Any:
