@@ -23,7 +23,7 @@ from gpt_pjit.hf.models import HFModel, Parameter, byte_level, byte_tokenizer, f
 DTYPES = ("F32", "BF16", "F16")  # as safetensors names them
 PREFIX = "transformer."  # some GPT-2 on the hub lack it
 EMBEDDING, HEAD = f"{PREFIX}wte.weight", "lm_head.weight"
-# Causal masks that old GPT-2 files hold; transformers does not read them either.
+# Masks that old GPT-2 files hold.
 MASK = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")
 MOST_PADDING = 1024  # rows of the embedding that no token has
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -141,9 +141,19 @@ def _wrong_tensors(table: list[Parameter], tensors: dict[str, Stored]) -> list[s
             head, embedding = (tensors[n].read().astype(np.float32) for n in (HEAD, EMBEDDING))
             if not np.array_equal(head, embedding):
                 problems.append(f"{HEAD} differs from {EMBEDDING}; our model has one for both")
-        elif name not in expected and not MASK.fullmatch(name):
+        elif MASK.fullmatch(name):
+            if not _is_causal_mask(tensors[name].read()):
+                problems.append(f"{name} is not the causal mask, and our model has no other")
+        elif name not in expected:
             problems.append(f"tensor {name} is not part of this model")
     return problems
+
+
+def _is_causal_mask(array: np.ndarray) -> bool:
+    """Lower triangular, [1, 1, T, T]; or the score of a masked position, low enough to be one."""
+    if array.size == 1:
+        return bool(array.item() <= -1e4)
+    return array.shape[:2] == (1, 1) and np.array_equal(array[0, 0], np.tri(array.shape[-1]))
 
 
 def _wrong_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> list[str]:

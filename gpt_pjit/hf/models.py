@@ -110,7 +110,8 @@ def hf_model(c: ModelConfig, sequence_length: int) -> HFModel:
         if (got := getattr(c, name)) != value
     ]
     if problems:
-        raise ConfigError(problems, "export")
+        way_on = "to train on from its weights here, copy them: gpt_pjit checkpoint grow RUN"
+        raise ConfigError([*problems, f"{way_on} --layers={c.n_layers} --out=NEW"], "export")
     return HFModel("mpt", c, sequence_length)
 
 

@@ -110,6 +110,7 @@ def test_a_run_leaves_metrics_checkpoints_and_its_record(finished):
     assert record["config"]["optim"]["steps"] == STEPS
     (start,) = record["starts"]
     assert start["packages"]["jax"]
+    assert start["environment"]["JAX_NUM_CPU_DEVICES"] == "2"
     assert "--config.optim.steps=24" in start["command"]
     assert "sample:" in output
 

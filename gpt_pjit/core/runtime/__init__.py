@@ -11,11 +11,13 @@ from gpt_pjit.core.runtime.hosts import (
     global_batch as global_batch,
     initialize_devices as initialize_devices,
     local_rows as local_rows,
-    wait_for_all as wait_for_all,
 )
 from gpt_pjit.core.runtime.interrupt import Interrupt as Interrupt
 from gpt_pjit.core.runtime.metrics import StepLog as StepLog
-from gpt_pjit.core.runtime.provenance import code_facts as code_facts
+from gpt_pjit.core.runtime.provenance import (
+    code_facts as code_facts,
+    this_start as this_start,
+)
 from gpt_pjit.core.runtime.together import (
     all_or_none as all_or_none,
     check_agreement as check_agreement,
@@ -28,5 +30,4 @@ from gpt_pjit.core.runtime.workdir import (
     open_workdir as open_workdir,
     read_run as read_run,
     record_start as record_start,
-    this_start as this_start,
 )

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
 from gpt_pjit.config import MeshConfig
@@ -121,12 +120,6 @@ def global_batch(
 ) -> list[jax.Array | None]:
     """`global_array` of each array of a batch."""
     return [None if part is None else global_array(sharding, part, n_rows) for part in batch]
-
-
-def wait_for_all(name: str) -> None:
-    """A barrier across processes."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
 
 
 def _from_environment(name: str) -> int:

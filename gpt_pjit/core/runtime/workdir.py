@@ -7,12 +7,7 @@ each token set, and its `starts`. Imported, grown and averaged weights add their
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
-import platform
 import shlex
-import subprocess
-import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +16,8 @@ import jax
 from gpt_pjit.config import FIXED_BY_WEIGHTS, FREE_ON_RESUME, Config, differences, from_config_dict
 from gpt_pjit.core.errors import ConfigError, Problem
 from gpt_pjit.core.runtime.files import file_errors, read_json, write_json
-from gpt_pjit.core.runtime.hosts import wait_for_all
-
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "gpt_pjit")
+from gpt_pjit.core.runtime.provenance import this_start
+from gpt_pjit.core.runtime.together import all_or_none
 
 Record = dict[str, Any]
 
@@ -35,17 +29,23 @@ def open_workdir(workdir: Path, config: Config) -> None:
     change what is computed. Where no run has begun, any config that fits the weights will do.
     """
     path = workdir / "run.json"
-    with file_errors(f"the workdir {workdir} cannot be used", "--workdir"):
+    cannot_be_used = f"the workdir {workdir} cannot be used"
+    with all_or_none(), file_errors(cannot_be_used, "--workdir"):
         if path.exists():
             _check_same_config(workdir, config)
         elif workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
             problem = f"{workdir} is neither a run nor an empty folder; choose a new one"
             raise ConfigError([problem], "--workdir")
-        wait_for_all("workdir checked")
+    with all_or_none(), file_errors(cannot_be_used, "--workdir"):
         if jax.process_index() == 0 and not path.exists():
             workdir.mkdir(parents=True, exist_ok=True)
             write_json(path, {"config": dataclasses.asdict(config), "starts": []})
-    wait_for_all("workdir open")
+    with all_or_none():
+        if not path.exists():
+            problem = (
+                f"process 0 has written {path}, which process {jax.process_index()} cannot see"
+            )
+            raise ConfigError([f"{problem}; choose a folder that all hosts share"], "--workdir")
 
 
 def record_start(
@@ -56,20 +56,21 @@ def record_start(
     `data` has one entry for each set; the path in it may change. The tokenizer's file (its name,
     if it has one, and content) is copied: whoever reads the checkpoints needs it.
     """
-    check_same_data(workdir, data)
-    _, record = read_run(workdir)
-    wait_for_all("data checked")
-    if jax.process_index() != 0:
-        return
-    if not has_begun(record):
-        file, content = tokenizer
-        if file:
-            (workdir / file).write_bytes(content)
-        of_data = {name: data[0][name] for name in ("vocab_size", "path")}
-        record |= {"tokenizer": {"sha256": data[0]["tokenizer"], **of_data}, "data": data}
-    record["config"] = dataclasses.asdict(config)
-    record["starts"].append(this_start())
-    write_json(workdir / "run.json", record)
+    with all_or_none():
+        check_same_data(workdir, data)
+        _, record = read_run(workdir)
+    with all_or_none():
+        if jax.process_index() != 0:
+            return
+        if not has_begun(record):
+            file, content = tokenizer
+            if file:
+                (workdir / file).write_bytes(content)
+            of_data = {name: data[0][name] for name in ("vocab_size", "path")}
+            record |= {"tokenizer": {"sha256": data[0]["tokenizer"], **of_data}, "data": data}
+        record["config"] = dataclasses.asdict(config)
+        record["starts"].append(this_start())
+        write_json(workdir / "run.json", record)
 
 
 def has_begun(record: Record) -> bool:
@@ -141,29 +142,3 @@ def _check_same_config(workdir: Path, config: Config) -> None:
     ]
     if problems:
         raise ConfigError(problems, "config")
-
-
-def this_start() -> Record:
-    """When, by which command and code, with which packages, on which devices."""
-    return {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join([sys.executable, *sys.orig_argv[1:]]),
-        "git": _git_state(),
-        "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "processes": jax.process_count(),
-        "devices": [jax.device_count(), jax.devices()[0].device_kind],
-    }
-
-
-def _git_state() -> Record | None:
-    """The commit of this source tree and whether it was clean; None outside a git checkout."""
-
-    def git(*words: str) -> str:
-        command = ("git", "-C", str(Path(__file__).parent), *words)
-        return subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True).strip()
-
-    try:
-        return {"commit": git("rev-parse", "HEAD"), "clean": not git("status", "--porcelain")}
-    except (OSError, subprocess.CalledProcessError):
-        return None
