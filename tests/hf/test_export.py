@@ -102,8 +102,8 @@ def test_what_has_no_class_is_refused_with_all_reasons(tmp_path):
     write_run(tmp_path / "run", tiny(model={"activation": "gelu_tanh", "bias": True}))
     with pytest.raises(ConfigError) as raised:
         export(tmp_path / "run", tmp_path / "out", dtype="float32")
-    assert len(raised.value.problems) == 3
-    for words in ("model.activation", "model.bias", "model.d_ff=128", "needs 256"):
+    assert len(raised.value.problems) == 4  # and the way on
+    for words in ("model.activation", "model.bias", "model.d_ff=128", "needs 256", "grow RUN"):
         assert words in str(raised.value)
     assert not (tmp_path / "out").exists()
 
