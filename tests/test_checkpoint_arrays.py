@@ -16,7 +16,7 @@ ARRAY = jax.ShapeDtypeStruct((2,), np.float32)
 def test_what_is_written_is_read(tmp_path, name):
     write_state(tmp_path / name, 3, {"a": np.ones(2, np.float32), "b": np.zeros(2, np.float32)})
     assert read_arrays(tmp_path / name, 3, {"a": ARRAY})["a"].tolist() == [1, 1]
-    with pytest.raises(ConfigError, match=r"step 3 of .* cannot be read: it has no c "):
+    with pytest.raises(ConfigError, match=r"step 3 of .* cannot be read: it lacks c "):
         read_arrays(tmp_path / name, 3, {"a": ARRAY, "c": ARRAY})
 
 
@@ -26,7 +26,7 @@ def test_a_state_counts_once_its_parts_are_there(tmp_path, monkeypatch):
 
     merge = "orbax.checkpoint._src.serialization.ocdbt_utils.merge_ocdbt_per_process_files"
     monkeypatch.setattr(merge, nothing)
-    with pytest.raises(ConfigError, match=r"step 3 of .* was not saved: it has no default/manif"):
+    with pytest.raises(ConfigError, match=r"step 3 of .* was not saved: it lacks default/manif"):
         write_state(tmp_path, 3, {"a": np.ones(2, np.float32)})
 
 
