@@ -76,9 +76,9 @@ def plain():
     [
         "JAX_ENABLE_X64=1",
         "JAX_DEFAULT_PRNG_IMPL=rbg",
-        "JAX_THREEFRY_PARTITIONABLE=0",
-        "JAX_NUMPY_DTYPE_PROMOTION=strict",
-        "JAX_DEFAULT_MATMUL_PRECISION=bfloat16",
+        pytest.param("JAX_THREEFRY_PARTITIONABLE=0", marks=pytest.mark.slow),
+        pytest.param("JAX_NUMPY_DTYPE_PROMOTION=strict", marks=pytest.mark.slow),
+        pytest.param("JAX_DEFAULT_MATMUL_PRECISION=bfloat16", marks=pytest.mark.slow),
     ],
 )
 def test_a_shell_does_not_change_the_numbers(plain, variable):

@@ -19,7 +19,7 @@ SIZES = {
     for size in family.sizes
 }
 NAMES = [
-    pytest.param(name, marks=pytest.mark.slow) if devices > 64 else name
+    pytest.param(name, marks=pytest.mark.slow) if devices > 32 else name
     for name, devices in SIZES.items()
     if devices <= 1024
 ]

@@ -37,7 +37,7 @@ def test_losses_are_equal_on_every_mesh_and_layout(on_one_device, shape, layout)
     assert int(state.step) == STEPS
 
 
-@pytest.mark.parametrize("layout", ["zero", "fsdp"])
+@pytest.mark.parametrize("layout", [pytest.param("zero", marks=pytest.mark.slow), "fsdp"])
 def test_optional_parameters_train_on_a_mesh_of_three_axes(layout):
     """Biases and learned positions, on replica x data x tensor, against one device."""
     optional = {"bias": True, "positions": "learned", "activation": "gelu_tanh"}
