@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -188,22 +187,6 @@ def test_training_goes_on_when_its_reader_is_gone(corpus, tmp_path):
     assert code == EXIT_DONE, errors
     assert "BrokenPipe" not in errors
     assert max(metrics(workdir)) == 10
-
-
-def test_ctrl_c_while_it_imports_is_one_word():
-    arguments = [sys.executable, "-m", "gpt_pjit", "evaluate", "--checkpoint=nowhere", "--tasks=x"]
-    with subprocess.Popen(
-        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, env=ENVIRONMENT
-    ) as process:
-        maps = Path(f"/proc/{process.pid}/maps")
-        while "jaxlib" not in maps.read_text():  # JAX is being imported
-            time.sleep(0.01)
-        time.sleep(0.3)  # its native module does not survive a signal while it is loaded
-        process.send_signal(signal.SIGINT)
-        errors = process.stderr.read().decode()
-    # Python drops a Ctrl-C that arrives in a callback of the garbage collector, of which JAX has one.
-    assert process.returncode in (EXIT_INTERRUPTED, EXIT_CONFIG)
-    assert process.returncode == EXIT_CONFIG or errors == "\nstopped\n"
 
 
 @pytest.mark.slow
