@@ -159,7 +159,7 @@ def _describe(config: Config, training: Training, data: TrainingData, start: int
     held_out = (
         f"{data.held_out_tokens:,} validation tokens"
         if data.held_out_tokens
-        else ("no validation tokens, so no validation")
+        else "no validation tokens, so no validation"
     )
     optim = config.optim
     warmup = warmup_steps(optim)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Iterable
@@ -23,7 +24,6 @@ OURS: dict[str, Any] = {
     "jax_enable_x64": False,
     "jax_disable_jit": False,
     "jax_numpy_dtype_promotion": "standard",
-    "jax_default_dtype_bits": "64",
     "jax_default_matmul_precision": None,
     "jax_default_prng_impl": "threefry2x32",
     "jax_threefry_partitionable": True,
@@ -40,7 +40,7 @@ def initialize_devices(
     microbatch, if one will be split over the devices.
     """
     for name, value in OURS.items():
-        if hasattr(jax.config, name) and getattr(jax.config, name) != value:
+        if getattr(jax.config, name) != value:
             warn(f"{name.upper()}={getattr(jax.config, name)} is ignored: gpt_pjit sets it")
             jax.config.update(name, value)
     coordinator = os.environ.get("JAX_COORDINATOR_ADDRESS")
@@ -86,6 +86,7 @@ def cpu_devices(mesh: MeshConfig, rows: int | None, cores: int) -> int:
     return fixed * max(filter(fits, range(1, cores // fixed + 1)), default=1)
 
 
+@functools.cache  # asked for in every step
 def local_rows(
     sharding: NamedSharding, shape: tuple[int, ...], process: int | None = None
 ) -> np.ndarray:

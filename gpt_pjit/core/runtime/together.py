@@ -56,11 +56,6 @@ def everyone(value: Any) -> list[Any]:
     return [json.loads(text) for _, text in sorted(client.key_value_dir_get(folder))]
 
 
-def from_first(value: Any) -> Any:
-    """The value of process 0, on all processes."""
-    return everyone(value if jax.process_index() == 0 else None)[0]
-
-
 @contextmanager
 def all_or_none() -> Iterator[None]:
     """A barrier at the end of the block; a ConfigError on one process ends all of them."""
