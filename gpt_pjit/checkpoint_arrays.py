@@ -23,6 +23,7 @@ from gpt_pjit.core.checkpointer import (
     local_folder,
     one_sentence,
     read_part,
+    require_parts,
 )
 from gpt_pjit.core.errors import ConfigError, IntegrityError
 from gpt_pjit.core.runtime import file_errors, this_start, write_json
@@ -50,6 +51,7 @@ def read_parameter(directory: Path, step: int, path: str, shape: jax.ShapeDtypeS
 def saved_shapes(directory: Path, step: int) -> dict[str, Any]:
     """The tree of a checkpoint: `params` and, if it is of a run, `step` and `opt_state`."""
     with one_sentence(f"step {step} of {directory.parent} cannot be read", IntegrityError):
+        require_parts(directory, step)
         tree = ocp.PyTreeCheckpointHandler().metadata(local_folder(directory, step) / ITEM).tree
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 

@@ -150,6 +150,11 @@ def missing_parts(directory: Path, step: int) -> list[str]:
     return [part for part in PARTS if not (directory / str(step) / part).exists()]
 
 
+def require_parts(directory: Path, step: int) -> None:
+    if missing := missing_parts(directory, step):
+        raise LookupError(f"it lacks {', '.join(missing)}")
+
+
 def newest_whole(
     directory: Path, read: Callable[[int], T], *, set_aside: bool = False
 ) -> tuple[int, T] | None:
@@ -213,8 +218,7 @@ def read_part(directory: Path, step: int, target: Any, restore_args: Any = None)
     folder = local_folder(directory, step)
     cannot_be_read = f"step {step} of {directory.parent} cannot be read"
     with all_or_none(), one_sentence(cannot_be_read, IntegrityError):
-        if missing := missing_parts(directory, step):
-            raise LookupError(f"it lacks {', '.join(missing)}")
+        require_parts(directory, step)
         about = json.loads((directory / str(step) / METADATA).read_bytes())
         # Not through ocp.Checkpointer: if one host fails, the others would wait for it for ever.
         read = ocp.PyTreeCheckpointHandler().restore(folder / ITEM, args=args)
