@@ -69,7 +69,8 @@ class Trainer:
     cache: Path | None = None  # of compiled programs, which makes restarts fast
     environment: dict = field(default_factory=dict)
 
-    def start(self, faults=(), off="", prefix=()):
+    def start(self, faults=(), off="", prefixes=None):
+        """`prefixes`: for a process, the words before its command."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -102,7 +103,7 @@ class Trainer:
             with log.open("w") as output:
                 self.running.append(
                     subprocess.Popen(
-                        [*prefix, sys.executable, "-m", "tests.chaos.runner", *arguments],
+                        [*(prefixes or {}).get(number, ()), sys.executable, "-m", "tests.chaos.runner", *arguments],
                         cwd=ROOT, stdout=output, stderr=output, start_new_session=True,
                         env=environment | own | self.environment,
                     )
@@ -114,7 +115,6 @@ class Trainer:
         deadline = time.monotonic() + seconds
         while not any(text in log.read_text(errors="replace") for log in self.logs):
             assert time.monotonic() < deadline, [log.read_text() for log in self.logs]
-            assert any(p.poll() is None for p in self.running), [l.read_text() for l in self.logs]
             time.sleep(0.02)
         self.started = time.monotonic()
 
@@ -137,8 +137,8 @@ class Trainer:
             process.wait()
         return Ended(codes, [log.read_text(errors="replace") for log in self.logs], took)
 
-    def run(self, faults=(), off="", seconds=300):
-        return self.start(faults, off).wait(seconds)
+    def run(self, faults=(), off="", prefixes=None, seconds=300):
+        return self.start(faults, off, prefixes).wait(seconds)
 
     def survivors(self):
         """Processes of this run that are still there."""

@@ -28,8 +28,8 @@ def fire(event, step=None):
         if fault["at"] == event and fault.get("step") in (None, step) and here:
             FAULTS.remove(fault)
             print(f"chaos: {fault['do']} at {event} {step or ''}", file=sys.stderr, flush=True)
-            if fault["do"] == "sleep":
-                time.sleep(3600)
+            if fault["do"] in ("sleep", "slow"):
+                time.sleep(3600 if fault["do"] == "sleep" else 12)  # twice the patience
             elif fault["do"] != "report":
                 for _ in range(fault.get("times", 1)):
                     os.kill(os.getpid(), signal.Signals[fault["do"]])
