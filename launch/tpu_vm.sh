@@ -120,6 +120,7 @@ start() {
     local script
     script="exec launch/run.sh --distributed$(printf ' %q' "${flags[@]}")"
     on_workers all "printf '%s\n' $(printf '%q' "$script") > ~/.config/gpt_pjit.sh
+systemctl --user reset-failed gpt_pjit 2> /dev/null || true  # the limit of starts
 systemctl --user enable --now gpt_pjit"
 }
 
