@@ -108,7 +108,10 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
+    """`patience`: seconds without progress after which a run counts as stuck."""
+
     every: int = 10
+    patience: float = 60.0
 
 
 @dataclass(frozen=True)
