@@ -18,7 +18,7 @@ for flag in "$@"; do
         --install) install_only=1 ;;
         --dry_run) dry_run=1 ;;
         -h | --help)
-            sed -n '2,9s/^# \{0,1\}//p' launch/run.sh
+            sed -n '2,/^[^#]/{s/^# //p;s/^#$//p}' launch/run.sh
             exit 0
             ;;
         *) flags+=("$flag") ;;

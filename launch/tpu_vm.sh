@@ -43,7 +43,7 @@ while (($#)); do
     shift
 done
 if [[ "$action" == -h || "$action" == --help ]]; then
-    sed -n '2,13s/^# \{0,1\}//p' launch/tpu_vm.sh
+    sed -n '2,/^[^#]/{s/^# //p;s/^#$//p}' launch/tpu_vm.sh
     exit 0
 fi
 [[ -n "$name" && -n "$zone" ]] || fail "expected --name and --zone"
