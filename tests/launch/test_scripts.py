@@ -26,5 +26,6 @@ def test_help_is_the_head_of_the_script(script):
     lines = script.read_text().splitlines()[1:]
     head = itertools.takewhile(lambda line: line[:2] in ("#", "# "), lines)
     assert shown.splitlines() == [line[2:] for line in head]
-    assert f"launch/{script.name}" in shown and "--dry_run" in shown
+    assert f"launch/{script.name}" in shown
+    assert "--dry_run" in shown
     assert "set -euo pipefail" in script.read_text()
