@@ -25,6 +25,7 @@ OF_THE_USER = {
     errno.EEXIST,
     errno.EINVAL,
 }
+LARGEST_JSON = 2**26
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -52,6 +53,11 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; ConfigError if it cannot be read or holds anything else."""
     with file_errors(f"{path} cannot be read", str(path.parent)):
+        if path.exists() and not path.is_file():  # reading a pipe never ends
+            raise ConfigError([f"{path} is not a regular file"], str(path.parent))
+        if (size := path.stat().st_size) > LARGEST_JSON:
+            problem = f"{path} has {size:,} bytes, far more than any file of its name"
+            raise ConfigError([problem], str(path.parent))
         content = path.read_bytes()
     try:
         value = json.loads(content)
