@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 
@@ -61,7 +62,7 @@ DOCUMENTED = {
     "kubectl describe": Syntax(1),
     "kubectl logs": Syntax(0, "selector", "tail", "follow"),
     "sbatch": Syntax(
-        1, "", "nodes gpus-per-node ntasks-per-node cpus-per-task time partition account mem"
+        1, "", "nodes gpus-per-node ntasks-per-node cpus-per-task time partition account array wrap"
     ),
     "squeue": Syntax(0, "", "", "me"),
     "scancel": Syntax(1),
@@ -79,12 +80,24 @@ def check(command: list[str]) -> None:
     )
     assert name, f"undocumented: {command}"
     syntax, words = DOCUMENTED[name], command[len(name.split()) :]
+    words = list(_joined(words, {*syntax.required.split(), *syntax.optional.split()}))
     if name == "sbatch":  # what follows the script is the script's
-        script = next(i for i, word in enumerate(words) if not word.startswith("-"))
+        script = next((i for i, word in enumerate(words) if not word.startswith("-")), len(words))
         words = words[: script + 1]
     flags = dict(word[2:].partition("=")[::2] for word in words if word.startswith("--"))
     valued = {*syntax.required.split(), *syntax.optional.split()}
-    assert len(words) - len(flags) == syntax.positionals, command
+    positionals = 0 if "wrap" in flags else syntax.positionals
+    assert len(words) - len(flags) == positionals, command
     assert flags.keys() <= valued | {*syntax.switches.split()}, command
     assert flags.keys() >= {*syntax.required.split()}, command
     assert all(bool(value) == (flag in valued) for flag, value in flags.items()), command
+
+
+def _joined(words: list[str], valued: set[str]) -> Iterator[str]:
+    """The words, with `--flag value` as `--flag=value`, and -r as what it stands for."""
+    rest = iter(words)
+    for word in rest:
+        if word[2:] in valued:
+            yield f"{word}={next(rest)}"
+        else:
+            yield "--recursive" if word == "-r" else word
