@@ -20,7 +20,7 @@ class Syntax:
 
 # gcloud: https://cloud.google.com/sdk/gcloud/reference/ and the words of the command.
 # kubectl: https://kubernetes.io/docs/reference/kubectl/generated/
-# sbatch, squeue, scancel: https://slurm.schedmd.com/ and their man pages.
+# sbatch, squeue: https://slurm.schedmd.com/ and their man pages.
 QUEUED, VM = "gcloud compute tpus queued-resources", "gcloud compute tpus tpu-vm"
 DOCUMENTED = {
     f"{QUEUED} create": Syntax(
@@ -42,9 +42,6 @@ DOCUMENTED = {
     "gcloud storage buckets add-iam-policy-binding": Syntax(1, "member role"),
     "gcloud storage cp": Syntax(2, "", "", "recursive"),
     "gcloud storage cat": Syntax(1, "", "range"),
-    "gcloud storage ls": Syntax(1),
-    "gcloud storage rm": Syntax(1, "", "", "recursive"),
-    "gcloud compute ssh": Syntax(1, "zone", "command"),
     "gcloud artifacts repositories create": Syntax(1, "repository-format location"),
     "gcloud auth configure-docker": Syntax(1),
     "gcloud container clusters create": Syntax(
@@ -59,15 +56,11 @@ DOCUMENTED = {
     "kubectl apply": Syntax(0, "filename", "", "server-side"),
     "kubectl delete": Syntax(0, "filename"),
     "kubectl get": Syntax(1, "", "selector", "watch"),
-    "kubectl describe": Syntax(1),
     "kubectl logs": Syntax(0, "selector", "tail", "follow"),
     "sbatch": Syntax(
         1, "", "nodes gpus-per-node ntasks-per-node cpus-per-task time partition account array wrap"
     ),
     "squeue": Syntax(0, "", "", "me"),
-    "scancel": Syntax(1),
-    "scontrol show job": Syntax(1),
-    "scontrol requeue": Syntax(1),
 }
 
 
@@ -94,10 +87,7 @@ def check(command: list[str]) -> None:
 
 
 def _joined(words: list[str], valued: set[str]) -> Iterator[str]:
-    """The words, with `--flag value` as `--flag=value`, and -r as what it stands for."""
+    """The words, with `--flag value` as `--flag=value`."""
     rest = iter(words)
     for word in rest:
-        if word[2:] in valued:
-            yield f"{word}={next(rest)}"
-        else:
-            yield "--recursive" if word == "-r" else word
+        yield f"{word}={next(rest)}" if word[2:] in valued else word

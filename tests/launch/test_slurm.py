@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -77,6 +78,17 @@ def submit(cluster, log: Path, *flags: str, **environment: str) -> str:
     ).strip()  # fmt: skip
 
 
+def training(tmp_path, **fields) -> tuple[Path, list[str]]:
+    """The workdir of a small run, and its flags."""
+    corpus, workdir = tmp_path / "corpus", tmp_path / "run"
+    corpus.mkdir()
+    for number in range(30):
+        (corpus / f"{number}.txt").write_text("".join(f"line {i}\n" for i in range(100)))
+    fields = FIELDS | {"data.text": f"{corpus}/*.txt"} | fields
+    flags = [f"--config.{name}={value}" for name, value in fields.items()]
+    return workdir, ["--config=configs/quickstart.py", f"--workdir={workdir}", *flags]
+
+
 def begin(cluster, tmp_path, codes: str) -> tuple[str, Path]:
     starts = tmp_path / "starts"
     starts.mkdir()
@@ -84,14 +96,9 @@ def begin(cluster, tmp_path, codes: str) -> tuple[str, Path]:
 
 
 def test_a_run_of_two_tasks_is_requeued_and_finishes(cluster, tmp_path):
-    corpus = tmp_path / "corpus"
-    corpus.mkdir()
-    for number in range(30):
-        (corpus / f"{number}.txt").write_text("".join(f"line {i}\n" for i in range(100)))
-    workdir, fields = tmp_path / "run", FIELDS | {"data.text": f"{corpus}/*.txt"}
-    flags = [f"--config.{name}={value}" for name, value in fields.items()]
+    workdir, flags = training(tmp_path)
     log = tmp_path / "log"
-    job = submit(cluster, log, "--config=configs/quickstart.py", f"--workdir={workdir}", *flags)
+    job = submit(cluster, log, *flags)
     ended = ("FAILED", "COMPLETED")
     wait_until(
         lambda: (workdir / "checkpoints" / "100").exists() or cluster.job(job)["JobState"] in ended
@@ -143,3 +150,14 @@ def test_time_that_is_up_requeues_and_a_cancelled_job_ends(cluster, tmp_path):
     cluster.run("scancel", job)
     after = cluster.end_of(job)
     assert (after["JobState"], after["Restarts"]) == ("CANCELLED", "1")
+
+
+def test_a_process_of_a_job_that_srun_has_not_started_trains_alone(cluster, tmp_path):
+    """As in a shell that ssh opens on the host of a job of two tasks: it waits for nobody."""
+    workdir, flags = training(tmp_path, **{"optim.steps": 2})
+    line = shlex.join([sys.executable, "-m", "gpt_pjit.main", *flags])
+    job = cluster.run("sbatch", "--parsable", "--ntasks=2", f"--output={tmp_path}/log",
+                      f"--wrap={line}", JAX_PLATFORMS="cpu").strip()  # fmt: skip
+    assert cluster.end_of(job)["JobState"] == "COMPLETED", (tmp_path / "log").read_text()
+    (start,) = json.loads((workdir / "run.json").read_text())["starts"]
+    assert start["processes"] == 1
