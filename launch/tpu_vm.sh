@@ -50,7 +50,8 @@ fi
 [[ -n "$type" || ! "$action" =~ ^(create|setup|run)$ ]] || fail "expected --type, such as v3-32"
 
 poll="${POLL:-30}" # seconds
-show="systemctl --user show gpt_pjit --property=ActiveState,ExecMainCode,ExecMainStatus,NRestarts"
+unit="gpt_pjit@\$USER" # the workers' user
+show="systemctl show $unit --property=ActiveState,ExecMainCode,ExecMainStatus,NRestarts"
 exec 3>&1
 tpus() {
     local command=(gcloud compute tpus "$@" --zone="$zone")
@@ -61,8 +62,8 @@ tpus() {
     fi
 }
 
-on_workers() { # WORKERS COMMAND; systemctl --user wants the folder, which ssh need not set
-    tpus tpu-vm ssh "$name" --worker="$1" --command="export XDG_RUNTIME_DIR=/run/user/\$(id -u); $2"
+on_workers() { # WORKERS COMMAND
+    tpus tpu-vm ssh "$name" --worker="$1" --command="$2"
 }
 
 pod_state() { # ACTIVE, or a state of the request or of the pod; empty if neither is known
@@ -103,25 +104,23 @@ setup() {
     [[ -z "$(git status --porcelain)" ]] || echo "uncommitted changes are not copied" >&2
     tpus tpu-vm scp "$folder/gpt_pjit.bundle" "$name:" --worker=all
     rm -r "$folder"
-    # shellcheck disable=SC2016  # $USER is expanded there
     on_workers all 'set -e
 git init --quiet gpt_pjit
 cd gpt_pjit
 git fetch --quiet ~/gpt_pjit.bundle HEAD
 git checkout --quiet --force FETCH_HEAD
 launch/run.sh --install
-mkdir -p ~/.config/systemd/user
-cp launch/systemd/gpt_pjit.service ~/.config/systemd/user/
-sudo loginctl enable-linger "$USER"
-systemctl --user daemon-reload'
+mkdir -p ~/.config
+sudo cp launch/systemd/gpt_pjit@.service /etc/systemd/system/
+sudo systemctl daemon-reload'
 }
 
 start() {
     local script
     script="exec launch/run.sh --distributed$(printf ' %q' "${flags[@]}")"
     on_workers all "printf '%s\n' $(printf '%q' "$script") > ~/.config/gpt_pjit.sh
-systemctl --user reset-failed gpt_pjit 2> /dev/null || true  # the limit of starts
-systemctl --user enable --now gpt_pjit"
+sudo systemctl reset-failed $unit 2> /dev/null || true  # the limit of starts
+sudo systemctl enable --now $unit"
 }
 
 watch() { # to the end of the run; returns its exit code, or 255 if the pod is gone
@@ -169,6 +168,6 @@ case "$action" in
         on_workers all "$show"
         ;;
     logs) on_workers "$worker" "tail --lines=100 --follow=name gpt_pjit.log" ;;
-    stop) on_workers all "systemctl --user disable --now gpt_pjit" ;;
+    stop) on_workers all "sudo systemctl disable --now $unit" ;;
     *) fail "unknown command $action" ;;
 esac

@@ -38,11 +38,11 @@ elif action == "scp":
 elif action == "ssh":
     for worker in workers:
         path = f"{{cloud}}/bin:{{os.environ['PATH']}}"
-        environment = os.environ | {{"HOME": str(worker), "PATH": path}}
+        environment = os.environ | {{"HOME": str(worker), "USER": "me", "PATH": path}}
         subprocess.run(["bash", "-c", flags["command"]], cwd=worker, env=environment, check=True)
 """
 ON_WORKERS = {
-    "sudo": "#!/bin/sh\n",
+    "sudo": '#!/bin/bash\n[[ "$1" != cp ]] && exec "$@" || cp "$2" "$HOME/etc"\n',
     "systemctl": """#!/bin/bash
 echo "$*" >> "$HOME/systemctl"
 case "$*" in *show*)
@@ -64,7 +64,14 @@ RESTARTS = "ExecMainStatus=1 ExecMainCode=1 NRestarts=1 ActiveState=activating"
 
 @pytest.fixture
 def cloud(tmp_path):
-    for name in ("local", "bin", "worker0/.config", "worker1/.config"):
+    for name in (
+        "local",
+        "bin",
+        "worker0/etc",
+        "worker1/etc",
+        "worker0/.config",
+        "worker1/.config",
+    ):
         (tmp_path / name).mkdir(parents=True)
     for name, text in {
         "local/gcloud": GCLOUD,
@@ -100,7 +107,7 @@ def actions(calls):
 
 
 def asks(call):
-    return any("systemctl --user show" in word for word in call)
+    return any("systemctl show" in word for word in call)
 
 
 def test_create_waits_for_the_pod(cloud):
@@ -144,7 +151,7 @@ def test_setup_brings_the_commit_to_all_workers_twice(cloud):
             subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=repository, text=True) == head
         )
         assert (repository / ".venv" / "installed").exists()
-        assert (cloud / worker / ".config/systemd/user/gpt_pjit.service").exists()
+        assert (cloud / worker / "etc" / "gpt_pjit@.service").exists()
 
 
 def test_run_hands_the_flags_over_and_exits_with_the_code_of_the_run(cloud):
@@ -156,7 +163,7 @@ def test_run_hands_the_flags_over_and_exits_with_the_code_of_the_run(cloud):
     assert actions(calls) == ["tpu-vm ssh"]
     for worker in ("worker0", "worker1"):
         home = cloud / worker
-        assert "--user enable --now gpt_pjit" in (home / "systemctl").read_text()
+        assert "enable --now gpt_pjit@me" in (home / "systemctl").read_text()
         script = home / ".config" / "gpt_pjit.sh"
         environment = os.environ | {"HOME": str(home)}
         subprocess.run(["bash", script], cwd=home / "gpt_pjit", env=environment, check=True)
