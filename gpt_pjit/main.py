@@ -16,9 +16,7 @@ def define(parser: Parser) -> None:
     parser.add_argument(
         "--workdir", type=local_path, help="the run's folder; default runs/<config name>"
     )
-    parser.add_argument(
-        "--distributed", action="store_true", help="join the other hosts of this pod or job"
-    )
+    parser.add_distributed()
     parser.set_defaults(run=main)
 
 

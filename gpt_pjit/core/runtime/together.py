@@ -23,7 +23,13 @@ from typing import Any
 import jax
 from jax._src import distributed  # the client of the coordinator has no public name
 
-from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_FAULT, EXIT_INTERRUPTED, ConfigError
+from gpt_pjit.core.errors import (
+    EXIT_CONFIG,
+    EXIT_FAULT,
+    EXIT_INTERRUPTED,
+    ConfigError,
+    HostFailedError,
+)
 
 ROOT = "gpt_pjit"
 FAILED, HEARD = f"{ROOT}/failed", f"{ROOT}/heard"
@@ -32,14 +38,6 @@ SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_TO_HEAR = 5.0
 
 _meetings = itertools.count()
-
-
-class HostFailedError(Exception):
-    """Another process failed first; `code` is the exit code that all of them end with."""
-
-    def __init__(self, line: str, code: int):
-        super().__init__(line)
-        self.code = code
 
 
 def everyone(value: Any) -> list[Any]:
