@@ -32,8 +32,8 @@ def main(flags: argparse.Namespace) -> int:
 
     logging.set_verbosity(logging.WARNING)  # Orbax logs every file it writes
     rows = config.data.batch_size // config.optim.microbatches
-    initialize_devices(config.mesh, rows, distributed=flags.distributed)
     with ending_together():
+        initialize_devices(config.mesh, rows, distributed=flags.distributed)
         workdir = flags.workdir or Path("runs") / flags.config.stem
         return train(config, workdir, prepare_text, sample)
 

@@ -15,7 +15,7 @@ FLOORS = (
     ("core.train",),
     ("commandline", "trained", "checkpoint_arrays", "pages"),
     ("partition", "data", "generate"),
-    ("plan", "checkpoint", "evaluate"),
+    ("plan", "checkpoint", "evaluate", "doctor"),
     ("hf",),
     ("main", "__main__"),
 )

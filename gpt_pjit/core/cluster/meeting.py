@@ -21,8 +21,8 @@ from gpt_pjit.core.cluster.discovery import Cluster, find_cluster
 from gpt_pjit.core.console import warn
 from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_FAULT, ConfigError, HostFailedError
 
-LIMIT = 300.0  # seconds for all to come
-LIMIT_OF_FAILURE = 60.0  # seconds in which a process that has failed can still tell the others
+SECONDS_TO_MEET = 300.0
+SECONDS_TO_TELL = 60.0  # in which a process that has failed can still tell the others
 FIRST_WORD, BETWEEN_WORDS = 5.0, 30.0  # seconds between lines that say who is missing
 SHOWN = 8  # of the missing
 
@@ -47,13 +47,14 @@ class Guest:
     failure: Failure | None = None
 
 
-def meet(cluster: Cluster, failure: Failure | None = None) -> str:
+def meet(cluster: Cluster, failure: Failure | None = None, limit: float = SECONDS_TO_MEET) -> str:
     """Waits until all processes have come; returns the address of process 0, its host as a number.
 
+    `limit` is in seconds.
     Raises HostFailedError, on all processes, if one has a `failure`, is missing or unexpected.
     """
     global _met
-    patience = _Patience(LIMIT_OF_FAILURE if failure else LIMIT)
+    patience = _Patience(min(limit, SECONDS_TO_TELL) if failure else limit)
     me = Guest(cluster.process, cluster.processes, socket.gethostname(), failure)
     host, port = _resolved(cluster, patience)
     if me.process == 0:
@@ -88,26 +89,26 @@ class _Patience:
     """Says from time to time what a process waits for, until the limit."""
 
     def __init__(self, limit: float):
-        self._limit, self._start = limit, time.monotonic()
+        self.limit, self._start = limit, time.monotonic()
         self._next = self._start + FIRST_WORD
 
     @property
     def ended(self) -> bool:
-        return time.monotonic() >= self._start + self._limit
+        return time.monotonic() >= self._start + self.limit
 
     def until_next(self) -> float:
         """Seconds until there is something to say, or the limit is reached."""
-        return max(0.0, min(self._next, self._start + self._limit) - time.monotonic())
+        return max(0.0, min(self._next, self._start + self.limit) - time.monotonic())
 
     def say(self, what: str) -> None:
         if time.monotonic() >= self._next and not self.ended:
             self._next += BETWEEN_WORDS
             waited = time.monotonic() - self._start
-            warn(f"waiting for {what}; {waited:.0f} of at most {self._limit:.0f} seconds")
+            warn(f"waiting for {what}; {waited:.0f} of at most {self.limit:.0f} seconds")
 
     def shorten(self) -> None:
         """All that is left to do is to tell a failure."""
-        self._start, self._limit = time.monotonic(), min(self._limit, LIMIT_OF_FAILURE)
+        self._start, self.limit = time.monotonic(), min(self.limit, SECONDS_TO_TELL)
 
 
 class _Meeting:
@@ -147,7 +148,7 @@ class _Meeting:
             if self._patience.ended:
                 late = f"{_processes(missing)} of {self._me.processes} did not come to"
                 remedy = "start it, or see whether its host can reach that address"
-                line = f"{late} {self._address} within {LIMIT:.0f} seconds; {remedy}"
+                line = f"{late} {self._address} within {self._patience.limit:.0f} seconds; {remedy}"
                 self._failure = self._failure or Failure(EXIT_FAULT, line)
                 return
             self._patience.say(f"{_processes(missing)} to come to {self._address}")
@@ -217,7 +218,7 @@ def _visit(me: Guest, host: str, port: int, patience: _Patience) -> Failure | No
             return _ask(me, host, port)
         patience.say(f"process 0 to listen at {_written(host, port)}")
         time.sleep(0.2)
-    line = f"process 0 did not listen at {_written(host, port)} within {LIMIT:.0f} seconds"
+    line = f"process 0 did not listen at {_written(host, port)} within {patience.limit:.0f} seconds"
     return me.failure or Failure(EXIT_FAULT, f"{line}; start it, or see whether it can be reached")
 
 
@@ -225,7 +226,7 @@ def _ask(me: Guest, host: str, port: int) -> Failure | None:
     """Introduces this process; what process 0 answers. ConnectionError if nobody is there."""
     try:
         with socket.create_connection((host, port), timeout=10) as line:
-            line.settimeout(LIMIT + 10)  # process 0 gives up before
+            line.settimeout(SECONDS_TO_MEET + 10)  # process 0 gives up before
             line.sendall(json.dumps(asdict(me)).encode() + b"\n")
             answer = line.makefile("rb").readline()
     except OSError as error:
