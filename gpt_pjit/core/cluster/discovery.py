@@ -151,6 +151,10 @@ def _slurm_without_a_step(required: bool) -> Cluster | None:
 
 
 def _tpu() -> Cluster | None:
+    env = os.environ
+    workers = env.get("TPU_PROCESS_ADDRESSES", env.get("TPU_WORKER_HOSTNAMES", ","))
+    if "," not in workers and "MEGASCALE_NUM_SLICES" not in env:
+        return None  # one host: JAX would ask Google's cloud, which a notebook may not reach
     from jax._src import clusters
 
     try:

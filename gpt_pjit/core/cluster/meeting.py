@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import socket
 import sys
 import time
@@ -128,12 +129,14 @@ class _Meeting:
         try:
             server = await asyncio.start_server(self._welcome, host, port)
         except OSError as error:
-            reason = f"cannot listen at {self._address}: {error.strerror}"
+            reason = f"cannot listen at {self._address}: {os.strerror(error.errno or 0)}"
             remedy = "set JAX_COORDINATOR_ADDRESS=HOST:PORT to a free port of its host"
             failure = Failure(EXIT_CONFIG, f"{_name(self._me)} {reason}; {remedy}")
             # Another process 0 may be there; the two of them end together.
             alike = Guest(self._me.process, self._me.processes, self._me.host, failure)
-            return _ask(alike, host, port) or failure
+            with contextlib.suppress(ConnectionError):
+                return _ask(alike, host, port)
+            return failure
         try:
             await self._wait()
             self._tell(self._lines)
