@@ -1,4 +1,4 @@
-"""gpt_pjit doctor finds the faults that are planted, names the remedy of each, and finds no other."""
+"""gpt_pjit doctor finds the faults that are planted, names their remedies, and finds no others."""
 
 import fcntl
 import json
@@ -16,7 +16,7 @@ CONFIG = ROOT / "configs" / "quickstart.py"
 FIELDS = {
     "model.d_model": 32,
     "model.d_ff": 32,
-    "data.batch_size": 6,
+    "data.batch_size": 12,
     "data.text": ROOT / "README.md",
     "data.tokenizer": "bytes",
 }

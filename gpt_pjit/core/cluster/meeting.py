@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -131,7 +132,8 @@ class _Meeting:
         except OSError as error:
             reason = f"cannot listen at {self._address}: {os.strerror(error.errno or 0)}"
             remedy = "set JAX_COORDINATOR_ADDRESS=HOST:PORT to a free port of its host"
-            failure = Failure(EXIT_CONFIG, f"{_name(self._me)} {reason}; {remedy}")
+            code = EXIT_FAULT if error.errno == errno.EADDRINUSE else EXIT_CONFIG
+            failure = Failure(code, f"{_name(self._me)} {reason}; {remedy}")
             # Another process 0 may be there; the two of them end together.
             alike = Guest(self._me.process, self._me.processes, self._me.host, failure)
             with contextlib.suppress(ConnectionError):
@@ -242,7 +244,7 @@ def _ask(me: Guest, host: str, port: int) -> Failure | None:
         where = f"another program answers at {_written(host, port)}"
         remedy = "set JAX_COORDINATOR_ADDRESS=HOST:PORT to a free port, or end that program"
         problem = f"{where}, perhaps a run that began without {_name(me)}; {remedy}"
-        return Failure(EXIT_CONFIG, problem)
+        return Failure(EXIT_FAULT, problem)  # it may be about to end
     return Failure(**failure) if failure else None
 
 
