@@ -1,5 +1,6 @@
 """Every way to start several processes joins them, and none listens on every interface."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -139,3 +140,43 @@ def test_processes_join_and_none_listens_on_every_interface(start, flags):
     assert address in listeners[0]  # the coordinator; both have one of Gloo
     assert [len(addresses) for addresses in listeners] == [2, 1]
     assert not [one for addresses in listeners for one in addresses if one.startswith("*")]
+
+
+def processes_of(mark):
+    """The ids of all processes that have this value in their environment."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark.encode() in (folder / "environ").read_bytes():
+                yield folder.name
+        except OSError:  # it has just ended
+            continue
+
+
+@pytest.mark.slow
+def test_training_listens_on_no_interface_but_its_own(tmp_path):
+    """From the first moment to the last, with everything that a run starts."""
+    (tmp_path / "text.txt").write_text("A text of some length. " * 100)
+    fields = {
+        "model.d_model": 32,
+        "model.d_ff": 32,
+        "data.batch_size": 4,
+        "data.text": tmp_path / "text.txt",
+        "data.tokenizer": "bytes",
+        "optim.steps": 20,
+    }
+    command = ["bash", "launch/local.sh", "--processes=2", "--devices=1"]
+    command += ["--config=configs/quickstart.py", f"--workdir={tmp_path / 'run'}"]
+    command += [f"--config.{name}={value}" for name, value in fields.items()]
+    seen = set()
+    with subprocess.Popen(
+        command,
+        env=os.environ | {"PYTHON": sys.executable, "MARK": str(tmp_path)},
+        cwd=ROOT, stdout=subprocess.DEVNULL,
+    ) as run:  # fmt: skip
+        while run.poll() is None:
+            for pid in processes_of(f"MARK={tmp_path}"):
+                with contextlib.suppress(OSError):
+                    seen.update((pid, address) for address in listening(pid))
+    assert run.returncode == 0
+    assert len({pid for pid, _ in seen}) == 2  # both have been seen to listen
+    assert not [address for _, address in seen if address.startswith("*")]
