@@ -19,15 +19,14 @@ CONFIG = ROOT / "configs" / "quickstart.py"
 TEXT = "A text that every host has. " * 100
 FIELDS = {
     "model.n_layers": 1,
-    "model.d_model": 32,
-    "model.d_ff": 32,
+    "model.d_model": 48,
+    "model.d_ff": 48,
     "data.batch_size": 3,
     "data.sequence_length": 16,
     "data.text": "text.txt",
     "data.text_exclude": "",
     "data.tokenizer": "bytes",
     "optim.steps": 2,
-    "partition.layout": "ddp",  # three hosts divide no matrix
     "sample.tokens": 0,
 }
 PROGRAM = """

@@ -13,7 +13,7 @@ NO_REMEDY = "correct what this names"
 SHOWN = 3  # of the values that differ between hosts
 
 
-class FaultError(Exception):
+class CheckFailedError(Exception):
     """A check has failed: what was `found`, and the `remedy`."""
 
     def __init__(self, found: str, remedy: str):
@@ -36,7 +36,7 @@ def examine(check: str, function: Callable[..., str], *arguments: Any) -> Findin
     """Runs a check; whatever it raises is a finding."""
     try:
         return Finding(check, True, function(*arguments))
-    except FaultError as fault:
+    except CheckFailedError as fault:
         return Finding(check, False, str(fault), fault.remedy)
     except (ConfigError, HostFailedError) as error:
         return Finding(check, False, *_sentence_and_remedy(error))

@@ -20,7 +20,7 @@ from gpt_pjit.core.model import param_shapes
 from gpt_pjit.core.runtime import file_errors
 from gpt_pjit.core.tokens import open_data, train_batches
 from gpt_pjit.data import Corpus, find_files
-from gpt_pjit.doctor.findings import FaultError
+from gpt_pjit.doctor.findings import CheckFailedError
 from gpt_pjit.pages import human_bytes
 
 TPU_LOCK = Path("/tmp/libtpu_lockfile")  # noqa: S108 (libtpu's choice)
@@ -41,10 +41,10 @@ def tpu_lock() -> str:
         return "none"
     except BlockingIOError:
         found = f"another process holds {TPU_LOCK}, so JAX cannot use the TPU"
-        raise FaultError(found, f"find it with sudo lsof {TPU_LOCK}, and end it") from None
+        raise CheckFailedError(found, f"find it with sudo lsof {TPU_LOCK}, and end it") from None
     except OSError:
         found = f"{TPU_LOCK} was left by another user, so libtpu cannot open it"
-        raise FaultError(found, f"sudo rm {TPU_LOCK}") from None
+        raise CheckFailedError(found, f"sudo rm {TPU_LOCK}") from None
     return "free"
 
 
@@ -57,7 +57,7 @@ def devices() -> str:
     ):
         if plugged_in and platform == "cpu" and not os.environ.get("JAX_PLATFORMS"):
             found = f"this host has a {name}, but JAX uses {jax.device_count()} CPU devices"
-            raise FaultError(found, f"pip install 'gpt_pjit[{extra}]'")
+            raise CheckFailedError(found, f"pip install 'gpt_pjit[{extra}]'")
     return f"{jax.local_device_count()} {kind}"
 
 
@@ -72,7 +72,7 @@ def disk(config: Config | None, workdir: Path) -> str:
     found = f"{human_bytes(free)} free at {place}, {human_bytes(needed)} needed"
     if free < needed:
         remedy = "make room, choose another --workdir, or lower checkpoint.keep"
-        raise FaultError(found, remedy)
+        raise CheckFailedError(found, remedy)
     return found
 
 

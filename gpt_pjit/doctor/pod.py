@@ -25,7 +25,7 @@ from gpt_pjit.core.runtime import (
 )
 from gpt_pjit.core.sharding import BATCH_AXES, make_mesh, mesh_shape
 from gpt_pjit.core.training import build_training
-from gpt_pjit.doctor.findings import FaultError
+from gpt_pjit.doctor.findings import CheckFailedError
 
 LARGEST_SKEW = 2.0  # seconds between the clocks of hosts: a start takes its time from its host
 LARGEST_ROUND_TRIP = 0.1  # seconds, to the coordinator and back
@@ -40,7 +40,7 @@ def versions() -> str:
         check_agreement(facts)
     except ConfigError as error:
         remedy = "install the same on all hosts; launch/run.sh does"
-        raise FaultError("; ".join(map(str, error.problems)), remedy) from None
+        raise CheckFailedError("; ".join(map(str, error.problems)), remedy) from None
     return f"Python {facts['python']}, jax {facts['package jax']}"
 
 
@@ -55,7 +55,7 @@ def clocks() -> str:
     if skew > LARGEST_SKEW:
         first, last = times.index(min(times)), times.index(max(times))
         found = f"the clock of process {last} is {skew:.1f} s ahead of that of process {first}"
-        raise FaultError(found, "turn on NTP on both: sudo timedatectl set-ntp true")
+        raise CheckFailedError(found, "turn on NTP on both: sudo timedatectl set-ntp true")
     return f"within {skew:.2f} s of each other"
 
 
@@ -83,11 +83,13 @@ def workdir(folder: Path) -> str:
     for process, (text, _) in enumerate(told):
         if text:
             remedy = "choose another --workdir, or give this user the right to write there"
-            raise FaultError(f"process {process}: {folder} {text}", remedy)
+            raise CheckFailedError(f"process {process}: {folder} {text}", remedy)
     for process, (_, unseen) in enumerate(told):
         if unseen:
             found = f"process {process} does not see what process {unseen[0]} writes in {folder}"
-            raise FaultError(found, "choose a --workdir on a file system that all hosts share")
+            raise CheckFailedError(
+                found, "choose a --workdir on a file system that all hosts share"
+            )
     return f"{folder}, written and seen by all"
 
 
@@ -96,7 +98,7 @@ def latency() -> str:
     worst = max(times)
     if worst > LARGEST_ROUND_TRIP:
         found = f"{worst * 1e3:.0f} ms between process {times.index(worst)} and process 0, and back"
-        raise FaultError(
+        raise CheckFailedError(
             found, "use hosts of one zone and one network, and end what else loads them"
         )
     return f"at most {worst * 1e3:.1f} ms to process 0 and back"
@@ -122,7 +124,7 @@ def collective() -> str:
     wrong = [float(value) for value in values if value != n * (n + 1) / 2]
     if wrong:
         found = f"a sum over {n} devices is {wrong[0]:g} in place of {n * (n + 1) / 2:g}"
-        raise FaultError(found, "a device or a link is faulty: make the hosts anew")
+        raise CheckFailedError(found, "a device or a link is faulty: make the hosts anew")
     rate = 2 * (n - 1) / n * size * 4 / seconds / 1e9
     return f"right on {n} devices, {rate:.2f} GB/s" if n > 1 else "right on one device"
 
@@ -149,5 +151,5 @@ def step(config: Config) -> str:
         state = training.init(jax.random.key(0))
         loss = float(training.train_step(state, *arrays)[1]["train/loss"])
     if not math.isfinite(loss):
-        raise FaultError(f"the loss is {loss}", STEP_REMEDY)
+        raise CheckFailedError(f"the loss is {loss}", STEP_REMEDY)
     return f"loss {loss:.4f}"
