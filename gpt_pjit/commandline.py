@@ -205,23 +205,22 @@ def report_errors() -> Iterator[None]:
     except BrokenPipeError:
         silence_stdout()
     except ConfigError as error:
-        end_before_meeting(EXIT_CONFIG, str(error))
+        end_before_meeting(error.code, str(error))
         print(error, file=sys.stderr)
-        sys.exit(EXIT_CONFIG)
+        sys.exit(error.code)
     except HostFailedError as error:  # all know of it
         print(error, file=sys.stderr)
         sys.exit(error.code)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         print("\nstopped", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+        sys.exit(getattr(stopped, "code", EXIT_INTERRUPTED))
     except Exception as error:
         end_before_meeting(EXIT_FAULT, "".join(traceback.format_exception(error)).rstrip())
         if not isinstance(error, OSError) or not error.strerror:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(
-            f"{where}{error.strerror}", file=sys.stderr
-        )  # a full disk, a folder without permission
+        # A full disk, or a folder without permission.
+        print(f"{where}{error.strerror}", file=sys.stderr)
         sys.exit(EXIT_FAULT)
 
 
