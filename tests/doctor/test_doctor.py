@@ -85,6 +85,7 @@ def assert_faults(found, faults):
         assert remedy in found[name]["remedy"]
 
 
+@pytest.mark.slow
 def test_a_good_machine(tmp_path):
     found = findings([start(tmp_path)])
     assert_faults(found, {})
