@@ -27,7 +27,7 @@ from ml_collections import config_flags
 from rich.console import Console, RenderableType
 
 from gpt_pjit.config import Config, from_config_dict
-from gpt_pjit.core.cluster import end_before_meeting
+from gpt_pjit.core.cluster import end_before_meeting, expect_meeting
 from gpt_pjit.core.console import silence_stdout
 from gpt_pjit.core.errors import (
     EXIT_CONFIG,
@@ -67,6 +67,8 @@ class Parser(argparse_flags.ArgumentParser):
         self.set_defaults(config_flags=(*(self.get_default("config_flags") or ()), name))
 
     def add_distributed(self) -> None:
+        """For a command that joins the other hosts, which wait for it from now on."""
+        expect_meeting()
         self.add_argument(
             "--distributed",
             action="store_true",

@@ -7,5 +7,6 @@ from gpt_pjit.core.cluster.discovery import Cluster as Cluster, find_cluster as 
 from gpt_pjit.core.cluster.meeting import (
     SECONDS_TO_MEET as SECONDS_TO_MEET,
     end_before_meeting as end_before_meeting,
+    expect_meeting as expect_meeting,
     meet as meet,
 )

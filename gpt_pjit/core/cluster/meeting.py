@@ -28,7 +28,7 @@ SECONDS_TO_TELL = 60.0  # in which a process that has failed can still tell the 
 FIRST_WORD, BETWEEN_WORDS = 5.0, 30.0  # seconds between lines that say who is missing
 SHOWN = 8  # of the missing
 
-_met = False
+_expected = False  # others wait for this process, or will
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def meet(cluster: Cluster, failure: Failure | None = None, limit: float = SECOND
     `limit` is in seconds.
     Raises HostFailedError, on all processes, if one has a `failure`, is missing or unexpected.
     """
-    global _met
+    global _expected
     patience = _Patience(min(limit, SECONDS_TO_TELL) if failure else limit)
     me = Guest(cluster.process, cluster.processes, socket.gethostname(), failure)
     host, port = _resolved(cluster, patience)
@@ -63,16 +63,22 @@ def meet(cluster: Cluster, failure: Failure | None = None, limit: float = SECOND
         failure = asyncio.run(_Meeting(me, patience).hold(host, port))
     else:
         failure = _visit(me, host, port, patience)
-    _met = True
+    _expected = False
     if failure:
         raise HostFailedError(failure.line, failure.code)
     return _written(host, port)
 
 
+def expect_meeting() -> None:
+    """This process runs a command that joins others, if there are any."""
+    global _expected
+    _expected = True
+
+
 def end_before_meeting(code: int, text: str) -> None:
     """Ends all processes, if this one has others that it has yet to meet; else just returns."""
     try:
-        cluster = None if _met else find_cluster("--distributed" in sys.argv)
+        cluster = find_cluster("--distributed" in sys.argv) if _expected else None
     except ConfigError:
         return  # nothing says where the others are
     if cluster is None:

@@ -193,3 +193,14 @@ def test_the_name_of_a_host_is_no_loopback_address(meeting):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         if probe.connect_ex(("192.0.2.1", 9)) == 0:
             assert not host.startswith("127."), os.environ.get("HOSTNAME")
+
+
+def test_a_command_that_joins_no_others_does_not_wait_for_them(meeting):
+    variables = {
+        "JAX_COORDINATOR_ADDRESS": meeting.address,
+        "JAX_NUM_PROCESSES": "2",
+        "JAX_PROCESS_ID": "0",
+    }
+    command = [sys.executable, "-m", "gpt_pjit.data", "--nonsense"]
+    result = subprocess.run(command, env=os.environ | variables, cwd=ROOT, timeout=30, check=False)
+    assert result.returncode == EXIT_CONFIG
