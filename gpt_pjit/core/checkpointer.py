@@ -20,9 +20,9 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from gpt_pjit.core.console import warn
-from gpt_pjit.core.errors import ConfigError, FaultError, IntegrityError
+from gpt_pjit.core.errors import ConfigError, FaultError, HostFailedError, IntegrityError
 from gpt_pjit.core.fingerprint import fingerprints
-from gpt_pjit.core.runtime import HostFailedError, all_or_none, everyone
+from gpt_pjit.core.runtime import all_or_none, everyone
 from gpt_pjit.core.sharding import paths_and_leaves
 
 T = TypeVar("T")
