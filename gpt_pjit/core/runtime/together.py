@@ -34,7 +34,7 @@ SECONDS_TO_HEAR = 5.0
 SECONDS_TO_NAME = 11.0  # until a lost host is noticed (watch.py), and a little
 
 _meetings = itertools.count()
-_state = distributed.global_state  # unlike _state.process_id, it does not touch a device
+_state = distributed.global_state  # unlike jax.process_index(), it does not touch a device
 
 
 class Stopped(KeyboardInterrupt):
