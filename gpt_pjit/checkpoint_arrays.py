@@ -51,9 +51,8 @@ def read_parameter(directory: Path, step: int, path: str, shape: jax.ShapeDtypeS
 def saved_shapes(directory: Path, step: int) -> dict[str, Any]:
     """The tree of a checkpoint: `params` and, if it is of a run, `step` and `opt_state`."""
     with one_sentence(f"step {step} of {directory.parent} cannot be read", IntegrityError):
-        tree = (
-            ocp.PyTreeCheckpointHandler().metadata(orbax_folder(directory) / str(step) / ITEM).tree
-        )
+        folder = orbax_folder(directory) / str(step) / ITEM
+        tree = ocp.PyTreeCheckpointHandler().metadata(folder).tree
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
 

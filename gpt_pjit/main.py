@@ -13,11 +13,8 @@ from gpt_pjit.commandline import Parser, any_path, run_command
 
 def define(parser: Parser) -> None:
     parser.add_config()
-    parser.add_argument(
-        "--workdir",
-        type=any_path,
-        help="the run's folder, or gs://... or s3://...; default runs/<config name>",
-    )
+    workdir = "the run's folder, or gs://... or s3://...; default runs/<config name>"
+    parser.add_argument("--workdir", type=any_path, help=workdir)
     parser.add_argument(
         "--distributed", action="store_true", help="join the other hosts of this pod or job"
     )

@@ -49,8 +49,11 @@ def _open_s3() -> None:
     urls = ("gs://", "s3://")
     of_google, normalize = gcs_utils.get_kvstore_for_gcs, tensorstore_utils._normalize_path
 
-    def kvstore(path: str) -> Any:
-        return tensorstore_spec(path) if path.startswith("s3://") else of_google(path)
+    def kvstore(path: str) -> Any:  # of a folder or of a file
+        if path.startswith("gs://"):
+            return of_google(path)
+        spec = tensorstore_spec(path)
+        return spec | {"path": spec["path"].rstrip("/")}
 
     gcs_utils._GCS_PATH_PREFIX = urls
     gcs_utils.get_kvstore_for_gcs = kvstore

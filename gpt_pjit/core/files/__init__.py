@@ -1,6 +1,6 @@
 """Files and folders, local or in a bucket: gs:// or s3://.
 
-A local path is pathlib's. A path in a bucket is a `BucketPath`, which has pathlib's methods, so that
+A local path is pathlib's. A path in a bucket is a `BucketPath`, which has the same methods, so that
 annotations say `Path` for both. `as_path` makes either from text. No JAX here.
 """
 

@@ -9,6 +9,7 @@ TensorStore.
 from __future__ import annotations
 
 import fnmatch
+import glob
 import importlib.util
 import logging
 import os
@@ -27,10 +28,7 @@ CLIENTS = {"gs": "gcsfs", "s3": "s3fs"}  # the package for each scheme, in the e
 
 
 class BucketPath(type(epath.Path("/"))):  # type: ignore[misc]
-    """A path below gs:// or s3:// with the methods of pathlib that we use.
-
-    The class of etils takes its own path for a pattern in `glob`, and for a local one in `resolve`.
-    """
+    """A path below gs:// or s3:// with the methods of pathlib that we use."""
 
     _backend = backend.fsspec_backend  # also where TensorFlow is installed
 
@@ -78,6 +76,9 @@ def as_path(text: str | os.PathLike[str]) -> Path:
     if not bucket or not folder.strip("/"):
         problem = f"{text} is not a folder in a bucket; give {scheme}://BUCKET/FOLDER"
         raise ConfigError([problem], "path")
+    if glob.has_magic(text):
+        problem = f"{text} has *, ? or [, which stands for other characters; choose another name"
+        raise ConfigError([problem], "path")
     import fsspec
 
     # A cached listing would hide what other hosts, Orbax and TensorStore have written.
@@ -121,7 +122,7 @@ def files_below(folder: Path) -> list[tuple[int, float]]:
 def copy_folder(source: Path, target: Path, last: str) -> None:
     """Copies a local folder into a bucket; the file `last`, which makes it count, comes last."""
     files = sorted(file for file in source.rglob("*") if file.is_file())
-    for file in sorted(files, key=lambda file: file.name == last):
+    for file in sorted(files, key=lambda file: file == source / last):
         (target / file.relative_to(source).as_posix()).write_bytes(file.read_bytes())
 
 
