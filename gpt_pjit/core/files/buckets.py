@@ -144,6 +144,8 @@ def tensorstore_spec(path: str) -> Any:
         return url
     bucket, _, folder = url.removeprefix("s3://").partition("/")
     spec: dict[str, Any] = {"driver": "s3", "bucket": bucket, "path": folder}
+    if "AWS_ACCESS_KEY_ID" in os.environ:  # otherwise it complains of ~/.aws before it looks here
+        spec["aws_credentials"] = {"type": "environment"}
     if endpoint := os.environ.get("AWS_ENDPOINT_URL"):  # which Amazon's own clients read too
         spec |= {"endpoint": endpoint, "aws_region": os.environ.get("AWS_REGION", "us-east-1")}
     return spec
