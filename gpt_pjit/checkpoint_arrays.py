@@ -24,7 +24,7 @@ from gpt_pjit.core.checkpointer import (
     read_part,
 )
 from gpt_pjit.core.errors import ConfigError, IntegrityError
-from gpt_pjit.core.files import file_errors, is_remote, remove_folder, write_json
+from gpt_pjit.core.files import check_bucket, file_errors, is_remote, remove_folder, write_json
 from gpt_pjit.core.orbax_paths import orbax_folder
 from gpt_pjit.core.runtime import this_start
 from gpt_pjit.core.tokens import Tokenizer
@@ -135,6 +135,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     if is_remote(out):
         try:
             with file_errors(f"{out} cannot be written", "--out"):
+                check_bucket(out, 0)
                 yield out
         except BaseException:
             remove_folder(out)

@@ -129,7 +129,12 @@ def test_metrics_of_an_earlier_start_are_kept_up_to_the_step_that_it_resumes_fro
             writer.write(step, {"train/loss": float(start)})
         writer.close()
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    assert [(line["step"], line["train/loss"]) for line in lines] == [(1, 0), (2, 0), (3, 2), (4, 2)]
+    assert [(line["step"], line["train/loss"]) for line in lines] == [
+        (1, 0),
+        (2, 0),
+        (3, 2),
+        (4, 2),
+    ]
     assert any((workdir / "tensorboard").iterdir())
 
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_pjit.core.orbax_paths import orbax_folder
 from gpt_pjit.core.checkpointer import Checkpointer, newest_step, restore_params, saved_steps
 from gpt_pjit.core.errors import ConfigError
+from gpt_pjit.core.orbax_paths import orbax_folder
 from tests.helpers import program_on, tiny
 
 MANIFEST = "default/manifest.ocdbt"

@@ -99,14 +99,14 @@ def check_bucket(folder: Path, process: int) -> None:
         probe.unlink()
     except FileNotFoundError:
         problem = f"there is no bucket {'/'.join(str(folder).split('/')[:3])}; create it"
-        raise ConfigError([problem], "--workdir") from None
+        raise ConfigError([problem], str(folder)) from None
     except Exception as error:
         if any(word in type(error).__name__ for word in ("Connect", "Timeout")):
             raise  # the network's, not the user's
         reason = str(error).split("\n", 1)[0]
         remedy = "check the credentials, and that they may write and delete there"
         problem = f"{folder} cannot be written: {reason}; {remedy}"
-        raise ConfigError([problem], "--workdir") from None
+        raise ConfigError([problem], str(folder)) from None
 
 
 def files_below(folder: Path) -> list[tuple[int, float]]:

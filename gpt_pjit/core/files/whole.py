@@ -76,10 +76,12 @@ def file_errors(problem: str, source: str) -> Iterator[None]:
         yield
     except OSError as error:
         where = f", {error.filename}" if error.filename else ""
-        kind = ConfigError if error.errno in OF_THE_USER else FaultError
+        named = isinstance(error, FileNotFoundError | PermissionError)  # by stores without errno
+        kind = ConfigError if named or error.errno in OF_THE_USER else FaultError
         raise kind([f"{problem}: {error.strerror or error}{where}"], source) from None
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in CLIENT_PACKAGES:
             raise
+        kind = ConfigError if "Credentials" in type(error).__name__ else FaultError
         reason = str(error).split("\n", 1)[0]
-        raise FaultError([f"{problem}: {reason}"], source) from None
+        raise kind([f"{problem}: {reason}"], source) from None

@@ -147,9 +147,11 @@ def has_begun(record: Record) -> bool:
 def read_run(workdir: Path) -> tuple[Config, Record]:
     """The config of the run in `workdir`, and its `run.json`; ConfigError if there is none."""
     path = workdir / "run.json"
-    if not path.is_file():
+    with file_errors(f"{path} cannot be read", "checkpoint"):
+        is_there, is_folder = path.is_file(), workdir.is_dir()
+    if not is_there:
         remedy = "give the --workdir of a run, or one step of it, WORKDIR/checkpoints/STEP"
-        what = "has no run.json, so it is not a run" if workdir.is_dir() else "is not a folder"
+        what = "has no run.json, so it is not a run" if is_folder else "is not a folder"
         raise ConfigError([f"{workdir} {what}; {remedy}"], "checkpoint")
     record = _read_record(path)
     return from_config_dict(record["config"], str(path)), record
