@@ -22,6 +22,7 @@ from gpt_pjit.core.checkpointer import (
     Checkpointer,
     one_sentence,
     read_part,
+    require_parts,
 )
 from gpt_pjit.core.errors import ConfigError, IntegrityError
 from gpt_pjit.core.files import check_bucket, file_errors, is_remote, remove_folder, write_json
@@ -51,6 +52,7 @@ def read_parameter(directory: Path, step: int, path: str, shape: jax.ShapeDtypeS
 def saved_shapes(directory: Path, step: int) -> dict[str, Any]:
     """The tree of a checkpoint: `params` and, if it is of a run, `step` and `opt_state`."""
     with one_sentence(f"step {step} of {directory.parent} cannot be read", IntegrityError):
+        require_parts(directory, step)
         folder = orbax_folder(directory) / str(step) / ITEM
         tree = ocp.PyTreeCheckpointHandler().metadata(folder).tree
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)

@@ -124,7 +124,11 @@ def _newest_or_wanted(workdir: Path, wanted: int | None, read: Callable[[int], T
     if wanted not in steps:
         held = ", ".join(map(str, steps)) or "none"
         raise ConfigError([f"{workdir} holds no step {wanted}; it holds {held}"], "checkpoint")
-    return wanted, read(wanted)
+    try:
+        return wanted, read(wanted)
+    except IntegrityError as error:
+        problem = f"{error.problems[0]}; {other_steps(directory, wanted)}"
+        raise IntegrityError([problem], "checkpoint") from error
 
 
 def _check(n_heads: int, tensor: int, dtype: str) -> None:

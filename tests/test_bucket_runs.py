@@ -1,4 +1,4 @@
-"""A run in a bucket: what reads a workdir reads this one, and what makes a workdir makes one there."""
+"""A run in a bucket: what reads a workdir reads this one, what makes one makes one there."""
 
 import json
 
@@ -91,13 +91,17 @@ def test_text_is_generated_and_scored(runs, call, tmp_path):
 def test_a_new_workdir_that_fails_leaves_nothing(bucket):
     out = as_path(f"{bucket}/derived")
     source = {"kind": "import", "from": "somewhere"}
-    with (
-        pytest.raises(ConfigError, match="no"),
-        derived_workdir(out, tiny(), BytesTokenizer(), source) as draft,
-    ):
-        (draft / "checkpoints" / "0" / "file").write_text("")
-        assert not (out / "run.json").exists()  # until the end: a kill leaves no run
-        raise ConfigError(["no"])
+    written = []
+
+    def fail():
+        with derived_workdir(out, tiny(), BytesTokenizer(), source) as draft:
+            (draft / "checkpoints" / "0" / "file").write_text("")
+            written.extend(out.iterdir())
+            raise ConfigError(["no"])
+
+    with pytest.raises(ConfigError, match="no"):
+        fail()
+    assert [path.name for path in written] == ["checkpoints"]  # no run.json: a kill leaves no run
     assert not out.exists()
     with derived_workdir(out, tiny(), BytesTokenizer(), source):
         pass
@@ -111,7 +115,7 @@ def test_a_new_workdir_that_fails_leaves_nothing(bucket):
 
 def test_a_workdir_that_cannot_be_used_is_one_sentence(bucket):
     missing = as_path(bucket.replace("bucket", "missing") + "/run")
-    with pytest.raises(ConfigError, match="there is no bucket .*missing; create it"):
+    with pytest.raises(ConfigError, match=r"there is no bucket .*missing; create it"):
         open_workdir(missing, tiny())
     with pytest.raises(ConfigError, match="missing/run is not a folder"):
         read_run(missing)
@@ -129,12 +133,8 @@ def test_metrics_of_an_earlier_start_are_kept_up_to_the_step_that_it_resumes_fro
             writer.write(step, {"train/loss": float(start)})
         writer.close()
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    assert [(line["step"], line["train/loss"]) for line in lines] == [
-        (1, 0),
-        (2, 0),
-        (3, 2),
-        (4, 2),
-    ]
+    found = [(line["step"], line["train/loss"]) for line in lines]
+    assert found == [(1, 0), (2, 0), (3, 2), (4, 2)]
     assert any((workdir / "tensorboard").iterdir())
 
 

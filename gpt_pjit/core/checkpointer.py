@@ -148,6 +148,15 @@ def missing_parts(directory: Path, step: int) -> list[str]:
     return [part for part in PARTS if not (directory / str(step) / part).exists()]
 
 
+def require_parts(directory: Path, step: int) -> None:
+    """Raises unless the files of `step` are there, and are files: reading a pipe never ends."""
+    if missing := missing_parts(directory, step):
+        raise LookupError(f"it lacks {', '.join(missing)}")
+    for path in () if is_remote(directory) else (directory / str(step)).rglob("*"):
+        if not (path.is_file() or path.is_dir()):
+            raise ValueError(f"{path} is not a regular file")
+
+
 def newest_whole(
     directory: Path, read: Callable[[int], T], *, set_aside: bool = False
 ) -> tuple[int, T] | None:
@@ -211,18 +220,27 @@ def read_part(directory: Path, step: int, target: Any, restore_args: Any = None)
     folder = orbax_folder(directory) / str(step)
     cannot_be_read = f"step {step} of {directory.parent} cannot be read"
     with all_or_none(), one_sentence(cannot_be_read, IntegrityError):
-        if missing := missing_parts(directory, step):
-            raise LookupError(f"it lacks {', '.join(missing)}")
-        about = json.loads((directory / str(step) / METADATA).read_bytes())
+        require_parts(directory, step)
+        saved = _about(directory, step)
         # Not through ocp.Checkpointer: if one host fails, the others would wait for it for ever.
         read = ocp.PyTreeCheckpointHandler().restore(folder / ITEM, args=args)
         for path, leaf in paths_and_leaves(read):
             if isinstance(leaf, jax.ShapeDtypeStruct):  # Orbax found no array for it
                 raise LookupError(f"it lacks {path} (imported and grown steps hold only params)")
     with one_sentence(cannot_be_read, IntegrityError):
-        if saved := about.get("custom_metadata"):  # steps of older versions have none
+        if saved:  # steps of older versions have none
             _check_same(saved, step, fingerprints(read).numbers)
     return read
+
+
+def has_fingerprints(directory: Path, step: int) -> bool:
+    """Whether damage to the arrays of `step` can be found; steps of older versions have none."""
+    return bool(_about(directory, step))
+
+
+def _about(directory: Path, step: int) -> dict[str, Any]:
+    """What was saved beside the arrays: `step` and `fingerprints`."""
+    return json.loads((directory / str(step) / METADATA).read_bytes()).get("custom_metadata") or {}
 
 
 def _check_same(saved: dict[str, Any], step: int, read: dict[str, int]) -> None:

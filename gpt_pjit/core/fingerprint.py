@@ -31,7 +31,7 @@ class Fingerprints(NamedTuple):
 
 
 def fingerprints(tree: Any) -> Fingerprints:
-    """Of arrays on one mesh, for which all processes call it together, or of arrays on this host."""
+    """Of the arrays of one mesh, all processes calling it together, or of arrays on this host."""
     found = Fingerprints({}, [], {})
     leaves = paths_and_leaves(tree)
     placed = [leaf for _, leaf in leaves if _on_mesh(leaf)]

@@ -1,4 +1,4 @@
-"""Checkpoints in buckets: saved and read by TensorStore's own drivers; no rename makes them count."""
+"""Checkpoints in buckets, through TensorStore's own drivers, where no rename makes them count."""
 
 import jax
 import jax.numpy as jnp

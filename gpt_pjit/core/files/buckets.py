@@ -17,6 +17,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Self, cast
 
 from etils import epath
@@ -50,9 +51,12 @@ class BucketPath(type(epath.Path("/"))):  # type: ignore[misc]
         with suppress(FileNotFoundError):
             yield from (p for p in self.iterdir() if fnmatch.fnmatchcase(p.name, pattern))
 
+    def stat(self) -> Any:
+        return SimpleNamespace(st_size=super().stat().length)
+
     def rename(self, target: Any) -> Self:
         """Copies every file, then deletes the old ones: a kill in between leaves both."""
-        store, old, new = self._backend.fs(str(self)), _key(self), _key(target)
+        store, old, new = _store(self), _key(self), _key(target)
         for file in store.find(old):
             store.cp_file(file, new + file.removeprefix(old))
         store.rm(old, recursive=True)

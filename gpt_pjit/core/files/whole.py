@@ -28,6 +28,7 @@ OF_THE_USER = {
 }
 # Whose errors of a bucket, such as missing credentials, are no OSErrors.
 CLIENT_PACKAGES = {"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "s3fs"}
+LARGEST_JSON = 2**26
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -58,6 +59,11 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; ConfigError if it cannot be read or holds anything else."""
     with file_errors(f"{path} cannot be read", str(path.parent)):
+        if path.exists() and not path.is_file():  # reading a pipe never ends
+            raise ConfigError([f"{path} is not a regular file"], str(path.parent))
+        if (size := path.stat().st_size) > LARGEST_JSON:
+            problem = f"{path} has {size:,} bytes, far more than any file of its name"
+            raise ConfigError([problem], str(path.parent))
         content = path.read_bytes()
     try:
         value = json.loads(content)

@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from gpt_pjit.config import FIXED_BY_WEIGHTS, FREE_ON_RESUME, Config, differences, from_config_dict
+from gpt_pjit.config import FIXED_BY_WEIGHTS, FREE_ON_RESUME, Config, differences, from_record
 from gpt_pjit.core.console import warn
 from gpt_pjit.core.errors import ConfigError, FaultError, IntegrityError, Problem
 from gpt_pjit.core.files import (
@@ -154,7 +154,7 @@ def read_run(workdir: Path) -> tuple[Config, Record]:
         what = "has no run.json, so it is not a run" if is_folder else "is not a folder"
         raise ConfigError([f"{workdir} {what}; {remedy}"], "checkpoint")
     record = _read_record(path)
-    return from_config_dict(record["config"], str(path)), record
+    return from_record(record["config"], str(path)), record
 
 
 def _read_record(path: Path) -> Record:

@@ -54,6 +54,7 @@ def test_files_are_written_listed_moved_and_removed(bucket):
     assert not (folder / "a.txt").is_dir()
     assert folder.resolve() == folder
     assert sorted(size for size, _ in files_below(folder)) == [5, 6, 13]
+    assert (folder / "a.txt").stat().st_size == 5
     folder.rename(folder.parent / "moved")
     assert not folder.exists()
     moved = folder.parent / "moved"
