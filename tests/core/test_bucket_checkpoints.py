@@ -69,8 +69,7 @@ def test_a_damaged_step_is_set_aside(directory, training, states, capsys):
         save(directory, states, 1, 2, 3)
         (directory / "3" / MANIFEST).unlink()
         assert missing_parts(directory, 3) == [MANIFEST]
-        for file in (directory / "2" / "default" / "d").iterdir():
-            file.write_bytes(b"damage")
+        (directory / "2" / "default" / "_METADATA").write_bytes(b"damage")
         checkpointer = Checkpointer(directory, None)
         assert checkpointer.restore_newest(training.state)[0] == 1
         errors = capsys.readouterr().err
