@@ -1,8 +1,8 @@
 """Folders in object stores, which have neither folders, nor renames, nor appending.
 
 Files go through fsspec, and arrays through TensorStore, which has its own clients of both stores.
-Both find the same credentials. For a server that is not Google's or Amazon's, AWS_ENDPOINT_URL
-leads both to it; for Google's, STORAGE_EMULATOR_HOST leads fsspec, TENSORSTORE_GCS_HTTP_URL
+Both find the same credentials. AWS_ENDPOINT_URL leads both to another server that speaks S3;
+to one that speaks as Google's, STORAGE_EMULATOR_HOST leads fsspec, and TENSORSTORE_GCS_HTTP_URL
 TensorStore.
 """
 
@@ -43,9 +43,9 @@ class BucketPath(type(epath.Path("/"))):  # type: ignore[misc]
         """Nothing: a folder is there as long as a file is in it. fsspec would make the bucket."""
 
     def iterdir(self) -> Iterator[Self]:
-        for name in self._backend.listdir(str(self)):
-            if name and name != self.name:  # the empty object that web consoles make for a folder
-                yield self / name
+        for key in _store(self).ls(_key(self), detail=False):
+            if (key := key.rstrip("/")) != _key(self):  # what web consoles make for a folder
+                yield self / key.rpartition("/")[2]
 
     def glob(self, pattern: str) -> Iterator[Self]:
         with suppress(FileNotFoundError):

@@ -43,7 +43,7 @@ class TokenDataset:
     @classmethod
     def open(cls, path: str | Path) -> TokenDataset:
         """Opens the set in a folder or below a gs:// or s3:// URL; reads only metadata."""
-        path = str(path).rstrip("/")
+        path = str(path)
         _check_files(path)
         data = _read_file(path, MANIFEST)
         if data is None:
@@ -88,7 +88,7 @@ class TokenSplit:
         self.read_threads = 8 if "://" in path else 1  # most wait for the network
         with self._naming("tokens"):
             metadata = array_metadata(dataset.dtype, self.tokens)
-            self._tokens = open_array(tensorstore_spec(f"{path}/{name}/tokens"), metadata)
+            self._tokens = open_array(self._array_spec("tokens"), metadata)
 
     def read(self, starts: np.ndarray, length: int) -> np.ndarray:
         """int32 [len(starts), length] tokens from each start on."""
@@ -127,7 +127,10 @@ class TokenSplit:
     def _documents(self) -> tensorstore.TensorStore:
         with self._naming("document offsets"):
             metadata = array_metadata("uint64", self.documents + 1)
-            return open_array(tensorstore_spec(f"{self.path}/{self.name}/documents"), metadata)
+            return open_array(self._array_spec("documents"), metadata)
+
+    def _array_spec(self, name: str) -> Any:
+        return tensorstore_spec(f"{self.path.rstrip('/')}/{self.name}/{name}")
 
     @contextmanager
     def _naming(self, what: str) -> Iterator[None]:
