@@ -17,11 +17,11 @@ import jax
 import orbax.checkpoint as ocp
 
 from gpt_pjit.core.console import warn
-from gpt_pjit.core.errors import ConfigError, FaultError, IntegrityError
+from gpt_pjit.core.errors import ConfigError, FaultError, HostFailedError, IntegrityError
 from gpt_pjit.core.files import is_remote, remove_folder
 from gpt_pjit.core.fingerprint import fingerprints
 from gpt_pjit.core.orbax_paths import COMMIT, orbax_folder
-from gpt_pjit.core.runtime import HostFailedError, all_or_none, everyone
+from gpt_pjit.core.runtime import all_or_none, everyone
 from gpt_pjit.core.sharding import paths_and_leaves
 
 T = TypeVar("T")

@@ -12,11 +12,11 @@ from gpt_pjit.core.runtime.provenance import (
     this_start as this_start,
 )
 from gpt_pjit.core.runtime.together import (
-    HostFailedError as HostFailedError,
     all_or_none as all_or_none,
     check_agreement as check_agreement,
     ending_together as ending_together,
     everyone as everyone,
+    round_trip as round_trip,
 )
 from gpt_pjit.core.runtime.virtual_pod import pod_devices as pod_devices
 from gpt_pjit.core.runtime.watch import StopRequested as StopRequested, Watch as Watch
