@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import os
 import re
 import shlex
 import sys
@@ -35,8 +34,8 @@ from gpt_pjit.core.errors import (
     EXIT_INTERRUPTED,
     ConfigError,
     HostFailedError,
-    Problem,
 )
+from gpt_pjit.core.files import as_path, file_errors
 from gpt_pjit.core.validation import validate
 
 PIPED_WIDTH = 100  # columns of a table where there is no terminal
@@ -115,7 +114,15 @@ def local_path(text: str) -> Path:
     """The type of a flag that takes a local file or folder; `~` is the home folder."""
     if "://" in text:
         raise argparse.ArgumentTypeError(f"{text!r} is a URL; give a path on this machine")
-    return Path(os.path.expanduser(text))
+    return as_path(text)
+
+
+def any_path(text: str) -> Path:
+    """The type of a flag that takes a folder, local or in a bucket: gs://... or s3://..."""
+    try:
+        return as_path(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error.problems[0])) from None
 
 
 def comma_separated(text: str) -> list[str]:
@@ -228,13 +235,8 @@ def report_errors() -> Iterator[None]:
 
 def write_page(path: str, text: str) -> None:
     """Writes the file of --html."""
-    try:
+    with file_errors(f"--html={path} cannot be written", "flags"):
         Path(path).write_text(text, encoding="utf-8")
-    except OSError as error:
-        problem = Problem(
-            "html", path, f"cannot be written: {error.strerror}", "choose another file"
-        )
-        raise ConfigError([problem], "flags") from None
 
 
 def show(record: Any, shown: Iterable[RenderableType], *, as_json: bool) -> None:

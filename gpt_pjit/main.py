@@ -8,14 +8,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from gpt_pjit.commandline import Parser, local_path, run_command
+from gpt_pjit.commandline import Parser, any_path, run_command
 
 
 def define(parser: Parser) -> None:
     parser.add_config()
-    parser.add_argument(
-        "--workdir", type=local_path, help="the run's folder; default runs/<config name>"
-    )
+    workdir = "the run's folder, or gs://... or s3://...; default runs/<config name>"
+    parser.add_argument("--workdir", type=any_path, help=workdir)
     parser.add_distributed()
     parser.set_defaults(run=main)
 

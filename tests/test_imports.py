@@ -8,8 +8,8 @@ from tests.helpers import ROOT
 PACKAGE = ROOT / "gpt_pjit"
 FLOORS = (
     ("core.errors", "core.chips", "core.cores", "core.console"),
-    ("config", "core.sharding", "core.cluster"),
-    ("core.parameters", "core.validation", "core.fingerprint"),
+    ("config", "core.sharding", "core.cluster", "core.files"),
+    ("core.parameters", "core.validation", "core.fingerprint", "core.orbax_paths"),
     ("core.model", "core.tokens", "core.runtime"),
     ("core.training", "core.checkpointer"),
     ("core.train",),

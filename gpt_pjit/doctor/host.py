@@ -16,8 +16,8 @@ import numpy as np
 from jax._src import hardware_utils  # what is plugged in, whether or not JAX can use it
 
 from gpt_pjit.config import Config
+from gpt_pjit.core.files import file_errors
 from gpt_pjit.core.model import param_shapes
-from gpt_pjit.core.runtime import file_errors
 from gpt_pjit.core.tokens import open_data, train_batches
 from gpt_pjit.data import Corpus, find_files
 from gpt_pjit.doctor.findings import CheckFailedError

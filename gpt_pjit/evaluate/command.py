@@ -15,15 +15,10 @@ from pathlib import Path
 import jax
 
 from gpt_pjit.checkpoint_arrays import fingerprint
-from gpt_pjit.commandline import Parser, comma_separated, local_path, positive, show
+from gpt_pjit.commandline import Parser, any_path, comma_separated, local_path, positive, show
 from gpt_pjit.core.errors import ConfigError, Problem
-from gpt_pjit.core.runtime import (
-    all_or_none,
-    check_agreement,
-    ending_together,
-    file_errors,
-    write_whole,
-)
+from gpt_pjit.core.files import file_errors, write_whole
+from gpt_pjit.core.runtime import all_or_none, check_agreement, ending_together
 from gpt_pjit.core.validation import CHOICES
 from gpt_pjit.evaluate.harness import Harness, require_lm_eval
 from gpt_pjit.evaluate.losses import Job
@@ -127,7 +122,7 @@ def _write(out: Path, mine: ModelResults, others: Sequence[ModelResults]) -> Non
 def define(parser: Parser) -> None:
     parser.set_defaults(run=run)
     add = parser.add_argument
-    add("--checkpoint", type=local_path, required=True, help="a workdir, or its checkpoints/STEP")
+    add("--checkpoint", type=any_path, required=True, help="a workdir, or its checkpoints/STEP")
     add("--tasks", type=comma_separated, required=True, help=f"comma-separated: {KNOWN}")
     add("--data_dir", type=local_path, help="local data: a folder for each task")
     add("--num_fewshot", type=int, help="examples in the prompts of lm-eval's tasks")

@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from gpt_pjit.commandline import Answer, Parser, local_path, positive
+from gpt_pjit.commandline import Answer, Parser, any_path, local_path, positive
 from gpt_pjit.config import SampleConfig
 from gpt_pjit.core.errors import EXIT_DONE, ConfigError
-from gpt_pjit.core.runtime import ending_together, file_errors
+from gpt_pjit.core.files import file_errors
+from gpt_pjit.core.runtime import ending_together
 from gpt_pjit.core.validation import CHOICES
 from gpt_pjit.generate.decode import Sampling
 from gpt_pjit.generate.stream import ROWS, Continuation, setting_problems, stream
@@ -118,7 +119,7 @@ def _text(name: str, read: Callable[[], bytes]) -> str:
 def define(parser: Parser) -> None:
     parser.set_defaults(run=run)
     add = parser.add_argument
-    add("--checkpoint", type=local_path, required=True, help="a workdir, or its checkpoints/STEP")
+    add("--checkpoint", type=any_path, required=True, help="a workdir, or its checkpoints/STEP")
     add("--prompt", action="append", default=[], help="text to continue; may be repeated")
     files = "one prompt per file, without its last newline; may be repeated"
     add("--prompt_file", type=local_path, nargs="+", action="extend", default=[], help=files)

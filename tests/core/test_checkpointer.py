@@ -2,16 +2,17 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_pjit.core import checkpointer as module
 from gpt_pjit.core.checkpointer import Checkpointer, read_part, restore_params, saved_steps
 from gpt_pjit.core.errors import FaultError, IntegrityError
 from gpt_pjit.core.fingerprint import fingerprints
+from gpt_pjit.core.orbax_paths import orbax_folder
 from gpt_pjit.core.training import TrainState
 from tests.helpers import program_on, tiny
 
@@ -75,7 +76,7 @@ def test_the_newest_are_kept(tmp_path):
 @pytest.mark.parametrize("name", ["run[1]", "a*b?", "my run", "~", "Größe", "q%20#x", "-x", "s3"])
 def test_a_folder_of_any_name_holds_checkpoints(tmp_path, name, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for folder in (tmp_path / name, module.Path(name, "relative")):
+    for folder in (tmp_path / name, Path(name, "relative")):
         save(folder / "checkpoints", 1, 2)
         assert newest(folder / "checkpoints") == 2
     (tmp_path / "link").symlink_to(name)
@@ -83,7 +84,7 @@ def test_a_folder_of_any_name_holds_checkpoints(tmp_path, name, monkeypatch):
 
 
 def test_a_folder_named_like_a_bucket_is_local():
-    assert str(module._Folder("/s3/runs") / "checkpoints") == "/s3/runs/checkpoints"
+    assert str(orbax_folder(Path("/s3/runs")) / "checkpoints") == "/s3/runs/checkpoints"
 
 
 def test_half_written_steps_do_not_count_and_go(tmp_path):

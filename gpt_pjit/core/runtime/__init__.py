@@ -1,11 +1,5 @@
 """What surrounds the computation: hosts, the workdir, files, metrics, signals."""
 
-from gpt_pjit.core.runtime.files import (
-    file_errors as file_errors,
-    read_json as read_json,
-    write_json as write_json,
-    write_whole as write_whole,
-)
 from gpt_pjit.core.runtime.hosts import (
     global_array as global_array,
     global_batch as global_batch,
