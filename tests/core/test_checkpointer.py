@@ -1,5 +1,6 @@
 """Saving and restoring: on any mesh, in any folder, and nothing counts that is not whole."""
 
+import gc
 import json
 import shutil
 from pathlib import Path
@@ -19,6 +20,15 @@ from tests.helpers import program_on, tiny
 MANIFEST = "default/manifest.ocdbt"
 STATE = TrainState(jnp.int32(0), {"a": jnp.arange(8.0), "b": {"c": jnp.ones((3, 4))}}, ())
 TARGET = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), STATE)
+
+# Orbax abandons its other reads when one fails, and they complain when they are collected.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(autouse=True)
+def collected():
+    yield
+    gc.collect()
 
 
 def state_of(step):
@@ -116,8 +126,6 @@ DAMAGES = {
 }
 
 
-# Orbax abandons its other reads when one fails, and they complain.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_to_any_file_is_found_or_harmless(tmp_path, damage, capsys):
     """Either exactly what was saved is read, or the step is set aside and the one before taken."""
