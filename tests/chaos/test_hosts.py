@@ -1,7 +1,11 @@
 """A host that is lost or stuck is named, and all others end within seconds, alike."""
 
+import os
+import shutil
 import signal
 import socket
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -83,3 +87,47 @@ def test_a_flipped_bit_of_a_replica_is_named(trainer):
     ended = run.run([{"at": "state", "step": 10, "do": "flip", "process": 1}])
     assert ended.codes == [EXIT_INTEGRITY] * 2, ended.errors
     assert "differs from its replicas" in ended.errors[0]
+
+
+@pytest.fixture
+def namespaces():
+    """Two network namespaces with a cable between them, for two hosts: their addresses by name."""
+    names, hosts = ("gptpjit0", "gptpjit1"), ("10.99.0.1", "10.99.0.2")
+
+    def ip(*words):
+        subprocess.run(["ip", *words], check=True)
+
+    for name, address in zip(names, hosts, strict=True):
+        ip("netns", "add", name)
+        folder = Path("/etc/netns") / name  # becomes /etc/hosts in there: Gloo looks itself up
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "hosts").write_text(f"127.0.0.1 localhost\n{address} {socket.gethostname()}\n")
+    ip("link", "add", names[0], "type", "veth", "peer", "name", names[1])
+    for name, address in zip(names, hosts, strict=True):
+        ip("link", "set", name, "netns", name)
+        for words in (["addr", "add", f"{address}/24", "dev", name], ["link", "set", name, "up"]):
+            ip("-n", name, *words)
+        ip("-n", name, "link", "set", "lo", "up")
+    yield dict(zip(names, hosts, strict=True))
+    for name in names:
+        ip("netns", "delete", name)
+        shutil.rmtree(Path("/etc/netns") / name)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes network namespaces: it must be root")
+def test_a_cut_network_ends_both_sides(trainer, namespaces):
+    (first, address), _ = namespaces.items()
+    run = trainer(
+        processes=2, devices=1, environment={"JAX_COORDINATOR_ADDRESS": f"{address}:9911"}
+    )
+    prefixes = {n: ["ip", "netns", "exec", name] for n, name in enumerate(namespaces)}
+    run.start([AT | {"do": "SIGSTOP", "process": 0}], prefixes=prefixes)
+    run.await_event("chaos: ")
+    subprocess.run(["ip", "-n", first, "link", "set", first, "down"], check=True)
+    run.signal(signal.SIGCONT)
+    ended = run.wait(60)
+    print(f"cut network: {ended.seconds:.1f} s, {ended.codes}")
+    assert ended.seconds < 25
+    assert ended.codes[0] == EXIT_STUCK
+    assert f"process 1 ({socket.gethostname()}) is lost" in ended.errors[0]
+    assert ended.codes[1] in (EXIT_STUCK, -signal.SIGABRT)  # it reaches nobody
