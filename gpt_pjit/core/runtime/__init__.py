@@ -22,6 +22,8 @@ from gpt_pjit.core.runtime.together import (
     all_or_none as all_or_none,
     check_agreement as check_agreement,
     ending_together as ending_together,
+    from_process_0 as from_process_0,
+    to_process_0 as to_process_0,
 )
 from gpt_pjit.core.runtime.virtual_pod import pod_devices as pod_devices
 from gpt_pjit.core.runtime.workdir import (

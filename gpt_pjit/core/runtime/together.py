@@ -21,7 +21,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import jax
+import numpy as np
 from jax._src import distributed  # the client of the coordinator has no public name
+from jax.experimental import multihost_utils
 
 from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_FAULT, EXIT_INTERRUPTED, ConfigError
 
@@ -54,6 +56,33 @@ def everyone(value: Any) -> list[Any]:
     client.key_value_set(f"{folder}/{jax.process_index():06}", json.dumps(value))
     client.wait_at_barrier(folder.replace("/", "-"), A_DAY)
     return [json.loads(text) for _, text in sorted(client.key_value_dir_get(folder))]
+
+
+def from_process_0(value: Any) -> Any:
+    """The value of process 0 on all of them; it can be written as JSON, and may be large."""
+    if _client() is None:
+        return value
+    content = np.zeros(0, np.uint8)
+    if jax.process_index() == 0:
+        content = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    size = everyone(len(content))[0]  # the others wait here, not in a collective
+    sent = multihost_utils.broadcast_one_to_all(np.resize(content, size))
+    return json.loads(sent.tobytes())
+
+
+def to_process_0(value: bytes) -> list[bytes]:
+    """The values of all processes, in order, on process 0; nothing on the others."""
+    client = _client()
+    if client is None:
+        return [value]
+    folder = f"{ROOT}/results/{next(_meetings)}"
+    client.key_value_set_bytes(f"{folder}/{jax.process_index():06}", value)
+    client.wait_at_barrier(folder.replace("/", "-"), A_DAY)
+    if jax.process_index() != 0:
+        return []
+    values = [content for _, content in sorted(client.key_value_dir_get_bytes(folder))]
+    client.key_value_delete(folder)
+    return values
 
 
 @contextmanager
