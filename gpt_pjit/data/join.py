@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,6 +25,8 @@ from gpt_pjit.data.prepare import (
 from gpt_pjit.data.share import Share, parts_folder
 from gpt_pjit.data.tokenize import PART, Counts, check_text
 from gpt_pjit.data.writer import SHARD, DatasetWriter, SplitWriter, partial_folder, writing
+
+NAME_OF_PART = r"\d+-of-(\d+)(?:\.partial)?"
 
 
 def join(out: Path) -> Counts | None:
@@ -63,8 +67,8 @@ def join(out: Path) -> Counts | None:
 def _complete(out: Path) -> list[Share]:
     """The parts of `out`, in order; ConfigError names those that are not complete."""
     folder = parts_folder(out)
-    found = sorted(folder.glob("*-of-*")) if folder.is_dir() else []
-    numbers = {path.name.removesuffix(".partial").partition("-of-")[2] for path in found}
+    names = os.listdir(folder) if folder.is_dir() else []
+    numbers = {found[1] for name in names if (found := re.fullmatch(NAME_OF_PART, name))}
     if len(numbers) != 1:
         problem = "holds no parts: gpt_pjit data tokenize --part=1/N makes the first of N"
         if numbers:
@@ -74,8 +78,9 @@ def _complete(out: Path) -> list[Share]:
     problems = []
     for share in shares:
         path = share.folder(out)
-        if not (path / MANIFEST).exists():
-            state = "is unfinished" if partial_folder(path).exists() else "is missing"
+        if not all((path / name).exists() for name in (MANIFEST, PROVENANCE, PART)):
+            begun = path.exists() or partial_folder(path).exists()
+            state = "is unfinished" if begun else "is missing"
             command = f"`data tokenize` with --part={share} makes it"
             problems.append(f"part {share} {state} ({path}): {command}")
     if problems:

@@ -132,6 +132,17 @@ def with_an_unfinished_part(corpus, out):
     Share(2, 4).folder(out).rename(out.parent / "set.parts/2-of-4.partial")
 
 
+def with_a_damaged_part(corpus, out):
+    path = Share(2, 4).folder(out) / "train/tokens/c/0"
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+
+
+def with_an_incomplete_copy(corpus, out):
+    (Share(2, 4).folder(out) / "source.json").unlink()
+
+
 def with_parts_of_another_number(corpus, out):
     make(corpus, out, Share(1, 3))
 
@@ -148,6 +159,8 @@ MISTAKES = {
     with_other_content: ["5.jsonl.gz differed between the parts"],
     with_parts_missing: ["part 2/4 is missing", "part 4/4 is missing", "with --part=4/4 makes it"],
     with_an_unfinished_part: ["part 2/4 is unfinished"],
+    with_a_damaged_part: ["set.parts/2-of-4", "tokens of split 'train' cannot be read"],
+    with_an_incomplete_copy: ["part 2/4 is unfinished"],
     with_parts_of_another_number: ["holds parts of 3 and of 4; keep those of one number"],
     with_a_set_of_another_process: ["it was made of other text or settings"],
 }

@@ -504,9 +504,9 @@ def test_command_line(model, data_dir, tmp_path, monkeypatch, capsys):
     command.main()
     script = str(ROOT / "launch" / "local.sh")
     together = [script, "--processes=2", "--devices=2", "--module=gpt_pjit.evaluate.lm_eval"]
+    together += ["--distributed", f"--use_cache={tmp_path}/cache"]
     done = subprocess.run(
-        [*together, "--distributed", f"--use_cache={tmp_path}/cache"]
-        + flags(model, tmp_path / "together"),
+        [*together, *flags(model, tmp_path / "together")],
         cwd=ROOT,
         env=os.environ | {"PYTHON": sys.executable},
         capture_output=True,
