@@ -29,4 +29,5 @@ def get_config():
     c.eval.batches = 100
     c.checkpoint.every = 1_000
     c.checkpoint.keep = 20
+    c.log.patience = 120.0  # a shared disk may stall
     return c

@@ -184,16 +184,16 @@ def report_errors() -> Iterator[None]:
         silence_stdout()
     except ConfigError as error:
         print(error, file=sys.stderr)
-        sys.exit(EXIT_CONFIG)
+        sys.exit(error.code)
     except OSError as error:  # a full disk, a folder without permission
         if not error.strerror:
             raise
         where = f"{error.filename}: " if error.filename else ""
         print(f"{where}{error.strerror}", file=sys.stderr)
         sys.exit(EXIT_FAULT)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         print("\nstopped", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+        sys.exit(getattr(stopped, "code", EXIT_INTERRUPTED))
 
 
 def write_page(path: str, text: str) -> None:

@@ -18,7 +18,7 @@ from gpt_pjit.core.cores import usable_cores
 from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.runtime.together import watch_for_failure
 
-HEARTBEAT_SECONDS = 15  # a host without one for this long counts as dead; JAX waits 100
+HEARTBEAT_SECONDS = 20  # without one for so long JAX aborts; by default, 100
 # The environment may set these; the results of a run must not depend on it.
 OURS: dict[str, Any] = {
     "jax_enable_x64": False,
@@ -43,6 +43,8 @@ def initialize_devices(
         if getattr(jax.config, name) != value:
             warn(f"{name.upper()}={getattr(jax.config, name)} is ignored: gpt_pjit sets it")
             jax.config.update(name, value)
+    # Signals are ours (watch.py): JAX's own handler would swallow SIGTERM.
+    jax.config.update("jax_enable_preemption_service", False)
     coordinator = os.environ.get("JAX_COORDINATOR_ADDRESS")
     if coordinator:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")

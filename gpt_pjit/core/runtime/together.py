@@ -18,20 +18,21 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from jax._src import distributed  # the client of the coordinator has no public name
 from jax.experimental import multihost_utils
 
-from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_FAULT, EXIT_INTERRUPTED, ConfigError
+from gpt_pjit.core.errors import EXIT_FAULT, EXIT_INTERRUPTED, ConfigError
 
 ROOT = "gpt_pjit"
 FAILED, HEARD = f"{ROOT}/failed", f"{ROOT}/heard"
 A_DAY = 24 * 60 * 60 * 1000  # milliseconds: tokenising a corpus takes hours; a failure ends a wait
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_TO_HEAR = 5.0
+SECONDS_TO_NAME = 11.0  # until a lost host is noticed (watch.py), and a little
 
 _meetings = itertools.count()
 
@@ -44,12 +45,20 @@ class HostFailedError(Exception):
         self.code = code
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal that ends a run where there is nothing to save; a launcher sends most of them."""
+
+    def __init__(self, code: int, name: str):
+        super().__init__(name)
+        self.code = code
+
+
 def everyone(value: Any) -> list[Any]:
     """The values of all processes, in order; a value is small and can be written as JSON.
 
     A barrier: all processes must make the same calls in the same order.
     """
-    client = _client()
+    client = coordinator()
     if client is None:
         return [value]
     folder = f"{ROOT}/meeting/{next(_meetings)}"
@@ -93,12 +102,13 @@ def all_or_none() -> Iterator[None]:
         yield
     except ConfigError as raised:
         error = raised
-    errors = everyone(None if error is None else str(error))
+    errors = everyone(None if error is None else (str(error), error.code))
     if error is not None:
         raise error
-    for process, text in enumerate(errors):
-        if text is not None:
-            raise HostFailedError(f"process {process}: {text}", EXIT_CONFIG)
+    for process, failed in enumerate(errors):
+        if failed is not None:
+            text, code = failed
+            raise HostFailedError(f"process {process}: {text}", code)
 
 
 def check_agreement(facts: dict[str, Any]) -> None:
@@ -125,7 +135,7 @@ def watch_for_failure() -> None:
 
     Call once, after the processes have joined.
     """
-    client = _client()
+    client = coordinator()
     if client is None:
         return
     at_an_end = threading.Event()
@@ -160,12 +170,14 @@ def ending_together() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if _client() is None:
+        if coordinator() is None:
             raise
         code, line = _code_and_line(error)
         if not isinstance(error, ConfigError | HostFailedError | KeyboardInterrupt):
             traceback.print_exception(error)
-        _end_all(code, line)
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            time.sleep(SECONDS_TO_NAME)  # perhaps another host is lost; whoever knows it, ends all
+        end_all(code, line)
 
 
 def _code_and_line(error: BaseException) -> tuple[int, str]:
@@ -173,17 +185,20 @@ def _code_and_line(error: BaseException) -> tuple[int, str]:
     if isinstance(error, HostFailedError):
         return error.code, str(error)
     if isinstance(error, ConfigError):
-        return EXIT_CONFIG, f"{where}: {error}"
+        return error.code, f"{where}: {error}"
     if isinstance(error, KeyboardInterrupt):
-        return EXIT_INTERRUPTED, f"{where}: stopped"
+        return getattr(error, "code", EXIT_INTERRUPTED), f"{where}: stopped"
     return EXIT_FAULT, f"{where}: {type(error).__name__}: {error}".split("\n", 1)[0]
 
 
-def _end_all(code: int, line: str) -> None:
+def end_all(code: int, line: str) -> NoReturn:
     """Tells the others, and exits; if another process failed first, its code and line count."""
+    if coordinator() is None:
+        print(line, file=sys.stderr, flush=True)
+        os._exit(code)
     failure = {"process": jax.process_index(), "code": code, "line": line}
     try:
-        _client().key_value_set(FAILED, json.dumps(failure))
+        coordinator().key_value_set(FAILED, json.dumps(failure))
     except jax.errors.JaxRuntimeError:
         time.sleep(SECONDS_TO_HEAR)  # the watcher ends this process first
     else:
@@ -191,9 +206,9 @@ def _end_all(code: int, line: str) -> None:
     _leave(code)
 
 
-def _leave(code: int) -> None:
+def _leave(code: int) -> NoReturn:
     """Exits once all others know: JAX aborts a process when another one disappears."""
-    client = _client()
+    client = coordinator()
     deadline = time.monotonic() + SECONDS_TO_HEAR
     while time.monotonic() < deadline:
         try:
@@ -207,6 +222,6 @@ def _leave(code: int) -> None:
     os._exit(code)
 
 
-def _client() -> Any:
+def coordinator() -> Any:
     """The coordinator's client; None with one process."""
     return distributed.global_state.client
