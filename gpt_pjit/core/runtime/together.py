@@ -69,7 +69,7 @@ def everyone(value: Any) -> list[Any]:
 
 def from_process_0(value: Any) -> Any:
     """The value of process 0 on all of them; it can be written as JSON, and may be large."""
-    if _client() is None:
+    if coordinator() is None:
         return value
     content = np.zeros(0, np.uint8)
     if jax.process_index() == 0:
@@ -81,7 +81,7 @@ def from_process_0(value: Any) -> Any:
 
 def to_process_0(value: bytes) -> list[bytes]:
     """The values of all processes, in order, on process 0; nothing on the others."""
-    client = _client()
+    client = coordinator()
     if client is None:
         return [value]
     folder = f"{ROOT}/results/{next(_meetings)}"
