@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_pjit.core.runtime import from_process_0
-from gpt_pjit.trained import Trained, find_checkpoint, load_trained
+from gpt_pjit.trained import Trained, load_trained
 
 
 def order(name: str, **arguments: Any) -> None:
@@ -19,8 +19,6 @@ def order(name: str, **arguments: Any) -> None:
 
 
 def load_everywhere(checkpoint: str | Path, *, tensor: int = 1, dtype: str = "") -> Trained:
-    """`load_trained` on all processes, of the step that process 0, this one, finds."""
-    workdir, step = find_checkpoint(Path(checkpoint))
-    path = str(workdir / "checkpoints" / str(step))
-    order("load", checkpoint=path, tensor=tensor, dtype=dtype)
-    return load_trained(path, tensor=tensor, dtype=dtype)
+    """`load_trained` on all processes, of which this one is process 0."""
+    order("load", checkpoint=str(checkpoint), tensor=tensor, dtype=dtype)
+    return load_trained(checkpoint, tensor=tensor, dtype=dtype)

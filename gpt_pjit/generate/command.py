@@ -21,7 +21,7 @@ from gpt_pjit.core.runtime import ending_together, file_errors, from_process_0
 from gpt_pjit.core.validation import CHOICES
 from gpt_pjit.generate.decode import Sampling
 from gpt_pjit.generate.stream import ROWS, Continuation, setting_problems, stream
-from gpt_pjit.trained import find_checkpoint, load_trained, start_devices
+from gpt_pjit.trained import load_trained, start_devices
 
 
 @ending_together()
@@ -73,11 +73,10 @@ def _asked(flags: argparse.Namespace) -> tuple[list[str], dict[str, Any], dict[s
     if wrong := setting_problems(flags.max_new_tokens, sampling, flags.stop, flags.batch_size):
         raise ConfigError(wrong, "generate")
     texts = [text for text in _prompts(flags) for _ in range(flags.num_samples)]
-    workdir, step = find_checkpoint(flags.checkpoint)
-    checkpoint = str(workdir / "checkpoints" / str(step))
+    loading = {name: getattr(flags, name) for name in ("tensor", "dtype")}
     names = ("max_new_tokens", "stop", "seed", "batch_size")
     settings = {name: getattr(flags, name) for name in names} | {"sampling": astuple(sampling)}
-    return texts, {"checkpoint": checkpoint, "tensor": flags.tensor, "dtype": flags.dtype}, settings
+    return texts, loading | {"checkpoint": str(flags.checkpoint)}, settings
 
 
 class Transcript:
