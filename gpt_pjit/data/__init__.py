@@ -6,7 +6,7 @@ and trains tokenizers. Many processes can each make a part (`share.py`), which `
 together. Importing it does not import JAX.
 """
 
-from gpt_pjit.data.corpus import Corpus as Corpus
+from gpt_pjit.data.corpus import Corpus as Corpus, find_files as find_files
 from gpt_pjit.data.join import join as join
 from gpt_pjit.data.prepare import (
     prepare as prepare,

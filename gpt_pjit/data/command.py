@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt_pjit.commandline import Parser, local_path
+from gpt_pjit.commandline import Parser, any_path, local_path
 from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.tokens import TokenDataset, TokenSplit, load_tokenizer, open_data
 from gpt_pjit.data.corpus import BadInput, Corpus, check_files
@@ -84,7 +84,7 @@ def define(parser: Parser) -> None:
     add("--split", default="train")
     add("--start", type=int, default=0, help="first token")
     add("--tokens", type=int, default=200, help="how many")
-    add("--workdir", type=local_path, help="of the run; default runs/<config name>")
+    add("--workdir", type=any_path, help="of the run; default runs/<config name>")
     add("--step", type=int, help="counted from 0")
     add("--row", type=int, default=0, help="of the batch")
 

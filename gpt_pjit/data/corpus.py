@@ -102,7 +102,7 @@ def check_files(
     A file of the same path, size and time as in `known` is not read again. For a part of a corpus
     only its own files are read, and those that are skipped are listed too, as `SKIPPED`.
     """
-    found = _find_files(corpus)
+    found = find_files(corpus)
     if not share.is_whole and any(file.path.startswith(HUB) for file in found):
         problem = f"--part={share} needs files: download those of {HUB}NAME, and name them"
         raise ConfigError([problem], "input")
@@ -129,7 +129,7 @@ def check_files(
     return [file for file in found if file.sha256 != SKIPPED or not share.is_whole]
 
 
-def _find_files(corpus: Corpus) -> list[CorpusFile]:
+def find_files(corpus: Corpus) -> list[CorpusFile]:
     """The files, not yet hashed; a file reached by several paths is there once."""
     try:
         exclude = re.compile(corpus.exclude or r"(?!)")

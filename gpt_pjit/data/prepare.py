@@ -17,7 +17,8 @@ import tokenizers
 
 from gpt_pjit.config import Config
 from gpt_pjit.core.errors import ConfigError
-from gpt_pjit.core.tokens import END_OF_TEXT, check_vocabulary, load_tokenizer
+from gpt_pjit.core.files import copy_folder, is_remote
+from gpt_pjit.core.tokens import END_OF_TEXT, MANIFEST, check_vocabulary, load_tokenizer
 from gpt_pjit.data.corpus import Bad, BadInput, Corpus, CorpusFile, check_files
 from gpt_pjit.data.readers import Part, divide, pieces_of, read_items
 from gpt_pjit.data.tokenize import Counts, TokenizeOptions, tokenize
@@ -75,7 +76,10 @@ class Provenance:
 
 
 def prepare_text(config: Config, folder: Path) -> None:
-    """For a run: `config.data.text` as a set in `folder`, tokenised where it is not there yet."""
+    """For a run: `config.data.text` as a set in `folder`, tokenised where it is not there yet.
+
+    For a bucket, it is tokenised in a temporary folder, and from the start again after a kill.
+    """
     name = config.data.tokenizer
     if not name.startswith("bpe:"):
         tokenizer = load_tokenizer(name)
@@ -118,6 +122,7 @@ def prepare(
         begun.check_same(wanted, partial)
     parts = divide(files, corpus, options.share)
     with writing(folder), tempfile.TemporaryDirectory() as temporary:
+        out = Path(temporary) / "set" if is_remote(folder) else folder
         if not loaded:
             size = tokenizer.removeprefix("bpe:")
             path = Path(temporary) / f"bpe-{size}.json"
@@ -125,7 +130,9 @@ def prepare(
             train_bpe(texts, int(size), path, progress=sys.stderr.isatty())
             loaded = load_tokenizer(str(path))
         note = (PROVENANCE, wanted.to_json())
-        counts = tokenize(folder, parts, loaded, corpus, options, note)
+        counts = tokenize(out, parts, loaded, corpus, options, note)
+        if out != folder:
+            copy_folder(out, folder, last=MANIFEST)
     counts["skipped"] += bad.count
     return counts
 
@@ -133,6 +140,8 @@ def prepare(
 def stored_provenance(folder: Path) -> Provenance | None:
     """What the set in `folder` was made of; None if there is no set."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return None
+    if is_remote(folder) and not (folder / MANIFEST).exists():  # the copy was cut short
         return None
     try:
         return Provenance.read(folder)

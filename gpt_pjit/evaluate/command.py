@@ -15,9 +15,10 @@ from pathlib import Path
 import jax
 
 from gpt_pjit.checkpoint_arrays import fingerprint
-from gpt_pjit.commandline import Parser, comma_separated, local_path, positive, show
+from gpt_pjit.commandline import Parser, any_path, comma_separated, local_path, positive, show
 from gpt_pjit.core.errors import ConfigError, Problem
-from gpt_pjit.core.runtime import ending_together, file_errors, write_whole
+from gpt_pjit.core.files import file_errors, write_whole
+from gpt_pjit.core.runtime import ending_together
 from gpt_pjit.core.validation import CHOICES
 from gpt_pjit.evaluate.followers import follow
 from gpt_pjit.evaluate.harness import Harness, require_lm_eval
@@ -124,7 +125,7 @@ def _write(out: Path, mine: ModelResults, others: Sequence[ModelResults]) -> Non
 def define(parser: Parser) -> None:
     parser.set_defaults(run=run)
     add = parser.add_argument
-    add("--checkpoint", type=local_path, required=True, help="a workdir, or its checkpoints/STEP")
+    add("--checkpoint", type=any_path, required=True, help="a workdir, or its checkpoints/STEP")
     add("--tasks", type=comma_separated, required=True, help=f"comma-separated: {KNOWN}")
     add("--data_dir", type=local_path, help="local data: a folder for each task")
     add("--num_fewshot", type=int, help="examples in the prompts of lm-eval's tasks")
@@ -138,4 +139,4 @@ def define(parser: Parser) -> None:
     add("--name", help="name of this model in tables; default: its workdir")
     add("--out", type=local_path, help="folder for results.json and results.md")
     add("--json", action="store_true", help="JSON instead of tables")
-    add("--distributed", action="store_true", help="let JAX find the other hosts")
+    parser.add_distributed()

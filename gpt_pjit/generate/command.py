@@ -14,10 +14,11 @@ from typing import Any
 
 import jax
 
-from gpt_pjit.commandline import Answer, Parser, local_path, positive
+from gpt_pjit.commandline import Answer, Parser, any_path, local_path, positive
 from gpt_pjit.config import SampleConfig
 from gpt_pjit.core.errors import EXIT_DONE, ConfigError
-from gpt_pjit.core.runtime import ending_together, file_errors, from_process_0
+from gpt_pjit.core.files import file_errors
+from gpt_pjit.core.runtime import ending_together, from_process_0
 from gpt_pjit.core.validation import CHOICES
 from gpt_pjit.generate.decode import Sampling
 from gpt_pjit.generate.stream import ROWS, Continuation, setting_problems, stream
@@ -128,7 +129,7 @@ def _text(name: str, read: Callable[[], bytes]) -> str:
 def define(parser: Parser) -> None:
     parser.set_defaults(run=run)
     add = parser.add_argument
-    add("--checkpoint", type=local_path, required=True, help="a workdir, or its checkpoints/STEP")
+    add("--checkpoint", type=any_path, required=True, help="a workdir, or its checkpoints/STEP")
     add("--prompt", action="append", default=[], help="text to continue; may be repeated")
     files = "one prompt per file, without its last newline; may be repeated"
     add("--prompt_file", type=local_path, nargs="+", action="extend", default=[], help=files)
@@ -144,4 +145,4 @@ def define(parser: Parser) -> None:
     add("--tensor", type=positive, default=1, help="devices that share each head and matrix")
     add("--dtype", choices=CHOICES["model.dtype"], default="", help="default: as trained")
     add("--json", action="store_true", help="one JSON object at the end")
-    add("--distributed", action="store_true", help="join the other hosts of this pod or job")
+    parser.add_distributed()

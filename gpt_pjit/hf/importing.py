@@ -16,7 +16,7 @@ from tokenizers import models
 from gpt_pjit.checkpoint_arrays import check_new, derived_workdir, write_state
 from gpt_pjit.config import Config, DataConfig
 from gpt_pjit.core.errors import ConfigError, Problem
-from gpt_pjit.core.runtime import read_json
+from gpt_pjit.core.files import read_json
 from gpt_pjit.core.tokens import BytesTokenizer, Tokenizer, tokenizer_from_bytes
 from gpt_pjit.hf.models import HFModel, Parameter, byte_level, byte_tokenizer, from_json, parameters
 

@@ -1,4 +1,4 @@
-"""Runs of a tiny model on real text in real processes, which end in every way that a run can end."""
+"""Runs of a tiny model in real processes, which end in every way that a run can end."""
 
 import contextlib
 import json
@@ -93,6 +93,7 @@ class Trainer:
         self.started = time.monotonic()
         self.running = []
         for number, log in enumerate(self.logs):
+            before = (prefixes or {}).get(number, ())
             own = {}
             if self.processes > 1:
                 own = {
@@ -103,7 +104,7 @@ class Trainer:
             with log.open("w") as output:
                 self.running.append(
                     subprocess.Popen(
-                        [*(prefixes or {}).get(number, ()), sys.executable, "-m", "tests.chaos.runner", *arguments],
+                        [*before, sys.executable, "-m", "tests.chaos.runner", *arguments],
                         cwd=ROOT, stdout=output, stderr=output, start_new_session=True,
                         env=environment | own | self.environment,
                     )

@@ -52,6 +52,7 @@ def test_a_signal_ends_all_alike_and_nothing_is_lost(trainer, number, event, pro
     print(f"{number} at {event}, {processes} processes: {ended.seconds:.1f} s")
 
 
+@pytest.mark.slow
 def test_the_second_signal_ends_a_run_at_once(trainer):
     run = trainer()
     ended = run.run([{"at": "train", "step": 9, "do": "SIGTERM", "times": 2}])

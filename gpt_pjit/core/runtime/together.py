@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import socket
+import statistics
 import sys
 import threading
 import time
@@ -24,7 +25,7 @@ from typing import Any, NoReturn
 import jax
 from jax._src import distributed  # the client of the coordinator has no public name
 
-from gpt_pjit.core.errors import EXIT_FAULT, EXIT_INTERRUPTED, ConfigError
+from gpt_pjit.core.errors import EXIT_FAULT, EXIT_INTERRUPTED, ConfigError, HostFailedError
 
 ROOT = "gpt_pjit"
 FAILED, HEARD = f"{ROOT}/failed", f"{ROOT}/heard"
@@ -34,14 +35,7 @@ SECONDS_TO_HEAR = 5.0
 SECONDS_TO_NAME = 11.0  # until a lost host is noticed (watch.py), and a little
 
 _meetings = itertools.count()
-
-
-class HostFailedError(Exception):
-    """Another process failed first; `code` is the exit code that all of them end with."""
-
-    def __init__(self, line: str, code: int):
-        super().__init__(line)
-        self.code = code
+_state = distributed.global_state  # unlike jax.process_index(), it does not touch a device
 
 
 class Stopped(KeyboardInterrupt):
@@ -61,7 +55,7 @@ def everyone(value: Any) -> list[Any]:
     if client is None:
         return [value]
     folder = f"{ROOT}/meeting/{next(_meetings)}"
-    client.key_value_set(f"{folder}/{jax.process_index():06}", json.dumps(value))
+    client.key_value_set(f"{folder}/{_state.process_id:06}", json.dumps(value))
     client.wait_at_barrier(folder.replace("/", "-"), A_DAY)
     return [json.loads(text) for _, text in sorted(client.key_value_dir_get(folder))]
 
@@ -72,12 +66,12 @@ def from_process_0(value: Any) -> Any:
     if client is None:
         return value
     key = f"{ROOT}/told/{next(_meetings)}"
-    if jax.process_index() == 0:
+    if _state.process_id == 0:
         client.key_value_set_bytes(key, zlib.compress(json.dumps(value).encode()))
     else:
         value = json.loads(zlib.decompress(client.blocking_key_value_get_bytes(key, A_DAY)))
     client.wait_at_barrier(key.replace("/", "-"), A_DAY)
-    if jax.process_index() == 0:
+    if _state.process_id == 0:
         client.key_value_delete(key)
     return value
 
@@ -88,13 +82,25 @@ def to_process_0(value: bytes) -> list[bytes]:
     if client is None:
         return [value]
     folder = f"{ROOT}/results/{next(_meetings)}"
-    client.key_value_set_bytes(f"{folder}/{jax.process_index():06}", value)
+    client.key_value_set_bytes(f"{folder}/{_state.process_id:06}", value)
     client.wait_at_barrier(folder.replace("/", "-"), A_DAY)
-    if jax.process_index() != 0:
+    if _state.process_id != 0:
         return []
     values = [content for _, content in sorted(client.key_value_dir_get_bytes(folder))]
     client.key_value_delete(folder)
     return values
+
+
+def round_trip() -> float:
+    """Seconds until the coordinator answers, the median of 11 questions; 0 with one process."""
+    client, seconds = coordinator(), []
+    if client is None:
+        return 0.0
+    for question in range(11):
+        start = time.perf_counter()
+        client.key_value_set(f"{ROOT}/ping/{_state.process_id}/{question}", "")
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
 
 
 @contextmanager
@@ -149,9 +155,9 @@ def watch_for_failure() -> None:
                 failure = json.loads(client.key_value_try_get(FAILED))
             except jax.errors.JaxRuntimeError:  # none has failed
                 continue
-            if failure["process"] != jax.process_index():
+            if failure["process"] != _state.process_id:
                 print(failure["line"], file=sys.stderr, flush=True)
-                client.key_value_set(f"{HEARD}/{jax.process_index()}", "")
+                client.key_value_set(f"{HEARD}/{_state.process_id}", "")
                 _leave(failure["code"])
 
     thread = threading.Thread(target=watch, name="watch for failure", daemon=True)
@@ -184,7 +190,7 @@ def ending_together() -> Iterator[None]:
 
 
 def _code_and_line(error: BaseException) -> tuple[int, str]:
-    where = f"process {jax.process_index()} ({socket.gethostname()})"
+    where = f"process {_state.process_id} ({socket.gethostname()})"
     if isinstance(error, HostFailedError):
         return error.code, str(error)
     if isinstance(error, ConfigError):
@@ -199,7 +205,7 @@ def end_all(code: int, line: str) -> NoReturn:
     if coordinator() is None:
         print(line, file=sys.stderr, flush=True)
         os._exit(code)
-    failure = {"process": jax.process_index(), "code": code, "line": line}
+    failure = {"process": _state.process_id, "code": code, "line": line}
     try:
         coordinator().key_value_set(FAILED, json.dumps(failure))
     except jax.errors.JaxRuntimeError:
@@ -215,16 +221,16 @@ def _leave(code: int) -> NoReturn:
     deadline = time.monotonic() + SECONDS_TO_HEAR
     while time.monotonic() < deadline:
         try:
-            if len(client.key_value_dir_get(HEARD)) >= jax.process_count() - 1:
+            if len(client.key_value_dir_get(HEARD)) >= _state.num_processes - 1:
                 break
         except jax.errors.JaxRuntimeError:  # nobody yet
             pass
         time.sleep(0.05)
-    if jax.process_index() == 0:  # it holds the store, so it leaves last
+    if _state.process_id == 0:  # it holds the store, so it leaves last
         time.sleep(1)
     os._exit(code)
 
 
 def coordinator() -> Any:
     """The coordinator's client; None with one process."""
-    return distributed.global_state.client
+    return _state.client

@@ -18,6 +18,7 @@ import sentencepiece
 import tokenizers
 
 from gpt_pjit.core.errors import ConfigError
+from gpt_pjit.core.files import as_path
 
 END_OF_TEXT = "<|endoftext|>"
 UNICODE_FORMS: dict[str, Any] = {form: form for form in ("NFC", "NFD", "NFKC", "NFKD")}
@@ -140,7 +141,7 @@ def load_tokenizer(spec: str) -> Tokenizer:
     if spec == "bytes":
         return BytesTokenizer()
     try:
-        content = Path(spec).expanduser().read_bytes()
+        content = as_path(spec).read_bytes()
     except OSError as error:
         problem = f"cannot be read: {error.strerror}"
         raise ConfigError([problem], f"tokenizer {spec}") from None
