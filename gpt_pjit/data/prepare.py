@@ -53,7 +53,9 @@ class Provenance:
             for name, value in wanted.settings.items()
             if self.settings.get(name) != value
         ]
-        old, new = ({file.path: file.sha256 for file in p.files} for p in (self, wanted))
+        old, new = (
+            {file.path: file.sha256 or file.size for file in p.files} for p in (self, wanted)
+        )
         if list(old.values()) != list(new.values()):  # the names do not matter
             kinds = {
                 "changed": [path for path in new if path in old and new[path] != old[path]],
@@ -95,18 +97,22 @@ def prepare(
     """
     options = options or TokenizeOptions()
     is_trained, partial = tokenizer.startswith("bpe:"), partial_folder(folder)
-    stored = _stored(folder)
-    begun = Provenance.read(partial / DRAFT) if (partial / DRAFT / PROVENANCE).exists() else None
+    if is_trained and not options.share.is_whole:
+        problem = f"{tokenizer} is trained on all the text; train it first (train_tokenizer)"
+        raise ConfigError([problem], f"--part={options.share}")
+    stored, begun = stored_provenance(folder), begun_provenance(folder)
     loaded = None if is_trained else load_tokenizer(tokenizer)
     bad = BadInput(options.skip_errors)
     known = stored or begun
-    files = check_files(corpus, bad, known.files if known else ())
+    files = check_files(corpus, bad, known.files if known else (), options.share)
     settings: dict[str, str | float] = {
         "tokenizer": loaded.sha256 if loaded and loaded.file else tokenizer,
         "validation_split": corpus.validation_split,
         "validation_fraction": corpus.validation_fraction,
         "text_column": corpus.column,
     }
+    if not options.share.is_whole:
+        settings["part"] = str(options.share)
     wanted = Provenance(settings, files)
     if stored:
         stored.check_same(wanted, folder)
@@ -114,7 +120,7 @@ def prepare(
         return None
     if begun:
         begun.check_same(wanted, partial)
-    parts = divide(files, corpus)
+    parts = divide(files, corpus, options.share)
     with writing(folder), tempfile.TemporaryDirectory() as temporary:
         out = Path(temporary) / "set" if is_remote(folder) else folder
         if not loaded:
@@ -131,7 +137,8 @@ def prepare(
     return counts
 
 
-def _stored(folder: Path) -> Provenance | None:
+def stored_provenance(folder: Path) -> Provenance | None:
+    """What the set in `folder` was made of; None if there is no set."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
     if is_remote(folder) and not (folder / MANIFEST).exists():  # the copy was cut short
@@ -142,6 +149,12 @@ def _stored(folder: Path) -> Provenance | None:
         problem = f"holds files, but no {PROVENANCE} that says what text they are made of; "
         problem += "delete the folder, or choose another"
         raise ConfigError([problem], f"folder {folder}") from None
+
+
+def begun_provenance(folder: Path) -> Provenance | None:
+    """What the set in `folder` is made of that is not yet complete."""
+    draft = partial_folder(folder) / DRAFT
+    return Provenance.read(draft) if (draft / PROVENANCE).exists() else None
 
 
 def training_texts(parts: list[Part], corpus: Corpus, bad: BadInput) -> Iterator[str]:

@@ -16,7 +16,9 @@ from gpt_pjit.core.runtime.together import (
     check_agreement as check_agreement,
     ending_together as ending_together,
     everyone as everyone,
+    from_process_0 as from_process_0,
     round_trip as round_trip,
+    to_process_0 as to_process_0,
 )
 from gpt_pjit.core.runtime.virtual_pod import pod_devices as pod_devices
 from gpt_pjit.core.runtime.watch import StopRequested as StopRequested, Watch as Watch

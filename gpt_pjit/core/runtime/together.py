@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import traceback
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -57,6 +58,37 @@ def everyone(value: Any) -> list[Any]:
     client.key_value_set(f"{folder}/{_state.process_id:06}", json.dumps(value))
     client.wait_at_barrier(folder.replace("/", "-"), A_DAY)
     return [json.loads(text) for _, text in sorted(client.key_value_dir_get(folder))]
+
+
+def from_process_0(value: Any) -> Any:
+    """The value of process 0 on all of them; it can be written as JSON, and may be large."""
+    client = coordinator()
+    if client is None:
+        return value
+    key = f"{ROOT}/told/{next(_meetings)}"
+    if _state.process_id == 0:
+        client.key_value_set_bytes(key, zlib.compress(json.dumps(value).encode()))
+    else:
+        value = json.loads(zlib.decompress(client.blocking_key_value_get_bytes(key, A_DAY)))
+    client.wait_at_barrier(key.replace("/", "-"), A_DAY)
+    if _state.process_id == 0:
+        client.key_value_delete(key)
+    return value
+
+
+def to_process_0(value: bytes) -> list[bytes]:
+    """The values of all processes, in order, on process 0; nothing on the others."""
+    client = coordinator()
+    if client is None:
+        return [value]
+    folder = f"{ROOT}/results/{next(_meetings)}"
+    client.key_value_set_bytes(f"{folder}/{_state.process_id:06}", value)
+    client.wait_at_barrier(folder.replace("/", "-"), A_DAY)
+    if _state.process_id != 0:
+        return []
+    values = [content for _, content in sorted(client.key_value_dir_get_bytes(folder))]
+    client.key_value_delete(folder)
+    return values
 
 
 def round_trip() -> float:
