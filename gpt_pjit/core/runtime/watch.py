@@ -196,6 +196,7 @@ class _Beats:
     def __init__(self) -> None:
         self._count = 0
         self._last = 0.0
+        self._shown = False  # whether the stacks of a stuck process were
         self._seen: dict[str, tuple[str, float]] = {}  # the last beat of each, and when it came
 
     def beat(self, ticks: int, stuck: bool, waiting: bool) -> None:
@@ -207,6 +208,9 @@ class _Beats:
         self._last, self._count = now, self._count + 1
         beat = [self._count, ticks, stuck, waiting, socket.gethostname()]
         client, me = coordinator(), jax.process_index()
+        if stuck and not waiting and not self._shown:  # before process 0 hears of it, and ends all
+            faulthandler.dump_traceback()
+            self._shown = True
         try:
             client.key_value_set(f"{BEATS}/{me}", json.dumps(beat), allow_overwrite=True)
         except jax.errors.JaxRuntimeError:
@@ -217,8 +221,6 @@ class _Beats:
                 if self._seen.get(key, ("", 0.0))[0] != text:
                     self._seen[key] = (text, now)
             self._judge(now)
-        elif stuck and not waiting:
-            faulthandler.dump_traceback()
 
     def _judge(self, now: float) -> None:
         beats = {
@@ -233,8 +235,6 @@ class _Beats:
             guilty = {p: b for p, b in beats.items() if not b[3]}
             guilty = guilty or {p: b for p, b in beats.items() if b[1] == behind}
             named = ", ".join(f"process {p} ({b[4]})" for p, b in guilty.items())
-            if 0 in guilty:
-                faulthandler.dump_traceback()
             end_all(EXIT_STUCK, f"stuck: {named} makes no progress")
 
 
