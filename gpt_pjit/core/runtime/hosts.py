@@ -19,7 +19,7 @@ from gpt_pjit.core.cores import usable_cores
 from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.runtime.together import watch_for_failure
 
-HEARTBEAT_SECONDS = 20  # without one for so long JAX aborts; by default, 100
+HEARTBEAT_SECONDS = 30  # without one for so long JAX aborts; by default, 100
 # The environment may set these; the results of a run must not depend on it.
 OURS: dict[str, Any] = {
     "jax_enable_x64": False,

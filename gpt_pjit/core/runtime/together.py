@@ -19,7 +19,7 @@ import time
 import traceback
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 import jax
@@ -158,7 +158,7 @@ def watch_for_failure() -> None:
             if failure["process"] != _state.process_id:
                 print(failure["line"], file=sys.stderr, flush=True)
                 client.key_value_set(f"{HEARD}/{_state.process_id}", "")
-                _leave(failure["code"])
+                _leave(failure["code"], failure["lost"])
 
     thread = threading.Thread(target=watch, name="watch for failure", daemon=True)
     thread.start()
@@ -200,31 +200,32 @@ def _code_and_line(error: BaseException) -> tuple[int, str]:
     return EXIT_FAULT, f"{where}: {type(error).__name__}: {error}".split("\n", 1)[0]
 
 
-def end_all(code: int, line: str) -> NoReturn:
-    """Tells the others, and exits; if another process failed first, its code and line count."""
+def end_all(code: int, line: str, lost: int = 0) -> NoReturn:
+    """Tells the others, and exits; if another process failed first, its code and line count.
+
+    `lost` is how many processes will not hear of it.
+    """
     if coordinator() is None:
         print(line, file=sys.stderr, flush=True)
         os._exit(code)
-    failure = {"process": _state.process_id, "code": code, "line": line}
+    failure = {"process": _state.process_id, "code": code, "line": line, "lost": lost}
     try:
         coordinator().key_value_set(FAILED, json.dumps(failure))
     except jax.errors.JaxRuntimeError:
         time.sleep(SECONDS_TO_HEAR)  # the watcher ends this process first
     else:
         print(line, file=sys.stderr, flush=True)
-    _leave(code)
+    _leave(code, lost)
 
 
-def _leave(code: int) -> NoReturn:
+def _leave(code: int, lost: int) -> NoReturn:
     """Exits once all others know: JAX aborts a process when another one disappears."""
-    client = coordinator()
+    client, others = coordinator(), _state.num_processes - 1 - lost
     deadline = time.monotonic() + SECONDS_TO_HEAR
-    while time.monotonic() < deadline:
-        try:
-            if len(client.key_value_dir_get(HEARD)) >= _state.num_processes - 1:
+    while others and time.monotonic() < deadline:
+        with suppress(jax.errors.JaxRuntimeError):  # nobody yet
+            if len(client.key_value_dir_get(HEARD)) >= others:
                 break
-        except jax.errors.JaxRuntimeError:  # nobody yet
-            pass
         time.sleep(0.05)
     if _state.process_id == 0:  # it holds the store, so it leaves last
         time.sleep(1)

@@ -40,7 +40,7 @@ CODES = {
 }
 SECONDS_BETWEEN_LOOKS = 0.25
 SECONDS_BETWEEN_BEATS = 1.0
-LOST_AFTER = 8.0  # seconds without a beat; JAX needs up to 20, and names nobody
+LOST_AFTER = 8.0  # seconds without a beat; JAX needs 15 to 30, and names nobody
 SLOW_AFTER = 3600.0  # compiling, restoring and saving may take so long
 MUST_LEAVE_AFTER = 5.0  # of a signal where there is nothing to save
 
@@ -156,6 +156,8 @@ class Watch:
             elif stuck:
                 faulthandler.dump_traceback()
                 end_all(EXIT_STUCK, f"stuck: no progress for {allowed:.0f} s")
+        with suppress(jax.errors.JaxRuntimeError):  # process 0 may have gone
+            beats.end()
 
     def _signalled(self, number: int) -> None:
         """A signal has reached this process. The second one ends it at once."""
@@ -191,13 +193,16 @@ class Watch:
 
 
 class _Beats:
-    """Signs of life in the coordinator's store; process 0 looks for those that have stopped."""
+    """Signs of life in the coordinator's store.
+
+    Process 0 looks for others whose have stopped, and the others for those of process 0.
+    """
 
     def __init__(self) -> None:
         self._count = 0
         self._last = 0.0
         self._shown = False  # whether the stacks of a stuck process were
-        self._seen: dict[str, tuple[str, float]] = {}  # the last beat of each, and when it came
+        self._seen: dict[int, tuple[str, float]] = {}  # the last beat of each, and when it came
 
     def beat(self, ticks: int, stuck: bool, waiting: bool) -> None:
         now = time.monotonic()
@@ -206,30 +211,49 @@ class _Beats:
         if now - self._last > LOST_AFTER / 2:
             self._seen = {}  # this process was asleep, and heard nobody
         self._last, self._count = now, self._count + 1
-        beat = [self._count, ticks, stuck, waiting, socket.gethostname()]
-        client, me = coordinator(), jax.process_index()
         if stuck and not waiting and not self._shown:  # before process 0 hears of it, and ends all
             faulthandler.dump_traceback()
             self._shown = True
-        try:
-            client.key_value_set(f"{BEATS}/{me}", json.dumps(beat), allow_overwrite=True)
-        except jax.errors.JaxRuntimeError:
-            print("process 0 is lost: it does not answer", file=sys.stderr, flush=True)
-            os._exit(EXIT_STUCK)
+        client, me = coordinator(), jax.process_index()
+        if me and not self._process_0_answers(now):
+            return
+        beat = json.dumps([self._count, ticks, stuck, waiting, socket.gethostname()])
+        client.key_value_set(f"{BEATS}/{me}", beat, allow_overwrite=True)
         if me == 0:
             for key, text in client.key_value_dir_get(BEATS):
-                if self._seen.get(key, ("", 0.0))[0] != text:
-                    self._seen[key] = (text, now)
+                self._hear(int(key.rsplit("/", 1)[1]), text, now)
             self._judge(now)
 
+    def end(self) -> None:
+        """The last beat: silence from now on means nothing."""
+        if coordinator() is not None:
+            key = f"{BEATS}/{jax.process_index()}"
+            coordinator().key_value_set(key, "null", allow_overwrite=True)
+
+    def _hear(self, process: int, text: str, now: float) -> None:
+        if text == "null":
+            self._seen.pop(process, None)
+        elif self._seen.get(process, ("", 0.0))[0] != text:
+            self._seen[process] = (text, now)
+
+    def _process_0_answers(self, now: float) -> bool:
+        answered = True
+        try:  # with a limit, unlike other questions, which a cut network would hold for ever
+            self._hear(0, coordinator().blocking_key_value_get(f"{BEATS}/0", 2000), now)
+        except jax.errors.JaxRuntimeError:
+            answered = 0 not in self._seen  # it has not begun, or has ended
+        if 0 in self._seen and time.monotonic() - self._seen[0][1] > LOST_AFTER:
+            host = json.loads(self._seen[0][0])[4]
+            print(f"process 0 ({host}) is lost: it is silent", file=sys.stderr, flush=True)
+            os._exit(EXIT_STUCK)
+        return answered
+
     def _judge(self, now: float) -> None:
-        beats = {
-            int(key.rsplit("/", 1)[1]): (*json.loads(text), now - then)
-            for key, (text, then) in self._seen.items()
-        }
-        for process, (*_, host, age) in beats.items():
-            if age > LOST_AFTER:
-                end_all(EXIT_STUCK, f"process {process} ({host}) is lost: silent for {age:.0f} s")
+        beats = {p: (*json.loads(text), now - then) for p, (text, then) in self._seen.items()}
+        lost = {p: beat for p, beat in beats.items() if beat[5] > LOST_AFTER}
+        if lost:
+            named = ", ".join(f"process {p} ({beat[4]})" for p, beat in lost.items())
+            end_all(EXIT_STUCK, f"{named} is lost: silent for {LOST_AFTER:.0f} s", len(lost))
         if len(beats) == jax.process_count() and all(beat[2] for beat in beats.values()):
             behind = min(beat[1] for beat in beats.values())
             guilty = {p: b for p, b in beats.items() if not b[3]}
