@@ -7,6 +7,7 @@ With one process, every function here is trivial.
 from __future__ import annotations
 
 import atexit
+import faulthandler
 import hashlib
 import itertools
 import json
@@ -156,7 +157,7 @@ def watch_for_failure() -> None:
             except jax.errors.JaxRuntimeError:  # none has failed
                 continue
             if failure["process"] != _state.process_id:
-                print(failure["line"], file=sys.stderr, flush=True)
+                _tell(failure)
                 client.key_value_set(f"{HEARD}/{_state.process_id}", "")
                 _leave(failure["code"], failure["lost"])
 
@@ -200,22 +201,29 @@ def _code_and_line(error: BaseException) -> tuple[int, str]:
     return EXIT_FAULT, f"{where}: {type(error).__name__}: {error}".split("\n", 1)[0]
 
 
-def end_all(code: int, line: str, lost: int = 0) -> NoReturn:
+def end_all(code: int, line: str, lost: int = 0, stacks_of: tuple[int, ...] = ()) -> NoReturn:
     """Tells the others, and exits; if another process failed first, its code and line count.
 
-    `lost` is how many processes will not hear of it.
+    `lost` is how many processes will not hear of it; those in `stacks_of` show what they do.
     """
-    if coordinator() is None:
-        print(line, file=sys.stderr, flush=True)
-        os._exit(code)
     failure = {"process": _state.process_id, "code": code, "line": line, "lost": lost}
+    failure |= {"stacks_of": stacks_of}
+    if coordinator() is None:
+        _tell(failure)
+        os._exit(code)
     try:
         coordinator().key_value_set(FAILED, json.dumps(failure))
     except jax.errors.JaxRuntimeError:
         time.sleep(SECONDS_TO_HEAR)  # the watcher ends this process first
     else:
-        print(line, file=sys.stderr, flush=True)
+        _tell(failure)
     _leave(code, lost)
+
+
+def _tell(failure: dict[str, Any]) -> None:
+    print(failure["line"], file=sys.stderr, flush=True)
+    if _state.process_id in failure["stacks_of"]:
+        faulthandler.dump_traceback()
 
 
 def _leave(code: int, lost: int) -> NoReturn:
