@@ -8,7 +8,7 @@ from tests.helpers import ROOT
 PACKAGE = ROOT / "gpt_pjit"
 FLOORS = (
     ("core.errors", "core.chips", "core.cores", "core.console"),
-    ("config", "core.sharding"),
+    ("config", "core.sharding", "core.bounded"),
     ("core.parameters", "core.validation", "core.fingerprint"),
     ("core.model", "core.tokens", "core.runtime"),
     ("core.training", "core.checkpointer"),

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from gpt_pjit.core.bounded import LARGEST_JSON, read_regular
 from gpt_pjit.core.errors import ConfigError, FaultError
 
 # A wrong path or permission; anything else, such as a full disk, is a fault of the machine.
@@ -25,7 +26,7 @@ OF_THE_USER = {
     errno.EEXIST,
     errno.EINVAL,
 }
-LARGEST_JSON = 2**26
+DEEPEST_JSON = 100  # levels
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -53,20 +54,31 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; ConfigError if it cannot be read or holds anything else."""
     with file_errors(f"{path} cannot be read", str(path.parent)):
-        if path.exists() and not path.is_file():  # reading a pipe never ends
-            raise ConfigError([f"{path} is not a regular file"], str(path.parent))
-        if (size := path.stat().st_size) > LARGEST_JSON:
-            problem = f"{path} has {size:,} bytes, far more than any file of its name"
-            raise ConfigError([problem], str(path.parent))
-        content = path.read_bytes()
+        path.stat()  # raises if there is no such file
+        content = read_regular(path, LARGEST_JSON)
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
         problem = f"{path} is damaged, it is not valid JSON: {error}"
         raise ConfigError([problem], str(path.parent)) from None
+    if not _is_shallow(value):
+        raise ConfigError([f"{path} is damaged, it is nested too deeply"], str(path.parent))
     if not isinstance(value, dict):
         raise ConfigError([f"{path} is damaged, it is not a JSON object"], str(path.parent))
     return value
+
+
+def _is_shallow(value: Any) -> bool:
+    """Whether JSON can be written again: Python writes with fewer levels than it reads."""
+    level = [value]
+    for _ in range(DEEPEST_JSON):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    return not level
 
 
 @contextmanager
