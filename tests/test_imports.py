@@ -9,7 +9,7 @@ PACKAGE = ROOT / "gpt_pjit"
 FLOORS = (
     ("core.errors", "core.chips", "core.cores", "core.console"),
     ("config", "core.sharding", "core.bounded"),
-    ("core.parameters", "core.validation", "core.fingerprint"),
+    ("core.parameters", "core.validation", "core.fingerprint", "core.step_files"),
     ("core.model", "core.tokens", "core.runtime"),
     ("core.training", "core.checkpointer"),
     ("core.train",),

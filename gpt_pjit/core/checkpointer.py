@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import glob
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,17 +20,19 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from gpt_pjit.core.bounded import LARGEST_JSON, read_regular
 from gpt_pjit.core.console import warn
 from gpt_pjit.core.errors import ConfigError, FaultError, IntegrityError
 from gpt_pjit.core.fingerprint import fingerprints
 from gpt_pjit.core.runtime import HostFailedError, all_or_none, everyone
-from gpt_pjit.core.sharding import paths_and_leaves
+from gpt_pjit.core.step_files import check_arrays, check_files
 
 T = TypeVar("T")
 
 ITEM = "default"  # the name that Orbax gives a checkpoint of one item
 MANIFEST = f"{ITEM}/manifest.ocdbt"  # lists the files with the data
 METADATA = "_CHECKPOINT_METADATA"
+STEP = re.compile("0|[1-9][0-9]{0,9}")  # the name of its folder; other digits spell no other step
 PARTS = (METADATA, f"{ITEM}/_METADATA", MANIFEST)
 
 
@@ -142,7 +145,7 @@ def saved_steps(directory: Path) -> list[int]:
     """The steps under `directory` whose writing was finished, in ascending order."""
     if not directory.is_dir():
         return []
-    return sorted(int(p.name) for p in directory.iterdir() if p.name.isdecimal() and p.is_dir())
+    return sorted(int(p.name) for p in directory.iterdir() if STEP.fullmatch(p.name) and p.is_dir())
 
 
 def missing_parts(directory: Path, step: int) -> list[str]:
@@ -154,9 +157,10 @@ def require_parts(directory: Path, step: int) -> None:
     """Raises unless the files of `step` are there, and are files: reading a pipe never ends."""
     if missing := missing_parts(directory, step):
         raise LookupError(f"it lacks {', '.join(missing)}")
-    for path in (directory / str(step)).rglob("*"):
-        if not (path.is_file() or path.is_dir()):
-            raise ValueError(f"{path} is not a regular file")
+    try:
+        check_files(directory / str(step))
+    except ConfigError as error:
+        raise ValueError(str(error.problems[0])) from None
 
 
 def newest_whole(
@@ -224,11 +228,9 @@ def read_part(directory: Path, step: int, target: Any, restore_args: Any = None)
     with all_or_none(), one_sentence(cannot_be_read, IntegrityError):
         require_parts(directory, step)
         saved = _about(directory, step)
+        check_arrays(directory / str(step), ITEM, target)
         # Not through ocp.Checkpointer: if one host fails, the others would wait for it for ever.
         read = ocp.PyTreeCheckpointHandler().restore(folder / ITEM, args=args)
-        for path, leaf in paths_and_leaves(read):
-            if isinstance(leaf, jax.ShapeDtypeStruct):  # Orbax found no array for it
-                raise LookupError(f"it lacks {path} (imported and grown steps hold only params)")
     with one_sentence(cannot_be_read, IntegrityError):
         if saved:  # steps of older versions have none
             _check_same(saved, step, fingerprints(read).numbers)
@@ -242,7 +244,11 @@ def has_fingerprints(directory: Path, step: int) -> bool:
 
 def _about(directory: Path, step: int) -> dict[str, Any]:
     """What was saved beside the arrays: `step` and `fingerprints`."""
-    return json.loads((directory / str(step) / METADATA).read_bytes()).get("custom_metadata") or {}
+    content = json.loads(read_regular(directory / str(step) / METADATA, LARGEST_JSON))
+    saved = content.get("custom_metadata") or {}
+    if saved and not (type(saved["step"]) is int and isinstance(saved["fingerprints"], dict)):
+        raise ValueError(f"its {METADATA} has neither a step nor fingerprints")
+    return saved
 
 
 def _check_same(saved: dict[str, Any], step: int, read: dict[str, int]) -> None:

@@ -97,14 +97,16 @@ def _single_fields(flat: dict[str, Any]) -> Iterator[Problem]:
 
 
 def _too_large(config: Config) -> Iterator[Problem]:
-    for name, value in flatten(config).items():
-        if type(value) is int and value >= 2**31 and name != "seed":
-            yield Problem(name, value, "must be below 2**31", "check the number")
+    sizes = {name: n for name, n in flatten(config).items() if type(n) is int and name != "seed"}
+    if large := {name: size for name, size in sizes.items() if size >= 2**31}:
+        for name, size in large.items():
+            yield Problem(name, size, "must be below 2**31", "check the number")
+        return
     c = config.model
     rows = c.vocab_size + config.data.sequence_length * (c.positions == "learned")
     count = c.d_model * (c.n_layers * (4 * c.d_model + 2 * c.d_ff) + rows)
     if count >= ADDRESSABLE:
-        constraint = "has more parameters than memory can address"
+        constraint = "has more parameters than a machine can address"
         yield Problem("model", count, constraint, "check n_layers, d_model, d_ff and vocab_size")
 
 

@@ -14,7 +14,14 @@ from tests.hf.checkpoints import write_checkpoint
 from tests.hostile.sandbox import run
 
 SIZES = {"n_layers": 1, "n_heads": 2, "d_model": 16, "d_ff": 32, "vocab_size": 264}
-LONGEST_MESSAGE = 2000  # characters
+LONGEST_MESSAGE = 20_000  # characters
+
+
+class Touch:
+    """Its pickle makes a file where it is read."""
+
+    def __reduce__(self):
+        return (Path.touch, (Path("executed"),))
 
 
 @pytest.fixture(scope="session")

@@ -177,9 +177,9 @@ def _is_record(record: Record) -> bool:
         return False
     source = record.get("source")
     while source is not None:  # of the weights that the weights were made of, and so on
-        if not _fits(source, {"kind": str, "from": str}):
-            return False
-        if not _fits(source.get("steps", []), [int]):
+        form: Record = {"kind": str, "from": str}
+        averaged = isinstance(source, dict) and source.get("kind") == "average"
+        if not _fits(source, form | ({"steps": [int]} if averaged else {})):
             return False
         source = source.get("source")
     return True
