@@ -24,7 +24,8 @@ def regular_files(folder: Path) -> dict[Path, int]:
 
 
 def size_of_regular(path: Path) -> int:
-    if not path.is_file():
+    """The bytes of a file; OSError if there is none, ConfigError if it is anything else."""
+    if not path.is_file() and (path.exists() or path.is_symlink()):
         raise ConfigError([f"{path} is not a regular file"], str(path.parent))
     return path.stat().st_size
 

@@ -24,6 +24,12 @@ class Touch:
         return (Path.touch, (Path("executed"),))
 
 
+def some(forgeries, *quick: str) -> list:
+    """All names as parameters, all but the `quick` ones slow."""
+    marks = {name: [] if name in quick else [pytest.mark.slow] for name in forgeries}
+    return [pytest.param(name, marks=marks[name]) for name in forgeries]
+
+
 @pytest.fixture(scope="session")
 def originals(tmp_path_factory):
     """A folder with a token set, a finished run and a model of transformers."""
@@ -44,7 +50,7 @@ def sandbox(originals, tmp_path):
 
 @pytest.fixture
 def refused(sandbox, tmp_path):
-    """`refused(ARGV, match)`: that command ends in one message that says so, and changes nothing."""
+    """`refused(ARGV, match)`: the command ends in one message that says so, and changes nothing."""
 
     def check(argv, match, codes=(77, 78)):
         before = listing(tmp_path)

@@ -54,7 +54,6 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; ConfigError if it cannot be read or holds anything else."""
     with file_errors(f"{path} cannot be read", str(path.parent)):
-        path.stat()  # raises if there is no such file
         content = read_regular(path, LARGEST_JSON)
     try:
         value = json.loads(content)

@@ -17,7 +17,7 @@ VERSION = 1
 MANIFEST = "dataset.json"
 SPLITS = ("train", "validation")
 DTYPES = ("uint16", "uint32")
-LARGEST = 2**48  # of every number
+LARGEST = 2**62  # of every number
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import numpy as np
 import sentencepiece
 import tokenizers
 
+from gpt_pjit.core.bounded import LARGEST_TOKENIZER, read_regular
 from gpt_pjit.core.errors import ConfigError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -95,7 +96,12 @@ class HuggingFaceTokenizer(Tokenizer):
         self.can_cut = _splits_into_words(json.loads(content))
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
-        encodings = self._model.encode_batch_fast(texts, add_special_tokens=False)
+        try:
+            encodings = self._model.encode_batch_fast(texts, add_special_tokens=False)
+        except BaseException as error:  # a panic of Rust, for a regex that backtracks for ever
+            if type(error).__name__ != "PanicException":
+                raise
+            raise ConfigError([f"fails on this text: {error}"], f"tokenizer {self.name}") from None
         return [np.array(encoding.ids, np.uint32) for encoding in encodings]
 
     def changes(self, text: str) -> bool:
@@ -140,7 +146,7 @@ def load_tokenizer(spec: str) -> Tokenizer:
     if spec == "bytes":
         return BytesTokenizer()
     try:
-        content = Path(spec).expanduser().read_bytes()
+        content = read_regular(Path(spec).expanduser(), LARGEST_TOKENIZER)
     except OSError as error:
         problem = f"cannot be read: {error.strerror}"
         raise ConfigError([problem], f"tokenizer {spec}") from None
