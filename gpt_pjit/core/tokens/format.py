@@ -70,6 +70,8 @@ class DatasetInfo:
 
     @classmethod
     def _from_fields(cls, fields: dict[str, Any]) -> DatasetInfo:
+        if not isinstance(fields, dict) or not isinstance(fields.get("splits"), dict):
+            raise TypeError("it is not an object, or its splits are none")
         if fields.get("format") != FORMAT or fields.get("version") != VERSION:
             raise ValueError(f"its format is not {FORMAT!r}, version {VERSION}")
         if fields.pop("sha256", None) != checksum(fields):
