@@ -20,13 +20,14 @@ from gpt_pjit.core.checkpointer import (
     ITEM,
     MANIFEST,
     Checkpointer,
-    local_folder,
     one_sentence,
     read_part,
     require_parts,
 )
 from gpt_pjit.core.errors import ConfigError, IntegrityError
-from gpt_pjit.core.runtime import file_errors, this_start, write_json
+from gpt_pjit.core.files import check_bucket, file_errors, is_remote, remove_folder, write_json
+from gpt_pjit.core.orbax_paths import orbax_folder
+from gpt_pjit.core.runtime import this_start
 from gpt_pjit.core.tokens import Tokenizer
 
 
@@ -52,7 +53,8 @@ def saved_shapes(directory: Path, step: int) -> dict[str, Any]:
     """The tree of a checkpoint: `params` and, if it is of a run, `step` and `opt_state`."""
     with one_sentence(f"step {step} of {directory.parent} cannot be read", IntegrityError):
         require_parts(directory, step)
-        tree = ocp.PyTreeCheckpointHandler().metadata(local_folder(directory, step) / ITEM).tree
+        folder = orbax_folder(directory) / str(step) / ITEM
+        tree = ocp.PyTreeCheckpointHandler().metadata(folder).tree
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
 
@@ -104,8 +106,9 @@ def derived_workdir(
     with new_folder(out) as draft:
         if tokenizer.file:
             (draft / tokenizer.file).write_bytes(tokenizer.content)
-        write_json(draft / "run.json", record | {"source": source | {"made": this_start()}})
         yield draft
+        # Last: without it, a folder in a bucket that a kill has left is no run.
+        write_json(draft / "run.json", record | {"source": source | {"made": this_start()}})
 
 
 def origins(source: dict[str, Any] | None) -> Iterator[str]:
@@ -127,9 +130,19 @@ def origins(source: dict[str, Any] | None) -> Iterator[str]:
 def new_folder(out: Path) -> Iterator[Path]:
     """A folder beside `out` that becomes `out` at the end of the block; if it fails, nothing stays.
 
-    Raises ConfigError where `check_new` does, or if nothing can be written beside `out`.
+    In a bucket, where nothing can be renamed, `out` itself: a kill leaves what is there. Raises
+    ConfigError where `check_new` does, or if nothing can be written beside `out`.
     """
     check_new(out)
+    if is_remote(out):
+        try:
+            with file_errors(f"{out} cannot be written", "--out"):
+                check_bucket(out, 0)
+                yield out
+        except BaseException:
+            remove_folder(out)
+            raise
+        return
     out = out.resolve()  # the target of a link is replaced, not the link
     with file_errors(f"{out} cannot be made", "--out"):
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from gpt_pjit.checkpoint_arrays import verify
 from gpt_pjit.config import Config, MeshConfig
 from gpt_pjit.core.checkpointer import newest_whole, other_steps, restore_params, saved_steps
 from gpt_pjit.core.errors import ConfigError, IntegrityError, Problem
+from gpt_pjit.core.files import as_path
 from gpt_pjit.core.model import Model, build_model
 from gpt_pjit.core.runtime import initialize_devices, pod_devices, read_run
 from gpt_pjit.core.sharding import make_mesh, mesh_shape, paths_and_leaves
@@ -60,7 +61,7 @@ def load_trained(checkpoint: str | Path, *, tensor: int = 1, dtype: str = "") ->
     Raises ConfigError if there is no such checkpoint, or it cannot be loaded with these options;
     IntegrityError if it is damaged. Of a workdir, a damaged step is passed over with a warning.
     """
-    workdir, wanted = split_step(Path(checkpoint))
+    workdir, wanted = split_step(as_path(checkpoint))
     config, record = read_run(workdir)
     _check(config.model.n_heads, tensor, dtype)
     c = dataclasses.replace(config.model, dtype=dtype or config.model.dtype)
@@ -79,7 +80,7 @@ def load_trained(checkpoint: str | Path, *, tensor: int = 1, dtype: str = "") ->
 
 def held_out_metrics(checkpoint: str | Path, data: TrainingData) -> dict[str, float]:
     """The run's own validation of `checkpoint`: loss, perplexity, bits per byte."""
-    workdir, step = find_checkpoint(Path(checkpoint))
+    workdir, step = find_checkpoint(as_path(checkpoint))
     config, _ = read_run(workdir)
     rows = config.data.batch_size
     devices = max(n for n in range(1, jax.device_count() + 1) if rows % n == 0)

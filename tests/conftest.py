@@ -12,4 +12,4 @@ import jax
 jax.config.update("jax_num_cpu_devices", 32)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-pytest_plugins = ["tests.token_sets"]
+pytest_plugins = ["tests.object_stores", "tests.token_sets"]

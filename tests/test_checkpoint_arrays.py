@@ -66,9 +66,9 @@ def test_what_cannot_be_made_or_replaced_is_one_message(tmp_path, monkeypatch):
 
 def test_nothing_stays_of_what_fails_or_exists(tmp_path):
     workdir = tiny(), BytesTokenizer(), {"from": "somewhere"}
-    with derived_workdir(tmp_path / "new", *workdir) as draft:
+    with derived_workdir(tmp_path / "new", *workdir):
         assert not (tmp_path / "new").exists()
-        assert (draft / "run.json").exists()
+    assert (tmp_path / "new" / "run.json").exists()
     exists = pytest.raises(ConfigError, match="already exists")
     with exists, derived_workdir(tmp_path / "new", *workdir):
         pass

@@ -8,15 +8,21 @@ from tests.helpers import ROOT
 PACKAGE = ROOT / "gpt_pjit"
 FLOORS = (
     ("core.errors", "core.chips", "core.cores", "core.console"),
-    ("config", "core.sharding", "core.bounded"),
-    ("core.parameters", "core.validation", "core.fingerprint", "core.step_files"),
+    ("config", "core.sharding", "core.cluster", "core.files"),
+    (
+        "core.parameters",
+        "core.validation",
+        "core.fingerprint",
+        "core.orbax_paths",
+        "core.step_files",
+    ),
     ("core.model", "core.tokens", "core.runtime"),
     ("core.training", "core.checkpointer"),
     ("core.train",),
     ("commandline", "checkpoint_arrays", "pages"),
     ("trained",),
     ("partition", "data", "generate"),
-    ("plan", "checkpoint", "evaluate"),
+    ("plan", "checkpoint", "evaluate", "doctor"),
     ("hf",),
     ("main", "__main__"),
 )

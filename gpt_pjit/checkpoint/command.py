@@ -41,11 +41,12 @@ from gpt_pjit.checkpoint_arrays import (
     verify,
     write_state,
 )
-from gpt_pjit.commandline import Answer, Parser, local_path, positive
+from gpt_pjit.commandline import Answer, Parser, any_path, positive
 from gpt_pjit.config import Config
 from gpt_pjit.core.checkpointer import has_fingerprints, missing_parts, saved_steps
 from gpt_pjit.core.console import Progress
 from gpt_pjit.core.errors import EXIT_DONE, EXIT_INTEGRITY, ConfigError, IntegrityError
+from gpt_pjit.core.files import as_path, files_below
 from gpt_pjit.core.model import param_shapes
 from gpt_pjit.core.runtime import check_same_data, has_begun, read_run
 from gpt_pjit.core.sharding import paths_and_leaves
@@ -80,20 +81,21 @@ def list_command(flags: argparse.Namespace) -> Answer:
 def list_checkpoints(directory: Path) -> list[dict[str, Any]]:
     """Step, date, size and completeness of every checkpoint, unfinished ones included, in order."""
     found = []
+    whole = [step for step in saved_steps(directory) if not missing_parts(directory, step)]
     for folder in directory.iterdir() if directory.is_dir() else ():
         step, _, unfinished = folder.name.partition(".")  # Orbax writes in STEP.orbax-...-tmp-N
         if not step.isdecimal() or not folder.is_dir():
             continue
         try:
-            stats = [file.stat() for file in folder.rglob("*") if file.is_file()]
-            newest = max((stat.st_mtime for stat in stats), default=folder.stat().st_mtime)
+            files = files_below(folder)
+            newest = max(time for _, time in files) if files else folder.stat().st_mtime
         except FileNotFoundError:  # a run has just pruned or renamed it
             continue
         checkpoint = {
             "step": int(step),
             "date": datetime.fromtimestamp(newest, UTC).isoformat(timespec="seconds"),
-            "size": sum(stat.st_size for stat in stats),
-            "complete": not unfinished and not missing_parts(directory, int(step)),
+            "size": sum(size for size, _ in files),
+            "complete": not unfinished and int(step) in whole,
         }
         found.append(checkpoint)
     return sorted(found, key=lambda checkpoint: checkpoint["step"])
@@ -223,7 +225,7 @@ def _own_data(workdir: Path, config: Config, run: Run) -> TrainingData:
     """What the run trained on; tokenised text may be in the workdir its weights came from."""
     wanted, folder, source = config.data, workdir, run.get("source")
     while not (folder / "data").exists() and source:
-        folder, source = Path(source["from"]), source.get("source")
+        folder, source = as_path(source["from"]), source.get("source")
     if wanted.text:
         wanted = dataclasses.replace(wanted, text="", path=str(folder / "data"))
     data = open_data(wanted, folder, config.model.vocab_size)
@@ -274,11 +276,11 @@ def define(parser: Parser) -> None:
     for command in (listed, verified, inspected, average, grow):
         one_step = command in (verified, inspected, grow)
         folder = "a workdir" + (", or WORKDIR/checkpoints/STEP" if one_step else "")
-        command.add_argument("folder", type=local_path, metavar="DIR", help=folder)
+        command.add_argument("folder", type=any_path, metavar="DIR", help=folder)
         command.add_json()
     for command, name in ((average, "averaged"), (grow, "grown")):
         place = f"the workdir to make; default {name} in that of DIR"
-        command.add_argument("--out", type=local_path, help=place)
+        command.add_argument("--out", type=any_path, help=place)
         command.add_argument("--noloss", dest="loss", action="store_false", help="measure no loss")
 
 

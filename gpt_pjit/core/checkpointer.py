@@ -7,10 +7,8 @@ the oldest steps, once a newer one is whole.
 
 from __future__ import annotations
 
-import glob
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,13 +16,13 @@ from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
-from etils import epath
 
-from gpt_pjit.core.bounded import LARGEST_JSON, read_regular
 from gpt_pjit.core.console import warn
-from gpt_pjit.core.errors import ConfigError, FaultError, IntegrityError
+from gpt_pjit.core.errors import ConfigError, FaultError, HostFailedError, IntegrityError
+from gpt_pjit.core.files import LARGEST_JSON, is_remote, read_regular, remove_folder
 from gpt_pjit.core.fingerprint import fingerprints
-from gpt_pjit.core.runtime import HostFailedError, all_or_none, everyone
+from gpt_pjit.core.orbax_paths import COMMIT, orbax_folder
+from gpt_pjit.core.runtime import all_or_none, everyone
 from gpt_pjit.core.step_files import check_arrays, check_files
 
 T = TypeVar("T")
@@ -34,17 +32,6 @@ MANIFEST = f"{ITEM}/manifest.ocdbt"  # lists the files with the data
 METADATA = "_CHECKPOINT_METADATA"
 STEP = re.compile("0|[1-9][0-9]{0,9}")  # the name of its folder; other digits spell no other step
 PARTS = (METADATA, f"{ITEM}/_METADATA", MANIFEST)
-
-
-class _Folder(type(epath.Path("/"))):  # type: ignore[misc]
-    """A local folder for Orbax, whose own path class, of etils, reads the folder's name as a
-    pattern, so that nothing is found in `run[1]`, and takes /s3/run for s3://run.
-    """
-
-    _uri_scheme = None
-
-    def glob(self, pattern: str) -> Iterator[Any]:
-        return (self / match for match in glob.glob(pattern, root_dir=self))
 
 
 class Checkpointer:
@@ -72,7 +59,7 @@ class Checkpointer:
         """Made for the first save: Orbax saves no step before the newest that it finds."""
         if self._opened is None:
             with one_sentence(f"no checkpoint can be saved in {self.directory}", FaultError):
-                folder = _Folder(self.directory.resolve())
+                folder = orbax_folder(self.directory)
                 self._opened = ocp.CheckpointManager(folder, options=self._options)
         return self._opened
 
@@ -83,8 +70,8 @@ class Checkpointer:
         Sets damaged steps aside; raises IntegrityError if none is whole.
         """
         if jax.process_index() == 0:
-            for leftover in self.directory.glob("*.orbax-checkpoint-tmp*"):  # of a killed process
-                shutil.rmtree(leftover, ignore_errors=True)
+            for leftover in unfinished(self.directory):  # of a killed process
+                remove_folder(leftover)
 
         def read(step: int) -> Any:
             if step:
@@ -136,16 +123,26 @@ class Checkpointer:
                 self._opened.close()
 
 
-def local_folder(directory: Path, step: int) -> Any:
-    """The folder of a step, for Orbax."""
-    return _Folder(directory.resolve()) / str(step)
-
-
 def saved_steps(directory: Path) -> list[int]:
     """The steps under `directory` whose writing was finished, in ascending order."""
+    return sorted(int(folder.name) for folder in _steps(directory) if _is_final(folder))
+
+
+def unfinished(directory: Path) -> list[Path]:
+    """The folders under `directory` of steps that are being written, or were when a run died."""
+    drafts = directory.glob("*.orbax-checkpoint-tmp*")
+    return [*drafts, *(folder for folder in _steps(directory) if not _is_final(folder))]
+
+
+def _steps(directory: Path) -> list[Path]:
     if not directory.is_dir():
         return []
-    return sorted(int(p.name) for p in directory.iterdir() if STEP.fullmatch(p.name) and p.is_dir())
+    return [path for path in directory.iterdir() if STEP.fullmatch(path.name) and path.is_dir()]
+
+
+def _is_final(folder: Path) -> bool:
+    """Whether the writing of a step was finished: locally, Orbax renames it then."""
+    return not is_remote(folder) or (folder / COMMIT).exists()
 
 
 def missing_parts(directory: Path, step: int) -> list[str]:
@@ -223,7 +220,7 @@ def read_part(directory: Path, step: int, target: Any, restore_args: Any = None)
     """
     restore_args = restore_args or ocp.checkpoint_utils.construct_restore_args(target)
     args = ocp.args.PyTreeRestore(item=target, restore_args=restore_args, partial_restore=True)
-    folder = local_folder(directory, step)
+    folder = orbax_folder(directory) / str(step)
     cannot_be_read = f"step {step} of {directory.parent} cannot be read"
     with all_or_none(), one_sentence(cannot_be_read, IntegrityError):
         require_parts(directory, step)

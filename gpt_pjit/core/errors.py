@@ -60,6 +60,14 @@ class FaultError(ConfigError):
     code = EXIT_FAULT
 
 
+class HostFailedError(Exception):
+    """Another process failed first; `code` is the exit code that all of them end with."""
+
+    def __init__(self, line: str, code: int):
+        super().__init__(line)
+        self.code = code
+
+
 def nearest_multiples(value: int, factor: int) -> str:
     """The multiples of `factor` around `value`, for a remedy: "96 or 128"."""
     below = value // factor * factor

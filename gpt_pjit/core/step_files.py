@@ -4,18 +4,30 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import tensorstore
 
-from gpt_pjit.core.bounded import CLAIMED_FREELY, LARGEST_JSON, check_size, regular_files
+from gpt_pjit.core.files import (
+    CLAIMED_FREELY,
+    LARGEST_JSON,
+    check_size,
+    files_below,
+    is_remote,
+    regular_files,
+    tensorstore_spec,
+)
 from gpt_pjit.core.sharding import paths_and_leaves
 
 MOST_COMPRESSED = 1000  # times; zeros are not stored at all, but no model is all zeros
 
 
 def check_files(folder: Path) -> None:
-    """Raises ConfigError unless all are regular, and those that are no arrays are small."""
+    """Raises ConfigError unless all are regular, and those that are no arrays are small.
+
+    A bucket has only regular files; Orbax reads those of a bucket whatever their size.
+    """
+    if is_remote(folder):
+        return
     for path, size in regular_files(folder).items():
         if path.parent.name != "d":  # where the arrays are
             check_size(path, size, LARGEST_JSON)
@@ -26,11 +38,11 @@ def check_arrays(folder: Path, item: str, target: Any) -> None:
     or would take far more memory than its files.
     """
     leaves = dict(paths_and_leaves(target))
-    held = sum(regular_files(folder).values())
+    held = sum(size for size, _ in files_below(folder))
     claimed = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values())
     if claimed > MOST_COMPRESSED * held + CLAIMED_FREELY:
         raise ValueError(f"its arrays take {claimed:,} bytes, but its files hold {held:,}")
-    store = {"driver": "ocdbt", "base": f"file://{quote(str((folder / item).resolve()))}/"}
+    store = {"driver": "ocdbt", "base": tensorstore_spec(str((folder / item).resolve()))}
     specs = {
         path: {"driver": "zarr", "kvstore": store | {"path": path.replace("/", ".") + "/"}}
         for path in leaves

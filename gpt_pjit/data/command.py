@@ -1,6 +1,8 @@
 """Make, look at and check token datasets.
 
 gpt_pjit data tokenize texts/*.txt --tokenizer=FILE --out=DIR
+gpt_pjit data tokenize texts/*.txt --tokenizer=FILE --out=DIR --part=3/16  # and the 15 others
+gpt_pjit data join DIR
 gpt_pjit data --help
 """
 
@@ -12,13 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt_pjit.commandline import Parser, local_path
+from gpt_pjit.commandline import Parser, any_path, local_path
 from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.tokens import TokenDataset, TokenSplit, load_tokenizer, open_data
 from gpt_pjit.data.corpus import BadInput, Corpus, check_files
+from gpt_pjit.data.join import join
 from gpt_pjit.data.prepare import prepare, train_bpe, train_unigram, training_texts
 from gpt_pjit.data.readers import divide
-from gpt_pjit.data.tokenize import OVERSIZED, TokenizeOptions
+from gpt_pjit.data.share import WHOLE, Share, parts_folder
+from gpt_pjit.data.tokenize import OVERSIZED, Counts, TokenizeOptions
 from gpt_pjit.data.writer import writing
 
 INPUTS = "files of text, JSON lines or Parquet, also packed (.gz, .zst); globs; or hf:NAME[:CONFIG]"
@@ -37,6 +41,9 @@ def define(parser: Parser) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     tokenize = commands.add_parser("tokenize", help="make a set; run again to resume")
     tokenize.set_defaults(run=_tokenize)
+    text = "put the parts that `tokenize --part` made together into their set"
+    joining = commands.add_parser("join", help=text)
+    joining.set_defaults(run=_join)
     info = commands.add_parser("info", help="show what a set holds")
     info.set_defaults(run=_info)
     verify = commands.add_parser("verify", help="read a whole set and check every checksum")
@@ -63,6 +70,9 @@ def define(parser: Parser) -> None:
     add("--workers", type=int, default=0, help="processes; 0 for all cores")
     engines = ("tokenizers", "fastokens")
     add("--engine", choices=engines, default="tokenizers", help="for FILE.json")
+    text = "make part K of N alone, in OUT.parts; when all are made, `data join OUT`"
+    add("--part", type=_share, default=WHOLE, metavar="K/N", help=text)
+    joining.add_argument("out", type=local_path, metavar="OUT", help="the --out of the parts")
     add = train.add_argument
     add("--vocab_size", type=int, required=True)
     add("--out", type=local_path, required=True, help="FILE.json or FILE.model")
@@ -74,7 +84,7 @@ def define(parser: Parser) -> None:
     add("--split", default="train")
     add("--start", type=int, default=0, help="first token")
     add("--tokens", type=int, default=200, help="how many")
-    add("--workdir", type=local_path, help="of the run; default runs/<config name>")
+    add("--workdir", type=any_path, help="of the run; default runs/<config name>")
     add("--step", type=int, help="counted from 0")
     add("--row", type=int, default=0, help="of the batch")
 
@@ -89,17 +99,36 @@ def _corpus(flags: argparse.Namespace) -> Corpus:
 def _tokenize(flags: argparse.Namespace) -> None:
     if flags.workers < 0:
         raise ConfigError([f"--workers={flags.workers} is negative; 0 is all cores"], "flags")
-    options = TokenizeOptions(flags.workers, flags.on_error == "skip", flags.engine)
+    share, skip = flags.part, flags.on_error == "skip"
+    options = TokenizeOptions(flags.workers, skip, flags.engine, share)
+    folder = flags.out if share.is_whole else share.folder(flags.out)
     try:
-        counts = prepare(_corpus(flags), flags.tokenizer, flags.out, options)
+        counts = prepare(_corpus(flags), flags.tokenizer, folder, options)
     except KeyboardInterrupt:
         print("\nthe same command resumes from where it last saved", file=sys.stderr)
         raise
+    _summarise(counts, folder)
+
+
+def _join(flags: argparse.Namespace) -> None:
+    _summarise(join(flags.out), flags.out)
+    print(f"{parts_folder(flags.out)} may be deleted")
+
+
+def _summarise(counts: Counts | None, folder: Path) -> None:
+    """What was met in making the set in `folder`; None if it was there already."""
     if counts is None:
-        print(f"{flags.out} exists already, made of the same input")
+        print(f"{folder} exists already, made of the same input")
     else:
         print("\n".join(f"{counts[key]:>12,}  {words}" for key, words in SUMMARY.items()))
-    print(_description(TokenDataset.open(flags.out)))
+    print(_description(TokenDataset.open(folder)))
+
+
+def _share(text: str) -> Share:
+    try:
+        return Share.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _info(flags: argparse.Namespace) -> None:

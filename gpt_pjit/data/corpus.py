@@ -19,11 +19,13 @@ from typing import Any, BinaryIO
 from gpt_pjit.config import DataConfig
 from gpt_pjit.core.console import Progress, megabytes
 from gpt_pjit.core.errors import ConfigError
+from gpt_pjit.data.share import WHOLE, Share
 
 HUB = "hf:"  # begins the name of a dataset of the Hugging Face hub, in place of a file's path
 BLOCK = 2**16  # bytes of a file read at a time
 PACKED_BLOCK = 2**14
 SHOWN_PROBLEMS = 20
+SKIPPED = "skipped"  # in place of the hash of a file that cannot be read
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,10 @@ class Corpus:
 
 @dataclass(frozen=True)
 class CorpusFile:
-    """A file and the marks by which a change is seen; of a text file, the hash of its text."""
+    """A file and the marks by which a change is seen; of a text file, the hash of its text.
+
+    In a part of a set, "" stands for the hash of a file that lies in other parts.
+    """
 
     path: str
     size: int  # bytes
@@ -90,22 +95,30 @@ class Bad:
 
 
 def check_files(
-    corpus: Corpus, bad: BadInput, known: Sequence[CorpusFile] = ()
+    corpus: Corpus, bad: BadInput, known: Sequence[CorpusFile] = (), share: Share = WHOLE
 ) -> list[CorpusFile]:
     """The files of a corpus, sorted by path, hashed, and text files checked to be UTF-8.
 
-    A file of the same path, size and time as in `known` is not read again.
+    A file of the same path, size and time as in `known` is not read again. For a part of a corpus
+    only its own files are read, and those that are skipped are listed too, as `SKIPPED`.
     """
-    found = _find_files(corpus)
-    before = {(file.path, file.size, file.mtime_ns): file for file in known}
-    files: list[CorpusFile] = []
+    found = find_files(corpus)
+    if not share.is_whole and any(file.path.startswith(HUB) for file in found):
+        problem = f"--part={share} needs files: download those of {HUB}NAME, and name them"
+        raise ConfigError([problem], "input")
+    taken = share.ranges([file.size for file in found])
+    mine = [number for number, bytes_ in enumerate(taken) if bytes_]
+    hashed = (file for file in known if file.sha256 not in ("", SKIPPED))
+    before = {(file.path, file.size, file.mtime_ns): file for file in hashed}
     problems: list[Bad] = []
-    done = 0
-    with Progress("checking text", sum(f.size for f in found), counted=megabytes) as progress:
-        for file in found:
+    done, total = 0, sum(found[number].size for number in mine)
+    with Progress("checking text", total, counted=megabytes) as progress:
+        for number in mine:
+            file = found[number]
+            found[number] = replace(file, sha256=SKIPPED)
             try:
                 same = before.get((file.path, file.size, file.mtime_ns))
-                files.append(same or replace(file, sha256=_hash(file.path, file.size)))
+                found[number] = same or replace(file, sha256=_hash(file.path, file.size))
             except InputError as error:
                 problems.append(Bad(str(error)))
             except OSError as error:
@@ -113,10 +126,10 @@ def check_files(
             done += file.size
             progress.update(done)
     bad.report(problems)
-    return files
+    return [file for file in found if file.sha256 != SKIPPED or not share.is_whole]
 
 
-def _find_files(corpus: Corpus) -> list[CorpusFile]:
+def find_files(corpus: Corpus) -> list[CorpusFile]:
     """The files, not yet hashed; a file reached by several paths is there once."""
     try:
         exclude = re.compile(corpus.exclude or r"(?!)")

@@ -17,7 +17,8 @@ import tokenizers
 
 from gpt_pjit.config import Config
 from gpt_pjit.core.errors import ConfigError
-from gpt_pjit.core.tokens import END_OF_TEXT, check_vocabulary, load_tokenizer
+from gpt_pjit.core.files import copy_folder, is_remote
+from gpt_pjit.core.tokens import END_OF_TEXT, MANIFEST, check_vocabulary, load_tokenizer
 from gpt_pjit.data.corpus import Bad, BadInput, Corpus, CorpusFile, check_files
 from gpt_pjit.data.readers import Part, divide, pieces_of, read_items
 from gpt_pjit.data.tokenize import Counts, TokenizeOptions, tokenize
@@ -52,7 +53,9 @@ class Provenance:
             for name, value in wanted.settings.items()
             if self.settings.get(name) != value
         ]
-        old, new = ({file.path: file.sha256 for file in p.files} for p in (self, wanted))
+        old, new = (
+            {file.path: file.sha256 or file.size for file in p.files} for p in (self, wanted)
+        )
         if list(old.values()) != list(new.values()):  # the names do not matter
             kinds = {
                 "changed": [path for path in new if path in old and new[path] != old[path]],
@@ -73,7 +76,10 @@ class Provenance:
 
 
 def prepare_text(config: Config, folder: Path) -> None:
-    """For a run: `config.data.text` as a set in `folder`, tokenised where it is not there yet."""
+    """For a run: `config.data.text` as a set in `folder`, tokenised where it is not there yet.
+
+    For a bucket, it is tokenised in a temporary folder, and from the start again after a kill.
+    """
     name = config.data.tokenizer
     if not name.startswith("bpe:"):
         tokenizer = load_tokenizer(name)
@@ -91,18 +97,22 @@ def prepare(
     """
     options = options or TokenizeOptions()
     is_trained, partial = tokenizer.startswith("bpe:"), partial_folder(folder)
-    stored = _stored(folder)
-    begun = Provenance.read(partial / DRAFT) if (partial / DRAFT / PROVENANCE).exists() else None
+    if is_trained and not options.share.is_whole:
+        problem = f"{tokenizer} is trained on all the text; train it first (train_tokenizer)"
+        raise ConfigError([problem], f"--part={options.share}")
+    stored, begun = stored_provenance(folder), begun_provenance(folder)
     loaded = None if is_trained else load_tokenizer(tokenizer)
     bad = BadInput(options.skip_errors)
     known = stored or begun
-    files = check_files(corpus, bad, known.files if known else ())
+    files = check_files(corpus, bad, known.files if known else (), options.share)
     settings: dict[str, str | float] = {
         "tokenizer": loaded.sha256 if loaded and loaded.file else tokenizer,
         "validation_split": corpus.validation_split,
         "validation_fraction": corpus.validation_fraction,
         "text_column": corpus.column,
     }
+    if not options.share.is_whole:
+        settings["part"] = str(options.share)
     wanted = Provenance(settings, files)
     if stored:
         stored.check_same(wanted, folder)
@@ -110,8 +120,9 @@ def prepare(
         return None
     if begun:
         begun.check_same(wanted, partial)
-    parts = divide(files, corpus)
+    parts = divide(files, corpus, options.share)
     with writing(folder), tempfile.TemporaryDirectory() as temporary:
+        out = Path(temporary) / "set" if is_remote(folder) else folder
         if not loaded:
             size = tokenizer.removeprefix("bpe:")
             path = Path(temporary) / f"bpe-{size}.json"
@@ -119,13 +130,18 @@ def prepare(
             train_bpe(texts, int(size), path, progress=sys.stderr.isatty())
             loaded = load_tokenizer(str(path))
         note = (PROVENANCE, wanted.to_json())
-        counts = tokenize(folder, parts, loaded, corpus, options, note)
+        counts = tokenize(out, parts, loaded, corpus, options, note)
+        if out != folder:
+            copy_folder(out, folder, last=MANIFEST)
     counts["skipped"] += bad.count
     return counts
 
 
-def _stored(folder: Path) -> Provenance | None:
+def stored_provenance(folder: Path) -> Provenance | None:
+    """What the set in `folder` was made of; None if there is no set."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return None
+    if is_remote(folder) and not (folder / MANIFEST).exists():  # the copy was cut short
         return None
     try:
         return Provenance.read(folder)
@@ -133,6 +149,12 @@ def _stored(folder: Path) -> Provenance | None:
         problem = f"holds files, but no {PROVENANCE} that says what text they are made of; "
         problem += "delete the folder, or choose another"
         raise ConfigError([problem], f"folder {folder}") from None
+
+
+def begun_provenance(folder: Path) -> Provenance | None:
+    """What the set in `folder` is made of that is not yet complete."""
+    draft = partial_folder(folder) / DRAFT
+    return Provenance.read(draft) if (draft / PROVENANCE).exists() else None
 
 
 def training_texts(parts: list[Part], corpus: Corpus, bad: BadInput) -> Iterator[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -16,6 +17,7 @@ from typing import Any
 from gpt_pjit.core.errors import ConfigError, Problem
 from gpt_pjit.data.corpus import (
     HUB,
+    SKIPPED,
     Bad,
     Corpus,
     CorpusFile,
@@ -26,6 +28,7 @@ from gpt_pjit.data.corpus import (
     text_blocks,
     unpacked,
 )
+from gpt_pjit.data.share import WHOLE, Share
 
 PIECE = 2**16  # characters of a document encoded at a time
 ROWS = 128  # of a table read at a time
@@ -35,7 +38,8 @@ ROWS = 128  # of a table read at a time
 class Part:
     """Bytes `start` to `stop` of a file, for one split, or "" where its documents are divided.
 
-    `ends` says whether the document of a text file ends there.
+    `ends` says whether the document of a text file ends there, `taken` at which bytes after `start`
+    the items begin that are read.
     """
 
     path: str
@@ -43,6 +47,12 @@ class Part:
     stop: int
     split: str  # train | validation | ""
     ends: bool
+    taken: range = range(sys.maxsize)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the items that are read, nearly."""
+        return min(self.stop - self.start, len(self.taken))
 
 
 @dataclass(frozen=True)
@@ -70,15 +80,20 @@ class Piece:
 Item = Rows | Piece | Bad
 
 
-def divide(files: list[CorpusFile], corpus: Corpus) -> list[Part]:
-    """The parts of all files: each document to a split by its hash, or the tail to validation."""
+def divide(files: list[CorpusFile], corpus: Corpus, share: Share = WHOLE) -> list[Part]:
+    """The parts of all files: each document to a split by its hash, or the tail to validation.
+
+    Of a share of the corpus, the files that lie in it.
+    """
     if corpus.validation_split == "tail":
         return _split_tail(files, corpus.validation_fraction)
     parts = []
-    for file in files:
+    for file, taken in zip(files, share.ranges([file.size for file in files]), strict=True):
+        if not taken or file.sha256 == SKIPPED:
+            continue
         is_text = kind_of(file.path) == "text"
         split = split_by_hash(file.sha256, corpus.validation_fraction) if is_text else ""
-        parts.append(Part(file.path, 0, file.size, split, True))
+        parts.append(Part(file.path, 0, file.size, split, True, taken))
     return parts
 
 
@@ -119,7 +134,17 @@ def _character_start(path: str, at: int) -> int:
 
 
 def read_items(part: Part, column: str, can_cut: bool) -> Iterator[Item]:
-    """The content of a file in items of bounded size; the same items each time."""
+    """The content of a file in items of bounded size, the same each time: those in `taken`."""
+    at, last = 0, max(part.stop - part.start - 1, 0)
+    for item in _all_items(part, column, can_cut):
+        if at >= part.taken.stop:
+            return
+        if at >= part.taken.start:
+            yield item
+        at = min(max(at, item.read), last)
+
+
+def _all_items(part: Part, column: str, can_cut: bool) -> Iterator[Item]:
     match kind_of(part.path):
         case "text":
             return _pieces(part, can_cut)

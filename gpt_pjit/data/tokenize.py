@@ -6,6 +6,7 @@ run resumes from there, and ends with the same bytes.
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -33,6 +34,7 @@ from gpt_pjit.core.tokens import (
 )
 from gpt_pjit.data.corpus import Bad, BadInput, Corpus
 from gpt_pjit.data.readers import Item, Part, Piece, pieces_of, read_items
+from gpt_pjit.data.share import WHOLE, Share
 from gpt_pjit.data.writer import DatasetWriter
 
 TASK = 2**20  # bytes of text for a worker at a time
@@ -40,6 +42,7 @@ FEW_CORES = 4  # that the tokenizer's own threads keep busy in one process
 OVERSIZED = 2**20  # bytes of a document that the summary counts as too long to be one
 FIRST_SAVE = 0.25  # seconds after the start
 SAVING_SHARE = 0.02  # of the time
+PART = "part.json"  # in a part of a set: figures of its summary, and its first and last change
 
 Counts = Counter[str]  # documents, empty, oversized, changed, skipped
 _tokenizer: Tokenizer = BytesTokenizer()  # that this process encodes with
@@ -47,11 +50,15 @@ _tokenizer: Tokenizer = BytesTokenizer()  # that this process encodes with
 
 @dataclass(frozen=True)
 class TokenizeOptions:
-    """How to tokenise; `workers` 0 is all cores. Only `skip_errors` changes the result."""
+    """How to tokenise; `workers` 0 is all cores. Only `skip_errors` changes the result.
+
+    `share` is the part of the corpus.
+    """
 
     workers: int = 0
     skip_errors: bool = False
     engine: str = "tokenizers"  # or fastokens
+    share: Share = WHOLE
 
 
 @dataclass
@@ -88,10 +95,10 @@ def tokenize(
 ) -> Counts:
     """Writes the set at `path`, or resumes it; `note` is the name and content of a file in it.
 
-    Raises ConfigError for bad input and for no input.
+    Raises ConfigError for bad input and for no input. A part of a set has `PART` in it too.
     """
     tokenizer = _with_engine(tokenizer, options.engine)
-    total = sum(part.stop - part.start for part in parts)
+    total = sum(part.size for part in parts)
     cores = usable_cores()
     # One process where the tokenizer's own threads are enough, or the text is too short for more.
     best = 1 if cores <= FEW_CORES else min(cores, total // TASK + 1 if total else cores)
@@ -101,8 +108,8 @@ def tokenize(
         Progress("tokenising", total, counted=megabytes) as progress,
         _workers(count, writer.draft, tokenizer, options.engine) as pool,
     ):
-        saved = writer.saved or {"position": (0, 0), "counts": {}, "changed": ""}
-        counts, last_changed = Counter(saved["counts"]), saved["changed"]
+        saved = writer.saved or {"position": (0, 0), "counts": {}, "changed": ("", "")}
+        counts, (first_changed, last_changed) = Counter(saved["counts"]), saved["changed"]
         bad = BadInput(options.skip_errors, counts["skipped"])
         writer.add_file(*note)
         if tokenizer.file:  # for the workers
@@ -118,27 +125,37 @@ def tokenize(
             counts["skipped"] = bad.count
             for place in encoded.changed:  # a long text is in several pieces, one after another
                 counts["changed"] += place != last_changed
-                last_changed = place
+                first_changed, last_changed = first_changed or place, place
             bytes_ += sum(size for _, _, size in encoded.splits.values())
             tokens += sum(len(ids) for ids, *_ in encoded.splits.values())
             now = time.monotonic()
             rate = bytes_ / 1e6 / (now - started)
             progress.update(task.read, f"{rate:,.1f} MB/s, {tokens:,} tokens")
             if now >= due:
-                writer.save({"position": task.position, "counts": counts, "changed": last_changed})
+                changed = (first_changed, last_changed)
+                writer.save({"position": task.position, "counts": counts, "changed": changed})
                 after = time.monotonic()
                 due = after + (after - now) / SAVING_SHARE
-        if not writer.splits["train"].source_bytes:
-            problem = f"no text to train on: {counts['documents']:,} documents, "
-            problem += f"{counts['empty']:,} of them empty, {counts['skipped']:,} skipped"
-            raise ConfigError([problem], "input")
+        if options.share.is_whole:
+            check_text(writer, counts)
+        else:
+            tally = {"counts": counts, "changed": [first_changed, last_changed]}
+            writer.add_file(PART, json.dumps(tally).encode())
     return counts
+
+
+def check_text(writer: DatasetWriter, counts: Counts) -> None:
+    """Raises ConfigError if there is no text to train on."""
+    if not writer.splits["train"].source_bytes:
+        problem = f"no text to train on: {counts['documents']:,} documents, "
+        problem += f"{counts['empty']:,} of them empty, {counts['skipped']:,} skipped"
+        raise ConfigError([problem], "input")
 
 
 def _tasks(parts: list[Part], column: str, can_cut: bool, start: tuple[int, int]) -> Iterator[Task]:
     items: list[Item] = []
     size = 0
-    before = sum(part.stop - part.start for part in parts[: start[0]])
+    before = sum(part.size for part in parts[: start[0]])
     for number, part in enumerate(parts[start[0] :], start[0]):
         skipped = start[1] if number == start[0] else 0
         for index, item in enumerate(read_items(part, column, can_cut), 1):
@@ -147,9 +164,10 @@ def _tasks(parts: list[Part], column: str, can_cut: bool, start: tuple[int, int]
             items.append(item)
             size += _size(item)
             if size >= TASK:
-                yield Task(items, (number, index), before + item.read)
+                read = min(max(item.read - part.taken.start, 0), part.size)
+                yield Task(items, (number, index), before + read)
                 items, size = [], 0
-        before += part.stop - part.start
+        before += part.size
     if items:
         yield Task(items, (len(parts), 0), before)
 

@@ -8,8 +8,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,6 +16,7 @@ import numpy as np
 import tensorstore
 
 from gpt_pjit.core.errors import ConfigError
+from gpt_pjit.core.files import file_errors, tensorstore_spec
 from gpt_pjit.core.tokens import (
     MANIFEST,
     SPLITS,
@@ -26,7 +26,6 @@ from gpt_pjit.core.tokens import (
     TokenizerInfo,
     array_metadata,
     first_line,
-    location,
     open_array,
     read_windows,
     shard_bounds,
@@ -47,14 +46,9 @@ def partial_folder(path: Path) -> Path:
     return path.with_name(f"{path.name}.partial")
 
 
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turns errors of the disk into a ConfigError that names the file, or else `path`."""
-    try:
-        yield
-    except OSError as error:
-        problem = f"{error.filename or path} cannot be written: {error.strerror or error}"
-        raise ConfigError([problem], "output") from None
+def writing(path: Path) -> AbstractContextManager[None]:
+    """Turns errors of the disk into one sentence that names `path`."""
+    return file_errors(f"{path} cannot be written", "output")
 
 
 def write_file(path: Path, content: bytes | memoryview) -> None:
@@ -218,14 +212,14 @@ class _ArrayWriter:
             self._write_shard()
         metadata = array_metadata(self._dtype, self.length, SHARD, CHUNK)
         write_file(self._folder / "zarr.json", json.dumps(metadata).encode())
-        written = open_array(location(str(self._folder.absolute())), metadata)
+        written = open_array(tensorstore_spec(str(self._folder)), metadata)
         for start, stop in shard_bounds(written):
             digest.update(read_windows(written, [start], stop - start).data)
 
     def _write_shard(self) -> None:
         spec = {
             "driver": "zarr3",
-            "kvstore": location(str(self._folder.absolute())),
+            "kvstore": tensorstore_spec(str(self._folder)),
             "metadata": array_metadata(self._dtype, self.length, SHARD, CHUNK),
             "store_data_equal_to_fill_value": True,
         }

@@ -3,7 +3,8 @@
 Requests for token losses are scored over the mesh (`scorer.py`). On that stand bits per byte of
 texts and length extrapolation (`texts.py`), with the distribution of token losses (`losses.py`),
 and every task of lm-eval (`harness.py`), which sees the scorer as a model of its own kind
-(`model.py`). Results become JSON and tables beside other models (`report.py`).
+(`model.py`). With several processes, process 0 leads (`orders.py`) and the others compute with it
+(`followers.py`). Results become JSON and tables beside other models (`report.py`).
 `python -m gpt_pjit.evaluate` is the command; `python -m gpt_pjit.evaluate.lm_eval` is lm-eval's.
 """
 

@@ -15,29 +15,30 @@ from pathlib import Path
 import jax
 
 from gpt_pjit.checkpoint_arrays import fingerprint
-from gpt_pjit.commandline import Parser, comma_separated, local_path, positive, show
+from gpt_pjit.commandline import Parser, any_path, comma_separated, local_path, positive, show
 from gpt_pjit.core.errors import ConfigError, Problem
-from gpt_pjit.core.runtime import (
-    all_or_none,
-    check_agreement,
-    ending_together,
-    file_errors,
-    write_whole,
-)
+from gpt_pjit.core.files import file_errors, write_whole
+from gpt_pjit.core.runtime import ending_together
 from gpt_pjit.core.validation import CHOICES
+from gpt_pjit.evaluate.followers import follow
 from gpt_pjit.evaluate.harness import Harness, require_lm_eval
 from gpt_pjit.evaluate.losses import Job
+from gpt_pjit.evaluate.orders import load_everywhere, order
 from gpt_pjit.evaluate.report import ALL_PUBLISHED, ModelResults, comparisons, report
 from gpt_pjit.evaluate.scorer import Scorer
 from gpt_pjit.evaluate.texts import FILE, LENGTHS, TEXTS, is_text, prepare_text
 from gpt_pjit.pages import markdown, terminal
-from gpt_pjit.trained import Trained, load_trained, start_devices
+from gpt_pjit.trained import Trained, start_devices
 
 KNOWN = f"{', '.join(TEXTS)}, {FILE}PATH, {LENGTHS}TEXT, and any task or group of lm-eval"
 
 
 @ending_together()
 def run(flags: argparse.Namespace) -> None:
+    start_devices(tensor=flags.tensor, distributed=flags.distributed)
+    if jax.process_index() != 0:
+        follow()
+        return
     if not flags.tasks:
         raise ConfigError([f"--tasks names no task; known: {KNOWN}"], "flags")
     others = comparisons(flags.compare, flags.tasks)
@@ -47,23 +48,22 @@ def run(flags: argparse.Namespace) -> None:
     theirs = [task for task in flags.tasks if not is_text(task)]
     if theirs:
         require_lm_eval(theirs)
-    start_devices(tensor=flags.tensor, distributed=flags.distributed)
-    trained = load_trained(flags.checkpoint, tensor=flags.tensor, dtype=flags.dtype)
+    trained = load_everywhere(flags.checkpoint, tensor=flags.tensor, dtype=flags.dtype)
     scorer = Scorer(trained, window=flags.window, rows=flags.rows)
     jobs = prepare_jobs(
         flags.tasks, scorer, flags.stride, flags.data_dir, flags.num_fewshot, flags.limit
     )
     mine = _nothing_yet(flags.name, trained)
-    speaks = jax.process_index() == 0
     try:
         for job in jobs:
             for task, result in job().items():
                 mine.tasks[task], mine.settings["tasks"][task] = result.metrics, result.details
-            if flags.out and speaks:
+            if flags.out:
                 _write(flags.out, mine, others)
     finally:  # what has been scored is shown even when a later task fails
-        if mine.tasks and speaks:
+        if mine.tasks:
             show(mine.record, terminal(report(mine, others)), as_json=flags.json)
+    order("end")
 
 
 def prepare_jobs(
@@ -91,10 +91,8 @@ def prepare_jobs(
                 jobs.append(harness.prepare(task))
             except ConfigError as error:
                 problems.extend(error.problems)
-    with all_or_none():
-        if problems:
-            raise ConfigError(problems, "--tasks")
-    check_agreement(harness.digests if harness else {})  # they compute each request together
+    if problems:
+        raise ConfigError(problems, "--tasks")
     return jobs
 
 
@@ -127,7 +125,7 @@ def _write(out: Path, mine: ModelResults, others: Sequence[ModelResults]) -> Non
 def define(parser: Parser) -> None:
     parser.set_defaults(run=run)
     add = parser.add_argument
-    add("--checkpoint", type=local_path, required=True, help="a workdir, or its checkpoints/STEP")
+    add("--checkpoint", type=any_path, required=True, help="a workdir, or its checkpoints/STEP")
     add("--tasks", type=comma_separated, required=True, help=f"comma-separated: {KNOWN}")
     add("--data_dir", type=local_path, help="local data: a folder for each task")
     add("--num_fewshot", type=int, help="examples in the prompts of lm-eval's tasks")
@@ -141,4 +139,4 @@ def define(parser: Parser) -> None:
     add("--name", help="name of this model in tables; default: its workdir")
     add("--out", type=local_path, help="folder for results.json and results.md")
     add("--json", action="store_true", help="JSON instead of tables")
-    add("--distributed", action="store_true", help="let JAX find the other hosts")
+    parser.add_distributed()

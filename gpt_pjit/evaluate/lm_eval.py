@@ -10,8 +10,13 @@ from __future__ import annotations
 
 import sys
 
+import jax
+
 from gpt_pjit.commandline import report_errors
+from gpt_pjit.core.runtime import ending_together
+from gpt_pjit.evaluate.followers import follow
 from gpt_pjit.evaluate.harness import require_lm_eval
+from gpt_pjit.evaluate.orders import order
 from gpt_pjit.trained import start_devices
 
 DISTRIBUTED = "--distributed"
@@ -20,13 +25,18 @@ DISTRIBUTED = "--distributed"
 def main() -> None:
     with report_errors():
         require_lm_eval(["this command"])
-        from lm_eval.__main__ import cli_evaluate
-
-        import gpt_pjit.evaluate.model  # noqa: F401  registers the model
-
         start_devices(distributed=DISTRIBUTED in sys.argv)
         sys.argv = [argument for argument in sys.argv if argument != DISTRIBUTED]
-        cli_evaluate()
+        with ending_together():
+            if jax.process_index() != 0:
+                follow()
+                return
+            from lm_eval.__main__ import cli_evaluate
+
+            import gpt_pjit.evaluate.model  # noqa: F401  registers the model
+
+            cli_evaluate()
+            order("end")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ in a program.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -21,11 +22,12 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from gpt_pjit.checkpoint_arrays import fingerprint
 from gpt_pjit.core.console import Progress
 from gpt_pjit.core.errors import ConfigError
+from gpt_pjit.evaluate.orders import load_everywhere, order
 from gpt_pjit.evaluate.scorer import Request, Scored, Scorer, fitted, rolling_requests
 from gpt_pjit.generate import Continuation, Sampling, stream
-from gpt_pjit.trained import load_trained
 
 SOURCE = "lm-eval"
+_log = logging.getLogger(__name__)
 
 
 class GenerationOptions(NamedTuple):
@@ -37,8 +39,8 @@ class GenerationOptions(NamedTuple):
 
 
 class ScorerLM(TemplateLM):
-    """A scorer, asked by lm-eval. The devices of all processes share each batch, so that lm-eval
-    sees one rank on every process.
+    """A scorer, asked by lm-eval, which runs on process 0 alone; the devices of all processes share
+    each batch.
 
     What is scored for each item of the tasks that are keys of `losses` is kept there.
     """
@@ -121,12 +123,20 @@ class ScorerLM(TemplateLM):
         room = self.max_length - n_tokens
         ids = [self.tok_encode(prompt) for prompt in prompts]
         if cut := sum(len(prompt) > room for prompt in ids):
-            _warn(
+            _log.warning(
                 f"{cut:,} of {len(ids):,} prompts are cut from the left to {room:,} tokens: with "
                 f"max_gen_toks={n_tokens} they would not fit the window of {self.max_length:,}"
             )
         ids = [prompt[-room:] for prompt in ids]
         rows = self.scorer.batch_size(max(map(len, ids)) + n_tokens)
+        order(
+            "stream",
+            prompts=ids,
+            max_new_tokens=n_tokens,
+            sampling=dataclasses.astuple(wanted.sampling),
+            stop=wanted.stop,
+            batch_size=rows,
+        )
         return stream(self.trained, ids, n_tokens, wanted.sampling, wanted.stop, batch_size=rows)
 
     def _requests(self, instances: Sequence[Instance]) -> list[Request]:
@@ -182,21 +192,18 @@ class GptPjitLM(ScorerLM):
         max_batch_size: int | None = None,
         device: str | None = None,
     ):
-        trained = load_trained(str(checkpoint), tensor=tensor, dtype=dtype)
+        if jax.process_index() != 0:
+            raise RuntimeError("lm-eval runs on process 0; the others call followers.follow()")
+        trained = load_everywhere(str(checkpoint), tensor=tensor, dtype=dtype)
         # "auto" is for models that find out by failing; here any number fits that does for one.
         rows = 1 if str(batch_size).startswith("auto") else int(batch_size)
         super().__init__(Scorer(trained, window=window, rows=rows))
         if jax.process_count() > 1:
-            # lm-eval writes results and tables where LOCAL_RANK is 0.
-            os.environ["LOCAL_RANK"] = str(jax.process_index())
             # Beside jax.distributed the forks that draw some of its standard errors never end.
             os.environ["DISABLE_MULTIPROC"] = "1"
 
     def set_cache_hook(self, cache_hook: Any) -> None:
         """`--use_cache`: each checkpoint, window and dtype has a table of its own in the file."""
-        if jax.process_count() > 1:
-            problem = "several processes cannot share a cache of answers; leave --use_cache out"
-            raise ConfigError([problem], SOURCE)
         super().set_cache_hook(cache_hook)
         trained = self.trained
         checkpoint = fingerprint(trained.workdir / "checkpoints", trained.step)
@@ -223,10 +230,5 @@ def generation_options(options: dict[str, Any], window: int) -> GenerationOption
         float(options.pop("top_p", None) or 1.0),
     )
     if options:
-        _warn(f"generation ignores {', '.join(f'{k}={v}' for k, v in options.items())}")
+        _log.warning(f"generation ignores {', '.join(f'{k}={v}' for k, v in options.items())}")
     return GenerationOptions(n_tokens, sampling, stop)
-
-
-def _warn(message: str) -> None:
-    if jax.process_index() == 0:
-        logging.getLogger(__name__).warning(message)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_pjit.core.errors import ConfigError
-from gpt_pjit.core.runtime import read_json
+from gpt_pjit.core.files import read_json
 from gpt_pjit.evaluate.losses import DISTRIBUTION, SHARES, warning
 from gpt_pjit.pages import Block, Cell, Note, Table, markdown
 

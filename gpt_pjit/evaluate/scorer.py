@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import zip_longest
+from itertools import count
 from typing import Any, NamedTuple
 
 import jax
@@ -16,8 +17,9 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 from gpt_pjit.core.console import Progress
 from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.model import Model, token_nll
-from gpt_pjit.core.runtime import global_array, local_rows
+from gpt_pjit.core.runtime import global_array, local_rows, to_process_0
 from gpt_pjit.core.sharding import BATCH_AXES
+from gpt_pjit.evaluate.orders import order
 from gpt_pjit.generate import EMPTY, Cache, extend, with_slots
 from gpt_pjit.trained import Trained
 
@@ -134,7 +136,7 @@ class Scorer:
 
     `window` is the longest input in tokens; None stands for the trained length. Each device along
     the batch axes reads `rows` sequences of that length at once, or as many shorter ones as take
-    the same memory. Every process makes the same calls and receives all results.
+    the same memory. Each process builds and reads only the rows of its own devices.
     """
 
     def __init__(self, trained: Trained, *, window: int | None = None, rows: int = 1):
@@ -148,23 +150,31 @@ class Scorer:
     def score(self, requests: Sequence[Request], task: str = "scoring") -> list[Scored]:
         """One result for each request, in their order; identical requests are computed once.
 
-        Raises ConfigError where a loss is not finite.
+        Called on process 0, which has the others compute with it. Raises ConfigError where a loss
+        is not finite.
         """
         unique = sorted(set(requests), key=lambda request: (len(request.tokens), request))
         for request in unique:
             assert 0 < request.scored < len(request.tokens) <= self.window + 1, request
-        grouped = group_by_prefix(unique, self.window)
-        done: dict[Request, Scored] = {}
-        with jax.set_mesh(self.trained.mesh), Progress(task, len(unique)) as progress:
-            # The longest first: what does not fit in memory fails at once.
-            for shape, batch in batches(grouped, self.window, self.batch_size):
-                for results in self._run(shape, batch):
-                    done.update(results)
-                    progress.update(len(done))
+        order("score", requests=unique, window=self.window, rows=self.rows)
+        done = self.compute(unique, task)
         if not all(np.isfinite(result.nll).all() for result in done.values()):
             problem = f"{task}: the model's losses are not finite; score an earlier step of the run"
             raise ConfigError([problem], "evaluation")
         return [done[request] for request in requests]
+
+    def compute(self, unique: Sequence[Request], task: str = "scoring") -> dict[Request, Scored]:
+        """The results, on process 0; all processes make this call with the same requests."""
+        mine: dict[Request, Scored] = {}
+        grouped, done = group_by_prefix(unique, self.window), 0
+        with jax.set_mesh(self.trained.mesh), Progress(task, len(unique)) as progress:
+            # The longest first: what does not fit in memory fails at once.
+            for shape, batch in batches(grouped, self.window, self.batch_size):
+                for n_scored, results in self._run(shape, batch):
+                    mine.update(results)
+                    done += n_scored
+                    progress.update(done)
+        return gathered(mine, unique)
 
     def batch_size(self, length: int) -> int:
         """How many sequences of `length` tokens all devices together read at once."""
@@ -172,38 +182,84 @@ class Scorer:
 
     def _run(
         self, shape: tuple[int, int], batch: Sequence[PrefixGroup]
-    ) -> Iterator[dict[Request, Scored]]:
-        """One row for each group: first for its prefix, then for its requests one by one."""
+    ) -> Iterator[tuple[int, dict[Request, Scored]]]:
+        """One row for each group: first for its prefix, then for its requests one by one.
+
+        Gives how many requests were scored, and the results of those on rows of this process.
+        """
         trained, (before, after) = self.trained, shape
         rows = self.batch_size(before + after)
-        prefixes = [group.prefix for group in batch]
         cache = None
         if before:
-            tokens = self._placed(prefixes, (rows, before))
+            tokens = self._placed(lambda row: batch[row].prefix, len(batch), (rows, before))
             cache = _read(trained.model, trained.weights, tokens, slots=before + after)
             jax.block_until_ready(cache)
-        for requests in zip_longest(*(group.requests for group in batch)):
-            new = [r.tokens[len(p) :] if r else () for r, p in zip(requests, prefixes, strict=True)]
-            tokens = self._placed(new, (rows, after + 1))
+        for turn in count():
+            # The groups with the most requests come first; those with fewer are done.
+            active = sum(len(group.requests) > turn for group in batch)
+            if not active:
+                return
+
+            def new(row: int, turn: int = turn) -> tuple[int, ...]:
+                return batch[row].requests[turn].tokens[len(batch[row].prefix) :]
+
+            tokens = self._placed(new, active, (rows, after + 1))
             # One at a time: XLA on CPU deadlocks when the collectives of several are under way.
             nll, greedy = jax.block_until_ready(
                 _score(trained.model, trained.weights, tokens, cache)
             )
-            nll, greedy = np.asarray(nll, np.float64), np.asarray(greedy)
-            results = {}
-            for row, request in enumerate(requests):
-                if request:  # groups with fewer requests than others in the batch are done
-                    end = len(new[row]) - 1
-                    scored = row, slice(end - request.scored, end)
-                    results[request] = Scored(nll[scored], greedy[scored])
-            yield results
+            greedy_of, results = own_rows(greedy), {}
+            for row, losses in own_rows(nll).items():
+                if row < active:
+                    request, end = batch[row].requests[turn], len(new(row)) - 1
+                    scored = slice(end - request.scored, end)
+                    results[request] = Scored(losses[scored], greedy_of[row][scored])
+            yield active, results
 
-    def _placed(self, texts: Sequence[Sequence[int]], shape: tuple[int, int]) -> jax.Array:
-        """Texts as rows of an array of `shape`, filled up with `NOTHING`."""
-        tokens = np.full(shape, NOTHING, np.int32)
-        for row, text in enumerate(texts):
-            tokens[row, : len(text)] = text
-        return global_array(self._sharding, tokens[local_rows(self._sharding, shape)], shape[0])
+    def _placed(
+        self, text: Callable[[int], Sequence[int]], n_texts: int, shape: tuple[int, int]
+    ) -> jax.Array:
+        """`text(row)` in each of the first rows of an array of `shape`, filled up with `NOTHING`.
+
+        Only rows of this process are asked for.
+        """
+        rows = local_rows(self._sharding, shape)
+        tokens = np.full((len(rows), shape[1]), NOTHING, np.int32)
+        for place, row in enumerate(rows[rows < n_texts].tolist()):
+            ids = text(row)
+            tokens[place, : len(ids)] = ids
+        return global_array(self._sharding, tokens, shape[0])
+
+
+def own_rows(array: jax.Array) -> dict[int, np.ndarray]:
+    """The rows of an array on the devices here; a row that several processes hold, on one only."""
+    shards = [shard for shard in array.addressable_shards if shard.replica_id == 0]
+    return {
+        row: values
+        for shard in shards
+        for row, values in enumerate(np.asarray(shard.data), shard.index[0].start or 0)
+    }
+
+
+def gathered(mine: dict[Request, Scored], unique: Sequence[Request]) -> dict[Request, Scored]:
+    """The results of all processes, on process 0; each sends those of its own rows, `mine`."""
+    number = {request: n for n, request in enumerate(unique)}
+    content = io.BytesIO()
+    np.savez(
+        content,
+        number=np.array([number[request] for request in mine], np.int64),
+        nll=np.concatenate([np.zeros(0, np.float32), *(one.nll for one in mine.values())]),
+        greedy=np.concatenate([np.zeros(0, bool), *(one.greedy for one in mine.values())]),
+    )
+    results: dict[Request, Scored] = {}
+    for sent in to_process_0(content.getvalue()):
+        arrays = np.load(io.BytesIO(sent))
+        requests = [unique[n] for n in arrays["number"]]
+        borders = np.cumsum([request.scored for request in requests])[:-1]
+        nll = np.split(arrays["nll"].astype(np.float64), borders)
+        greedy = np.split(arrays["greedy"], borders)
+        results |= zip(requests, map(Scored, nll, greedy), strict=False)  # an empty array for none
+    return results
 
 
 @partial(jax.jit, static_argnames=("model", "slots"))
@@ -218,8 +274,7 @@ def _score(
 ) -> tuple[jax.Array, jax.Array]:
     """For tokens [B, T + 1]: nats of each target, float32 [B, T], and whether it is the argmax.
 
-    They follow the tokens of `cache`, whose last T slots are empty. Both are replicated, so that
-    every process can read them.
+    They follow the tokens of `cache`, whose last T slots are empty. Both are split by rows alone.
     """
     inputs_BT, targets_BT = tokens[:, :-1], jnp.maximum(tokens[:, 1:], 0)
     if cache is None:  # causal: a text does not see what fills up its row after it
@@ -227,9 +282,9 @@ def _score(
     else:
         logits_BTV = _extended(model, weights, inputs_BT, cache)[0]
     greedy_BT = jnp.argmax(logits_BTV, axis=-1) == targets_BT
-    everywhere = P(None, None)
+    by_row = P(BATCH_AXES, None)
     nll_BT = token_nll(logits_BTV, targets_BT)
-    return jax.reshard(nll_BT, everywhere), jax.reshard(greedy_BT, everywhere)
+    return jax.reshard(nll_BT, by_row), jax.reshard(greedy_BT, by_row)
 
 
 def _extended(

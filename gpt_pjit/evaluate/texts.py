@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpt_pjit.core.errors import ConfigError
-from gpt_pjit.core.runtime import file_errors
+from gpt_pjit.core.files import file_errors
 from gpt_pjit.evaluate.harness import require_lm_eval
 from gpt_pjit.evaluate.losses import (
     Job,

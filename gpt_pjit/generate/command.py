@@ -9,13 +9,16 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import astuple
+from typing import Any
 
 import jax
 
-from gpt_pjit.commandline import Answer, Parser, local_path, positive
+from gpt_pjit.commandline import Answer, Parser, any_path, local_path, positive
 from gpt_pjit.config import SampleConfig
 from gpt_pjit.core.errors import EXIT_DONE, ConfigError
-from gpt_pjit.core.runtime import ending_together, file_errors
+from gpt_pjit.core.files import file_errors
+from gpt_pjit.core.runtime import ending_together, from_process_0
 from gpt_pjit.core.validation import CHOICES
 from gpt_pjit.generate.decode import Sampling
 from gpt_pjit.generate.stream import ROWS, Continuation, setting_problems, stream
@@ -25,19 +28,14 @@ from gpt_pjit.trained import load_trained, start_devices
 @ending_together()
 def run(flags: argparse.Namespace) -> Answer | None:
     start_devices(tensor=flags.tensor, distributed=flags.distributed)
-    sampling = Sampling(flags.temperature, flags.top_k, flags.top_p)
-    # Before the model is read, which may take long.
-    if wrong := setting_problems(flags.max_new_tokens, sampling, flags.stop, flags.batch_size):
-        raise ConfigError(wrong, "generate")
-    texts = [text for text in _prompts(flags) for _ in range(flags.num_samples)]
-    trained = load_trained(flags.checkpoint, tensor=flags.tensor, dtype=flags.dtype)
+    speaks = jax.process_index() == 0
+    # The flags and files of process 0 are those of all.
+    texts, loading, settings = from_process_0(_asked(flags) if speaks else None)
+    trained = load_trained(**loading)
     tokenizer = trained.tokenizer
     # Like documents in training, after end-of-text.
     prompts = [[tokenizer.eot_id, *map(int, tokenizer.encode(text))] for text in texts]
-    looks = stream(
-        trained, prompts, flags.max_new_tokens, sampling, flags.stop, flags.seed, flags.batch_size
-    )
-    speaks = jax.process_index() == 0
+    looks = stream(trained, prompts, **settings | {"sampling": Sampling(*settings["sampling"])})
     transcript = Transcript(texts)
     rows: list[Continuation] = []
     times: list[tuple[float, int]] = []
@@ -67,6 +65,19 @@ def run(flags: argparse.Namespace) -> Answer | None:
             last = trained.config.data.sequence_length
             print(f"ended at position {last}, the last one the model has learned", file=sys.stderr)
     return None
+
+
+def _asked(flags: argparse.Namespace) -> tuple[list[str], dict[str, Any], dict[str, Any]]:
+    """The prompts, and the arguments of `load_trained` and `stream`, which are checked."""
+    sampling = Sampling(flags.temperature, flags.top_k, flags.top_p)
+    # Before the model is read, which may take long.
+    if wrong := setting_problems(flags.max_new_tokens, sampling, flags.stop, flags.batch_size):
+        raise ConfigError(wrong, "generate")
+    texts = [text for text in _prompts(flags) for _ in range(flags.num_samples)]
+    loading = {name: getattr(flags, name) for name in ("tensor", "dtype")}
+    names = ("max_new_tokens", "stop", "seed", "batch_size")
+    settings = {name: getattr(flags, name) for name in names} | {"sampling": astuple(sampling)}
+    return texts, loading | {"checkpoint": str(flags.checkpoint)}, settings
 
 
 class Transcript:
@@ -118,7 +129,7 @@ def _text(name: str, read: Callable[[], bytes]) -> str:
 def define(parser: Parser) -> None:
     parser.set_defaults(run=run)
     add = parser.add_argument
-    add("--checkpoint", type=local_path, required=True, help="a workdir, or its checkpoints/STEP")
+    add("--checkpoint", type=any_path, required=True, help="a workdir, or its checkpoints/STEP")
     add("--prompt", action="append", default=[], help="text to continue; may be repeated")
     files = "one prompt per file, without its last newline; may be repeated"
     add("--prompt_file", type=local_path, nargs="+", action="extend", default=[], help=files)
@@ -134,4 +145,4 @@ def define(parser: Parser) -> None:
     add("--tensor", type=positive, default=1, help="devices that share each head and matrix")
     add("--dtype", choices=CHOICES["model.dtype"], default="", help="default: as trained")
     add("--json", action="store_true", help="one JSON object at the end")
-    add("--distributed", action="store_true", help="join the other hosts of this pod or job")
+    parser.add_distributed()

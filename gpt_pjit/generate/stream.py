@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 from gpt_pjit.config import Config
 from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.model import Model
+from gpt_pjit.core.runtime import global_batch, local_rows
 from gpt_pjit.core.sharding import BATCH_AXES
 from gpt_pjit.core.tokens import Tokenizer
 from gpt_pjit.generate.decode import Sampling, decode, prefill
@@ -121,7 +122,7 @@ def stream(
     for start in range(0, len(prompts), size or 1):
         batch = slice(start, start + size)
         for tokens in _write(trained, ids[batch], seeds[batch], size, shape, sampling):
-            for row, new in zip(rows[batch], tokens, strict=False):  # then the idle ones
+            for row, new in zip(rows[batch], tokens, strict=True):
                 row.add(new)
             yield rows
             if all(row.finish_reason for row in rows[batch]):
@@ -136,17 +137,20 @@ def _write(
     shape: tuple[int, int],
     sampling: Sampling,
 ) -> Iterator[list[list[int]]]:
-    """Chunks of each row's tokens, for `size` rows; those without a prompt are idle."""
+    """Chunks of each prompt's tokens; of `size` rows, those without a prompt are idle."""
     length, chunks = shape
-    tokens = np.zeros((size, length), np.int32)
-    lengths = np.ones(size, np.int32)
-    row_seeds = np.zeros(size, np.uint32)
-    for row, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
-        tokens[row, : len(prompt)], lengths[row], row_seeds[row] = prompt, len(prompt), seed
     model, weights = trained.model, trained.weights
-    rows = NamedSharding(model.mesh, P(BATCH_AXES))
+    sharding = NamedSharding(model.mesh, P(BATCH_AXES))
+    rows = local_rows(sharding, (size,))
+    tokens = np.zeros((len(rows), length), np.int32)
+    lengths = np.ones(len(rows), np.int32)
+    row_seeds = np.zeros(len(rows), np.uint32)
+    for place, row in enumerate(rows[rows < len(prompts)].tolist()):
+        prompt = prompts[row]
+        tokens[place, : len(prompt)] = prompt
+        lengths[place], row_seeds[place] = len(prompt), seeds[row]
     with jax.set_mesh(model.mesh):
-        arrays = [jax.device_put(array, rows) for array in (tokens, lengths, row_seeds)]
+        arrays = global_batch(sharding, (tokens, lengths, row_seeds), size)
         state = prefill(model, weights, *arrays, slots=length + chunks * CHUNK)
     for _ in range(chunks):
         with jax.set_mesh(model.mesh):  # released while the caller looks at the tokens
@@ -159,7 +163,7 @@ def _write(
                 vocab_size=min(trained.tokenizer.vocab_size, model.config.vocab_size),
                 sampling=sampling,
             )
-        yield np.asarray(written).tolist()
+        yield np.asarray(written)[: len(prompts)].tolist()
 
 
 def setting_problems(

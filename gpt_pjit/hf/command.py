@@ -16,7 +16,7 @@ import dataclasses
 
 from absl import logging
 
-from gpt_pjit.commandline import Answer, Parser, local_path, positive
+from gpt_pjit.commandline import Answer, Parser, any_path, local_path, positive
 from gpt_pjit.core.errors import EXIT_DONE
 from gpt_pjit.evaluate import read_results
 from gpt_pjit.hf.exporting import export
@@ -51,7 +51,7 @@ def define(parser: Parser) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     out = commands.add_parser("export", help="a checkpoint as a folder for transformers")
     out.set_defaults(run=export_command)
-    out.add_argument("--checkpoint", type=local_path, required=True, help="a workdir, or one step")
+    out.add_argument("--checkpoint", type=any_path, required=True, help="a workdir, or one step")
     out.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     longest = "longest context; default 4 times that of training"
     out.add_argument("--max_length", type=positive, help=longest)
@@ -60,6 +60,6 @@ def define(parser: Parser) -> None:
     into.set_defaults(run=import_command)
     into.add_argument("--source", required=True, help="a folder, or a name on the hub")
     into.add_argument("--revision", help="a commit or tag of the hub")
-    for command in (out, into):
-        command.add_argument("--out", type=local_path, required=True, help="the folder to make")
+    for command, kind in ((out, local_path), (into, any_path)):
+        command.add_argument("--out", type=kind, required=True, help="the folder to make")
         command.add_json()

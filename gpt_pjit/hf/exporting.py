@@ -18,8 +18,9 @@ from tokenizers import decoders, models, normalizers
 from gpt_pjit.checkpoint_arrays import fingerprint, new_folder, origins, read_parameter
 from gpt_pjit.config import Config
 from gpt_pjit.core.errors import ConfigError, Problem
+from gpt_pjit.core.files import write_json
 from gpt_pjit.core.model import param_shapes
-from gpt_pjit.core.runtime import read_run, write_json
+from gpt_pjit.core.runtime import read_run
 from gpt_pjit.core.sharding import paths_and_leaves
 from gpt_pjit.core.tokens import END_OF_TEXT, Tokenizer
 from gpt_pjit.evaluate import ModelResults, results_table

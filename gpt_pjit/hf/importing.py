@@ -15,9 +15,14 @@ from tokenizers import models
 
 from gpt_pjit.checkpoint_arrays import check_new, derived_workdir, write_state
 from gpt_pjit.config import Config, DataConfig
-from gpt_pjit.core.bounded import LARGEST_TOKENIZER, check_size, read_regular, size_of_regular
 from gpt_pjit.core.errors import ConfigError, Problem
-from gpt_pjit.core.runtime import read_json
+from gpt_pjit.core.files import (
+    LARGEST_TOKENIZER,
+    check_size,
+    read_json,
+    read_regular,
+    size_of_regular,
+)
 from gpt_pjit.core.tokens import BytesTokenizer, Tokenizer, tokenizer_from_bytes
 from gpt_pjit.core.validation import validate
 from gpt_pjit.hf.models import HFModel, Parameter, byte_level, byte_tokenizer, from_json, parameters

@@ -42,7 +42,7 @@ from gpt_pjit.core.errors import (
     ConfigError,
     Problem,
 )
-from gpt_pjit.core.runtime import write_whole
+from gpt_pjit.core.files import write_whole
 from gpt_pjit.core.validation import validate
 from gpt_pjit.pages import (
     Note,

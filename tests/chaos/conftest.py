@@ -14,6 +14,23 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("compiled")
 
 
+@pytest.fixture(scope="session")
+def golden(tmp_path_factory, corpus, cache):
+    """`golden(processes=2, ...)`: a run of that shape which nothing has disturbed."""
+    made = {}
+
+    def of(**options):
+        key = str(sorted(options.items()))
+        if key not in made:
+            folder = tmp_path_factory.mktemp("golden")
+            made[key] = Trainer(folder / "run", corpus, **{"cache": cache} | options)
+            ended = made[key].run()
+            assert set(ended.codes) == {0}, ended.errors
+        return made[key]
+
+    return of
+
+
 @pytest.fixture
 def trainer(tmp_path, corpus, cache):
     """`trainer("name", processes=2, ...)`: a run in a folder of its own."""

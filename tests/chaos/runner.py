@@ -1,8 +1,8 @@
-"""`python -m tests.chaos.runner FLAGS...`: training with faults planted at events, in real processes.
+"""`python -m tests.chaos.runner FLAGS...`: training with planted faults, in real processes.
 
-`CHAOS` holds a JSON list of faults: {"at": EVENT, "do": WHAT, "process": NUMBER or null, "step": N}.
-The faults fire inside this process, at the event, so that no test depends on a clock. With
-`CHAOS_OFF`, a comma-separated list, protections are switched off, to show that they are needed.
+`CHAOS` is a JSON list of faults: {"at": EVENT, "do": WHAT, "process": NUMBER or null, "step": N}.
+They fire inside this process, at the event, so no test depends on a clock. `CHAOS_OFF` lists
+protections to switch off, to show that they are needed.
 """
 
 import json

@@ -36,10 +36,8 @@ def fill(disk, but):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_full_disk_is_one_sentence_and_the_run_resumes(trainer, disk, processes):
+def test_a_full_disk_is_one_sentence_and_the_run_resumes(trainer, golden, disk, processes):
     options = {"processes": processes, "devices": 2 // processes}
-    golden = trainer("golden", **options)
-    golden.run()
     run = trainer("disk/run", **options)
     # The disk is full once step 8 is written.
     run.start([{"at": "train", "step": 11, "do": "SIGSTOP"}])
@@ -54,8 +52,9 @@ def test_a_full_disk_is_one_sentence_and_the_run_resumes(trainer, disk, processe
     assert ended.seconds < 20
     (disk / "filler").unlink()
     assert run.run().codes == [EXIT_DONE] * processes
-    assert run.losses() == golden.losses()
-    assert_same_state(run.final_state(), golden.final_state())
+    expected = golden(**options)
+    assert run.losses() == expected.losses()
+    assert_same_state(run.final_state(), expected.final_state())
     assert not list((run.workdir / "checkpoints").glob("*tmp*"))
 
 

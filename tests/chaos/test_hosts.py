@@ -1,6 +1,11 @@
 """A host that is lost or stuck is named, and all others end within seconds, alike."""
 
+import os
+import shutil
 import signal
+import socket
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -11,25 +16,20 @@ pytestmark = pytest.mark.slow
 AT = {"at": "train", "step": 10}
 
 
-def assert_restarts_bit_equal(run, golden):
-    assert run.run().codes == [EXIT_DONE] * run.processes
-    assert run.losses() == golden.losses()
-    assert_same_state(run.final_state(), golden.final_state())
-
-
-@pytest.mark.parametrize("processes", [2, 4])
-@pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize(
-    ("fault", "says"),
+    ("fault", "victim", "processes"),
     [
-        ("sleep", "stuck: process {} ("),
-        ("SIGSTOP", "process {} (.*) is lost"),
-        ("SIGKILL", "process {} (.*) is lost"),
+        ("sleep", 0, 2),
+        ("sleep", 1, 2),
+        ("sleep", 2, 4),
+        ("SIGSTOP", 0, 2),
+        ("SIGSTOP", 1, 4),
+        ("SIGKILL", 0, 2),
+        ("SIGKILL", 1, 2),
+        ("SIGKILL", 2, 4),
     ],
 )
-def test_all_are_out_within_20_seconds(trainer, processes, victim, fault, says):
-    golden = trainer("golden", processes=processes, devices=1)
-    assert golden.run().codes == [EXIT_DONE] * processes
+def test_all_are_out_within_20_seconds(trainer, golden, processes, victim, fault):
     run = trainer(processes=processes, devices=1)
     run.start([AT | {"do": fault, "process": victim}])
     run.await_event("chaos: ")
@@ -45,12 +45,16 @@ def test_all_are_out_within_20_seconds(trainer, processes, victim, fault, says):
         assert codes <= {EXIT_STUCK, -signal.SIGABRT}  # JAX aborts without the coordinator
     else:
         assert codes == {EXIT_STUCK}
-        named = says.format(victim).replace("(.*)", "(").split("(")[0]
-        assert all(named in ended.errors[number] for number in others), ended.errors
+        named = f"process {victim} ({socket.gethostname()})"
+        says = f"stuck: {named}" if fault == "sleep" else f"{named} is lost"
+        assert all(says in ended.errors[number] for number in others), ended.errors
     if fault == "sleep":
         assert ended.codes[victim] == EXIT_STUCK
         assert 'tests/chaos/runner.py", line' in ended.errors[victim]  # its stack
-    assert_restarts_bit_equal(run, golden)
+    assert run.run().codes == [EXIT_DONE] * processes
+    expected = golden(processes=processes, devices=1)
+    assert run.losses() == expected.losses()
+    assert_same_state(run.final_state(), expected.final_state())
 
 
 def test_one_process_that_is_stuck_shows_its_stack(trainer):
@@ -83,3 +87,47 @@ def test_a_flipped_bit_of_a_replica_is_named(trainer):
     ended = run.run([{"at": "state", "step": 10, "do": "flip", "process": 1}])
     assert ended.codes == [EXIT_INTEGRITY] * 2, ended.errors
     assert "differs from its replicas" in ended.errors[0]
+
+
+@pytest.fixture
+def namespaces():
+    """Two network namespaces with a cable between them, for two hosts: their addresses by name."""
+    names, hosts = ("gptpjit0", "gptpjit1"), ("10.99.0.1", "10.99.0.2")
+
+    def ip(*words):
+        subprocess.run(["ip", *words], check=True)
+
+    for name, address in zip(names, hosts, strict=True):
+        ip("netns", "add", name)
+        folder = Path("/etc/netns") / name  # becomes /etc/hosts in there: Gloo looks itself up
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "hosts").write_text(f"127.0.0.1 localhost\n{address} {socket.gethostname()}\n")
+    ip("link", "add", names[0], "type", "veth", "peer", "name", names[1])
+    for name, address in zip(names, hosts, strict=True):
+        ip("link", "set", name, "netns", name)
+        for words in (["addr", "add", f"{address}/24", "dev", name], ["link", "set", name, "up"]):
+            ip("-n", name, *words)
+        ip("-n", name, "link", "set", "lo", "up")
+    yield dict(zip(names, hosts, strict=True))
+    for name in names:
+        ip("netns", "delete", name)
+        shutil.rmtree(Path("/etc/netns") / name)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes network namespaces: it must be root")
+def test_a_cut_network_ends_both_sides(trainer, namespaces):
+    (first, address), _ = namespaces.items()
+    run = trainer(
+        processes=2, devices=1, environment={"JAX_COORDINATOR_ADDRESS": f"{address}:9911"}
+    )
+    prefixes = {n: ["ip", "netns", "exec", name] for n, name in enumerate(namespaces)}
+    run.start([AT | {"do": "SIGSTOP", "process": 0}], prefixes=prefixes)
+    run.await_event("chaos: ")
+    subprocess.run(["ip", "-n", first, "link", "set", first, "down"], check=True)
+    run.signal(signal.SIGCONT)
+    ended = run.wait(60)
+    print(f"cut network: {ended.seconds:.1f} s, {ended.codes}")
+    assert ended.seconds < 25
+    assert ended.codes[0] == EXIT_STUCK
+    assert f"process 1 ({socket.gethostname()}) is lost" in ended.errors[0]
+    assert ended.codes[1] in (EXIT_STUCK, -signal.SIGABRT)  # it reaches nobody

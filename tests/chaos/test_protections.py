@@ -20,9 +20,8 @@ def flip_largest(folder):
 
 
 @pytest.mark.parametrize("off", ["", "fingerprints"])
-def test_a_flipped_bit_in_a_checkpoint(trainer, off):
-    golden, run = trainer("golden"), trainer()
-    golden.run()
+def test_a_flipped_bit_in_a_checkpoint(trainer, golden, off):
+    run = trainer()
     assert run.run([{"at": "train", "step": 12, "do": "SIGTERM"}]).codes == [EXIT_PREEMPTED]
     newest = max((run.workdir / "checkpoints").iterdir(), key=lambda path: int(path.name))
     flip_largest(newest)
@@ -30,7 +29,7 @@ def test_a_flipped_bit_in_a_checkpoint(trainer, off):
     noticed = "is not what was saved" in ended.errors[0]
     assert ended.codes == [EXIT_DONE]
     assert noticed == (off == "")
-    assert (run.losses() == golden.losses()) == (off == "")
+    assert (run.losses() == golden().losses()) == (off == "")
 
 
 @pytest.mark.parametrize("off", ["", "skipping"])

@@ -14,18 +14,15 @@ EVENTS = {
     "evaluate": 6,
     "save": 4,
 }  # and the steps done by then
-ALL = [
-    pytest.param(
-        number, event, processes,
-        marks=() if (number, event, processes) == ("SIGTERM", "train", 1) else pytest.mark.slow,
-    )
-    for processes in (1, 4)
-    for event in EVENTS
-    for number in CODES
-]  # fmt: skip
+ONE = [("SIGTERM", "train", 1)]
+MANY = [(number, event, 1) for event in EVENTS for number in CODES]
+MANY += [("SIGTERM", event, 4) for event in EVENTS] + [(number, "train", 4) for number in CODES]
+SLOW = [
+    pytest.param(*case, marks=pytest.mark.slow) for case in dict.fromkeys(MANY) if case not in ONE
+]
 
 
-@pytest.mark.parametrize(("number", "event", "processes"), ALL)
+@pytest.mark.parametrize(("number", "event", "processes"), ONE + SLOW)
 def test_a_signal_ends_all_alike_and_nothing_is_lost(trainer, number, event, processes):
     run = trainer(
         processes=processes,
@@ -52,6 +49,7 @@ def test_a_signal_ends_all_alike_and_nothing_is_lost(trainer, number, event, pro
     print(f"{number} at {event}, {processes} processes: {ended.seconds:.1f} s")
 
 
+@pytest.mark.slow
 def test_the_second_signal_ends_a_run_at_once(trainer):
     run = trainer()
     ended = run.run([{"at": "train", "step": 9, "do": "SIGTERM", "times": 2}])

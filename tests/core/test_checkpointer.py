@@ -1,23 +1,34 @@
 """Saving and restoring: on any mesh, in any folder, and nothing counts that is not whole."""
 
+import gc
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_pjit.core import checkpointer as module
 from gpt_pjit.core.checkpointer import Checkpointer, read_part, restore_params, saved_steps
 from gpt_pjit.core.errors import FaultError, IntegrityError
 from gpt_pjit.core.fingerprint import fingerprints
+from gpt_pjit.core.orbax_paths import orbax_folder
 from gpt_pjit.core.training import TrainState
 from tests.helpers import program_on, tiny
 
 MANIFEST = "default/manifest.ocdbt"
 STATE = TrainState(jnp.int32(0), {"a": jnp.arange(8.0), "b": {"c": jnp.ones((3, 4))}}, ())
 TARGET = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), STATE)
+
+# Orbax abandons its other reads when one fails, and they complain when they are collected.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(autouse=True)
+def collected():
+    yield
+    gc.collect()
 
 
 def state_of(step):
@@ -75,7 +86,7 @@ def test_the_newest_are_kept(tmp_path):
 @pytest.mark.parametrize("name", ["run[1]", "a*b?", "my run", "~", "Größe", "q%20#x", "-x", "s3"])
 def test_a_folder_of_any_name_holds_checkpoints(tmp_path, name, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for folder in (tmp_path / name, module.Path(name, "relative")):
+    for folder in (tmp_path / name, Path(name, "relative")):
         save(folder / "checkpoints", 1, 2)
         assert newest(folder / "checkpoints") == 2
     (tmp_path / "link").symlink_to(name)
@@ -83,7 +94,7 @@ def test_a_folder_of_any_name_holds_checkpoints(tmp_path, name, monkeypatch):
 
 
 def test_a_folder_named_like_a_bucket_is_local():
-    assert str(module._Folder("/s3/runs") / "checkpoints") == "/s3/runs/checkpoints"
+    assert str(orbax_folder(Path("/s3/runs")) / "checkpoints") == "/s3/runs/checkpoints"
 
 
 def test_half_written_steps_do_not_count_and_go(tmp_path):
@@ -115,8 +126,6 @@ DAMAGES = {
 }
 
 
-# Orbax abandons its other reads when one fails, and they complain.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_to_any_file_is_found_or_harmless(tmp_path, damage, capsys):
     """Either exactly what was saved is read, or the step is set aside and the one before taken."""

@@ -13,7 +13,13 @@ import pytest
 
 from gpt_pjit.commandline import run_command
 from gpt_pjit.config import DataConfig
-from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_DONE, EXIT_INTERRUPTED, ConfigError
+from gpt_pjit.core.errors import (
+    EXIT_CONFIG,
+    EXIT_DONE,
+    EXIT_FAULT,
+    EXIT_INTERRUPTED,
+    ConfigError,
+)
 from gpt_pjit.core.tokens import TokenDataset, load_tokenizer
 from gpt_pjit.data import Corpus, TokenizeOptions, prepare, tokenize as module
 from gpt_pjit.data.prepare import sentences
@@ -393,7 +399,7 @@ def test_a_disk_that_takes_no_more_is_one_sentence(corpus, tmp_path):
     line = shlex.join(command(corpus, tmp_path / "set", "--workers=1"))
     limited = ["bash", "-c", f"ulimit -f 48; trap '' XFSZ; exec {line}"]
     done = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == EXIT_CONFIG, done.stderr
+    assert done.returncode == EXIT_FAULT, done.stderr
     assert "cannot be written" in done.stderr
     assert "Traceback" not in done.stderr
 

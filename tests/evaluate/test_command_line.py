@@ -26,7 +26,7 @@ SENTENCES = "".join(f"sentence {i} of a text for several processes.\n" for i in 
 def evaluate(workdir, trained, monkeypatch, capsys):
     """`evaluate(*flags)`: standard output; the model and devices are those of the session."""
     monkeypatch.setattr(command, "start_devices", lambda **_: None)
-    monkeypatch.setattr(command, "load_trained", lambda *_, **__: trained)
+    monkeypatch.setattr(command, "load_everywhere", lambda *_, **__: trained)
 
     def run(*flags):
         code, output, _ = run_command_here(capsys, "evaluate", f"--checkpoint={workdir}", *flags)
@@ -158,7 +158,7 @@ def test_flags_are_checked(failure):
 def test_results_name_the_dtype_that_they_were_computed_in(workdir, text, evaluate, monkeypatch):
     """Not that of the run, where --dtype says otherwise."""
     other = load_trained(workdir, dtype="bfloat16")
-    monkeypatch.setattr(command, "load_trained", lambda *_, **__: other)
+    monkeypatch.setattr(command, "load_everywhere", lambda *_, **__: other)
     record = json.loads(evaluate(f"--tasks=file:{text}", "--dtype=bfloat16", "--json"))
     assert record["settings"]["dtype"] == "bfloat16"
 
@@ -167,7 +167,7 @@ def test_ctrl_c_is_no_traceback(failure, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "load_trained", interrupted)
+    monkeypatch.setattr(command, "load_everywhere", interrupted)
     assert failure(f"--tasks=file:{__file__}", code=EXIT_INTERRUPTED) == "\nstopped\n"
 
 
@@ -189,7 +189,7 @@ def test_learned_positions_are_said_before_anything_is_computed(failure, trained
     model = dataclasses.replace(trained.config.model, positions="learned")
     config = dataclasses.replace(trained.config, model=model)
     learned = dataclasses.replace(trained, config=config)
-    monkeypatch.setattr(command, "load_trained", lambda *_, **__: learned)
+    monkeypatch.setattr(command, "load_everywhere", lambda *_, **__: learned)
     error = failure(f"--tasks=file:{__file__},lengths:file:{__file__}")
     assert "the model has learned 32 positions; those with alibi read longer texts" in error
 

@@ -39,7 +39,7 @@ def test_out_and_in_again(call, tmp_path):
             "nowhere is not a folder; give the --workdir",
         ),
         (("import", "--source=x", "--out=y", "--dtype=float32"), "unrecognized arguments: --dtype"),
-        (("export", "--checkpoint=gs://b/run", "--out=x"), "'gs://b/run' is a URL; give a path on"),
+        (("export", "--checkpoint=x", "--out=gs://b/x"), "'gs://b/x' is a URL; give a path on"),
         ((), "the following arguments are required: command"),
     ],
 )

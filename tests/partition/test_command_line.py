@@ -127,7 +127,7 @@ def test_a_lock_tells_of_a_renamed_parameter_and_how_to_accept_it(partition, tmp
         (("explain", CONFIG[0]), "try --devices=32"),
         (("explain", *CONFIG, "--config.mesh.tensor=5"), "sizes that work divide 32"),
         (("explain", *CONFIG, "--why=blocks/mlp/up"), "did you mean blocks/mlp/up/kernel"),
-        (("explain", *CONFIG, "--html=none/page.html"), "html='none/page.html': cannot be written"),
+        (("explain", *CONFIG, "--html=none/page.html"), "--html=none/page.html cannot be written"),
         (("diff", *CONFIG, "--against=none.py"), "--against has 1 problem"),
         (("lock", *CONFIG, "--devices=none"), "'none' is not a positive integer"),
     ],

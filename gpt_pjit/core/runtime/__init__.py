@@ -1,11 +1,5 @@
 """What surrounds the computation: hosts, the workdir, files, metrics, signals."""
 
-from gpt_pjit.core.runtime.files import (
-    file_errors as file_errors,
-    read_json as read_json,
-    write_json as write_json,
-    write_whole as write_whole,
-)
 from gpt_pjit.core.runtime.hosts import (
     global_array as global_array,
     global_batch as global_batch,
@@ -18,11 +12,13 @@ from gpt_pjit.core.runtime.provenance import (
     this_start as this_start,
 )
 from gpt_pjit.core.runtime.together import (
-    HostFailedError as HostFailedError,
     all_or_none as all_or_none,
     check_agreement as check_agreement,
     ending_together as ending_together,
     everyone as everyone,
+    from_process_0 as from_process_0,
+    round_trip as round_trip,
+    to_process_0 as to_process_0,
 )
 from gpt_pjit.core.runtime.virtual_pod import pod_devices as pod_devices
 from gpt_pjit.core.runtime.watch import StopRequested as StopRequested, Watch as Watch

@@ -16,7 +16,7 @@ from gpt_pjit.config import Config
 from gpt_pjit.core.chips import chip_of_kind, flops_per_token
 from gpt_pjit.core.console import Progress, say, warn
 from gpt_pjit.core.errors import ConfigError, IntegrityError
-from gpt_pjit.core.runtime.files import write_whole
+from gpt_pjit.core.files import Mirror, write_whole
 from gpt_pjit.core.runtime.together import everyone
 
 MAX_SKIPPED = 10  # steps in a row that are not finite: the run has diverged
@@ -27,25 +27,28 @@ T = TypeVar("T")
 class MetricsWriter:
     """Writes on process 0, from step `start` on. What cannot be written is a warning.
 
-    Lines of later steps, left by a killed run, are dropped: those steps are about to run again.
+    Lines of later steps, left by a killed run, are dropped: those steps are about to run again. In
+    a bucket, the files are replaced every minute, before each save and evaluation, and at the end.
     """
 
     def __init__(self, workdir: Path, start: int):
-        self.file = self.tensorboard = None
+        self.file = self.tensorboard = self.mirror = None
         self.validated = False  # whether the validation of `start` is there
         if jax.process_index() != 0:
             return
         with self._warning():
-            path = workdir / "metrics.jsonl"
-            if path.exists():
-                kept = [line for line in path.read_text().splitlines() if _step(line) <= start]
+            self.mirror = Mirror(workdir)
+            path, before = self.mirror.folder / "metrics.jsonl", workdir / "metrics.jsonl"
+            if before.exists():
+                kept = [line for line in before.read_text().splitlines() if _step(line) <= start]
                 write_whole(path, "".join(line + "\n" for line in kept))
                 own = [line for line in kept if _step(line) == start]
                 self.validated = any("validation/loss" in json.loads(line) for line in own)
             self.file = path.open("a", buffering=1)
             from tensorboardX import SummaryWriter  # imports torch, if installed: seconds
 
-            self.tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+            folder = str(self.mirror.folder / "tensorboard")
+            self.tensorboard = SummaryWriter(folder, purge_step=start + 1)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         if self.file:
@@ -56,9 +59,18 @@ class MetricsWriter:
             with self._warning():
                 for name, value in metrics.items():
                     self.tensorboard.add_scalar(name, value, step)
+        if self.mirror and self.mirror.is_due:
+            self.copy()
+
+    def copy(self) -> None:
+        """Puts what was written into the bucket, if the workdir is in one."""
+        with self._warning():
+            if self.mirror and self.tensorboard:
+                self.tensorboard.flush()
+                self.mirror.copy()
 
     def close(self) -> None:
-        for writer in (self.file, self.tensorboard):
+        for writer in (self.file, self.tensorboard, self.mirror):
             with self._warning():
                 if writer:
                     writer.close()
@@ -185,6 +197,7 @@ class StepLog:
     def pause(self, step: int) -> Iterator[None]:
         """For work that must not count as training time."""
         self.flush()
+        self.writer.copy()
         yield
         self.throughput.restart(step)
 

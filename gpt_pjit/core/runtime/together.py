@@ -7,23 +7,26 @@ With one process, every function here is trivial.
 from __future__ import annotations
 
 import atexit
+import faulthandler
 import hashlib
 import itertools
 import json
 import os
 import socket
+import statistics
 import sys
 import threading
 import time
 import traceback
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 import jax
 from jax._src import distributed  # the client of the coordinator has no public name
 
-from gpt_pjit.core.errors import EXIT_FAULT, EXIT_INTERRUPTED, ConfigError
+from gpt_pjit.core.errors import EXIT_FAULT, EXIT_INTERRUPTED, ConfigError, HostFailedError
 
 ROOT = "gpt_pjit"
 FAILED, HEARD = f"{ROOT}/failed", f"{ROOT}/heard"
@@ -33,14 +36,7 @@ SECONDS_TO_HEAR = 5.0
 SECONDS_TO_NAME = 11.0  # until a lost host is noticed (watch.py), and a little
 
 _meetings = itertools.count()
-
-
-class HostFailedError(Exception):
-    """Another process failed first; `code` is the exit code that all of them end with."""
-
-    def __init__(self, line: str, code: int):
-        super().__init__(line)
-        self.code = code
+_state = distributed.global_state  # unlike jax.process_index(), it does not touch a device
 
 
 class Stopped(KeyboardInterrupt):
@@ -60,9 +56,52 @@ def everyone(value: Any) -> list[Any]:
     if client is None:
         return [value]
     folder = f"{ROOT}/meeting/{next(_meetings)}"
-    client.key_value_set(f"{folder}/{jax.process_index():06}", json.dumps(value))
+    client.key_value_set(f"{folder}/{_state.process_id:06}", json.dumps(value))
     client.wait_at_barrier(folder.replace("/", "-"), A_DAY)
     return [json.loads(text) for _, text in sorted(client.key_value_dir_get(folder))]
+
+
+def from_process_0(value: Any) -> Any:
+    """The value of process 0 on all of them; it can be written as JSON, and may be large."""
+    client = coordinator()
+    if client is None:
+        return value
+    key = f"{ROOT}/told/{next(_meetings)}"
+    if _state.process_id == 0:
+        client.key_value_set_bytes(key, zlib.compress(json.dumps(value).encode()))
+    else:
+        value = json.loads(zlib.decompress(client.blocking_key_value_get_bytes(key, A_DAY)))
+    client.wait_at_barrier(key.replace("/", "-"), A_DAY)
+    if _state.process_id == 0:
+        client.key_value_delete(key)
+    return value
+
+
+def to_process_0(value: bytes) -> list[bytes]:
+    """The values of all processes, in order, on process 0; nothing on the others."""
+    client = coordinator()
+    if client is None:
+        return [value]
+    folder = f"{ROOT}/results/{next(_meetings)}"
+    client.key_value_set_bytes(f"{folder}/{_state.process_id:06}", value)
+    client.wait_at_barrier(folder.replace("/", "-"), A_DAY)
+    if _state.process_id != 0:
+        return []
+    values = [content for _, content in sorted(client.key_value_dir_get_bytes(folder))]
+    client.key_value_delete(folder)
+    return values
+
+
+def round_trip() -> float:
+    """Seconds until the coordinator answers, the median of 11 questions; 0 with one process."""
+    client, seconds = coordinator(), []
+    if client is None:
+        return 0.0
+    for question in range(11):
+        start = time.perf_counter()
+        client.key_value_set(f"{ROOT}/ping/{_state.process_id}/{question}", "")
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
 
 
 @contextmanager
@@ -117,10 +156,10 @@ def watch_for_failure() -> None:
                 failure = json.loads(client.key_value_try_get(FAILED))
             except jax.errors.JaxRuntimeError:  # none has failed
                 continue
-            if failure["process"] != jax.process_index():
-                print(failure["line"], file=sys.stderr, flush=True)
-                client.key_value_set(f"{HEARD}/{jax.process_index()}", "")
-                _leave(failure["code"])
+            if failure["process"] != _state.process_id:
+                _tell(failure)
+                client.key_value_set(f"{HEARD}/{_state.process_id}", "")
+                _leave(failure["code"], failure["lost"])
 
     thread = threading.Thread(target=watch, name="watch for failure", daemon=True)
     thread.start()
@@ -152,7 +191,7 @@ def ending_together() -> Iterator[None]:
 
 
 def _code_and_line(error: BaseException) -> tuple[int, str]:
-    where = f"process {jax.process_index()} ({socket.gethostname()})"
+    where = f"process {_state.process_id} ({socket.gethostname()})"
     if isinstance(error, HostFailedError):
         return error.code, str(error)
     if isinstance(error, ConfigError):
@@ -162,37 +201,45 @@ def _code_and_line(error: BaseException) -> tuple[int, str]:
     return EXIT_FAULT, f"{where}: {type(error).__name__}: {error}".split("\n", 1)[0]
 
 
-def end_all(code: int, line: str) -> NoReturn:
-    """Tells the others, and exits; if another process failed first, its code and line count."""
+def end_all(code: int, line: str, lost: int = 0, stacks_of: tuple[int, ...] = ()) -> NoReturn:
+    """Tells the others, and exits; if another process failed first, its code and line count.
+
+    `lost` is how many processes will not hear of it; those in `stacks_of` show what they do.
+    """
+    failure = {"process": _state.process_id, "code": code, "line": line, "lost": lost}
+    failure |= {"stacks_of": stacks_of}
     if coordinator() is None:
-        print(line, file=sys.stderr, flush=True)
+        _tell(failure)
         os._exit(code)
-    failure = {"process": jax.process_index(), "code": code, "line": line}
     try:
         coordinator().key_value_set(FAILED, json.dumps(failure))
     except jax.errors.JaxRuntimeError:
         time.sleep(SECONDS_TO_HEAR)  # the watcher ends this process first
     else:
-        print(line, file=sys.stderr, flush=True)
-    _leave(code)
+        _tell(failure)
+    _leave(code, lost)
 
 
-def _leave(code: int) -> NoReturn:
+def _tell(failure: dict[str, Any]) -> None:
+    print(failure["line"], file=sys.stderr, flush=True)
+    if _state.process_id in failure["stacks_of"]:
+        faulthandler.dump_traceback()
+
+
+def _leave(code: int, lost: int) -> NoReturn:
     """Exits once all others know: JAX aborts a process when another one disappears."""
-    client = coordinator()
+    client, others = coordinator(), _state.num_processes - 1 - lost
     deadline = time.monotonic() + SECONDS_TO_HEAR
-    while time.monotonic() < deadline:
-        try:
-            if len(client.key_value_dir_get(HEARD)) >= jax.process_count() - 1:
+    while others and time.monotonic() < deadline:
+        with suppress(jax.errors.JaxRuntimeError):  # nobody yet
+            if len(client.key_value_dir_get(HEARD)) >= others:
                 break
-        except jax.errors.JaxRuntimeError:  # nobody yet
-            pass
         time.sleep(0.05)
-    if jax.process_index() == 0:  # it holds the store, so it leaves last
+    if _state.process_id == 0:  # it holds the store, so it leaves last
         time.sleep(1)
     os._exit(code)
 
 
 def coordinator() -> Any:
     """The coordinator's client; None with one process."""
-    return distributed.global_state.client
+    return _state.client

@@ -10,7 +10,6 @@ whether it waits for its devices: one that is stuck outside of them is the one t
 
 from __future__ import annotations
 
-import faulthandler
 import json
 import os
 import select
@@ -39,8 +38,8 @@ CODES = {
     signal.SIGHUP: EXIT_PREEMPTED,
 }
 SECONDS_BETWEEN_LOOKS = 0.25
-SECONDS_BETWEEN_BEATS = 1.0
-LOST_AFTER = 8.0  # seconds without a beat; JAX needs up to 20, and names nobody
+SECONDS_BETWEEN_BEATS = 0.5
+LOST_AFTER = 8.0  # seconds without a beat; JAX needs 15 to 30, and names nobody
 SLOW_AFTER = 3600.0  # compiling, restoring and saving may take so long
 MUST_LEAVE_AFTER = 5.0  # of a signal where there is nothing to save
 
@@ -143,8 +142,8 @@ class Watch:
                 for number in os.read(self._read_end, 64):
                     if number in CODES:
                         self._signalled(number)
-            if client is not None and self._stop_at is None and (stop := _get(STOP)):
-                self._agree(json.loads(stop))
+            if self._stop_at is None and beats.stop:
+                self._agree(beats.stop)
             now = time.monotonic()
             if now - looked > SECONDS_BETWEEN_LOOKS + LOST_AFTER / 2:
                 self._since = now  # the whole process was asleep, as with Ctrl-Z
@@ -154,8 +153,9 @@ class Watch:
             if client is not None:
                 beats.beat(self._ticks, stuck, self._waiting)
             elif stuck:
-                faulthandler.dump_traceback()
-                end_all(EXIT_STUCK, f"stuck: no progress for {allowed:.0f} s")
+                end_all(EXIT_STUCK, f"stuck: no progress for {allowed:.0f} s", stacks_of=(0,))
+        with suppress(jax.errors.JaxRuntimeError):  # process 0 may have gone
+            beats.end()
 
     def _signalled(self, number: int) -> None:
         """A signal has reached this process. The second one ends it at once."""
@@ -191,12 +191,16 @@ class Watch:
 
 
 class _Beats:
-    """Signs of life in the coordinator's store; process 0 looks for those that have stopped."""
+    """Signs of life in the coordinator's store.
+
+    Process 0 looks for others whose have stopped, and the others for those of process 0.
+    """
 
     def __init__(self) -> None:
         self._count = 0
         self._last = 0.0
-        self._seen: dict[str, tuple[str, float]] = {}  # the last beat of each, and when it came
+        self.stop: dict[str, Any] | None = None  # a signal that some process has received
+        self._seen: dict[int, tuple[str, float]] = {}  # the last beat of each, and when it came
 
     def beat(self, ticks: int, stuck: bool, waiting: bool) -> None:
         now = time.monotonic()
@@ -205,42 +209,61 @@ class _Beats:
         if now - self._last > LOST_AFTER / 2:
             self._seen = {}  # this process was asleep, and heard nobody
         self._last, self._count = now, self._count + 1
-        beat = [self._count, ticks, stuck, waiting, socket.gethostname()]
         client, me = coordinator(), jax.process_index()
-        try:
-            client.key_value_set(f"{BEATS}/{me}", json.dumps(beat), allow_overwrite=True)
-        except jax.errors.JaxRuntimeError:
-            print("process 0 is lost: it does not answer", file=sys.stderr, flush=True)
-            os._exit(EXIT_STUCK)
+        if me == 0:
+            self.stop = self.stop or _get(STOP)
+        elif not self._process_0_answers(now):
+            return
+        beat = json.dumps([self._count, ticks, stuck, waiting, socket.gethostname(), self.stop])
+        client.key_value_set(f"{BEATS}/{me}", beat, allow_overwrite=True)
         if me == 0:
             for key, text in client.key_value_dir_get(BEATS):
-                if self._seen.get(key, ("", 0.0))[0] != text:
-                    self._seen[key] = (text, now)
+                self._hear(int(key.rsplit("/", 1)[1]), text, now)
             self._judge(now)
-        elif stuck and not waiting:
-            faulthandler.dump_traceback()
+
+    def end(self) -> None:
+        """The last beat: silence from now on means nothing."""
+        if coordinator() is not None:
+            key = f"{BEATS}/{jax.process_index()}"
+            coordinator().key_value_set(key, "null", allow_overwrite=True)
+
+    def _hear(self, process: int, text: str, now: float) -> None:
+        if text == "null":
+            self._seen.pop(process, None)
+        elif self._seen.get(process, ("", 0.0))[0] != text:
+            self._seen[process] = (text, now)
+
+    def _process_0_answers(self, now: float) -> bool:
+        answered = True
+        try:  # with a limit, unlike other questions, which a cut network would hold for ever
+            self._hear(0, coordinator().blocking_key_value_get(f"{BEATS}/0", 2000), now)
+        except jax.errors.JaxRuntimeError:
+            answered = 0 not in self._seen  # it has not begun, or has ended
+        if 0 in self._seen:
+            self.stop = json.loads(self._seen[0][0])[5]
+        if 0 in self._seen and time.monotonic() - self._seen[0][1] > LOST_AFTER:
+            host = json.loads(self._seen[0][0])[4]
+            print(f"process 0 ({host}) is lost: it is silent", file=sys.stderr, flush=True)
+            os._exit(EXIT_STUCK)
+        return answered
 
     def _judge(self, now: float) -> None:
-        beats = {
-            int(key.rsplit("/", 1)[1]): (*json.loads(text), now - then)
-            for key, (text, then) in self._seen.items()
-        }
-        for process, (*_, host, age) in beats.items():
-            if age > LOST_AFTER:
-                end_all(EXIT_STUCK, f"process {process} ({host}) is lost: silent for {age:.0f} s")
+        beats = {p: (*json.loads(text), now - then) for p, (text, then) in self._seen.items()}
+        lost = {p: beat for p, beat in beats.items() if beat[6] > LOST_AFTER}
+        if lost:
+            named = ", ".join(f"process {p} ({beat[4]})" for p, beat in lost.items())
+            end_all(EXIT_STUCK, f"{named} is lost: silent for {LOST_AFTER:.0f} s", len(lost))
         if len(beats) == jax.process_count() and all(beat[2] for beat in beats.values()):
             behind = min(beat[1] for beat in beats.values())
             guilty = {p: b for p, b in beats.items() if not b[3]}
             guilty = guilty or {p: b for p, b in beats.items() if b[1] == behind}
             named = ", ".join(f"process {p} ({b[4]})" for p, b in guilty.items())
-            if 0 in guilty:
-                faulthandler.dump_traceback()
-            end_all(EXIT_STUCK, f"stuck: {named} makes no progress")
+            end_all(EXIT_STUCK, f"stuck: {named} makes no progress", stacks_of=tuple(guilty))
 
 
-def _get(key: str) -> str | None:
+def _get(key: str) -> Any:
     try:
-        return coordinator().key_value_try_get(key)
+        return json.loads(coordinator().key_value_try_get(key))
     except jax.errors.JaxRuntimeError:  # not there
         return None
 

@@ -21,7 +21,13 @@ import jax
 from gpt_pjit.config import FIXED_BY_WEIGHTS, FREE_ON_RESUME, Config, differences, from_record
 from gpt_pjit.core.console import warn
 from gpt_pjit.core.errors import ConfigError, FaultError, IntegrityError, Problem
-from gpt_pjit.core.runtime.files import file_errors, read_json, write_json
+from gpt_pjit.core.files import (
+    check_bucket,
+    file_errors,
+    is_remote,
+    read_json,
+    write_json,
+)
 from gpt_pjit.core.runtime.provenance import this_start
 from gpt_pjit.core.runtime.together import all_or_none, everyone
 from gpt_pjit.core.validation import validate
@@ -46,6 +52,8 @@ def open_workdir(workdir: Path, config: Config) -> None:
     path = workdir / "run.json"
     cannot_be_used = f"the workdir {workdir} cannot be used"
     with all_or_none(), file_errors(cannot_be_used, "--workdir"):
+        if is_remote(workdir):
+            check_bucket(workdir, jax.process_index())
         if path.exists():
             _check_same_config(workdir, config)
         elif workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
@@ -90,10 +98,13 @@ def record_start(
 
 @contextmanager
 def only_trainer(workdir: Path) -> Iterator[None]:
-    """Holds the lock of the workdir, which the kernel frees when this process ends."""
+    """Holds the lock of the workdir, which the kernel frees when this process ends.
+
+    A bucket has none: nothing there would free the lock of a machine that is gone.
+    """
     with ExitStack() as stack:
         with all_or_none(), file_errors(f"{workdir}/lock cannot be made", "--workdir"):
-            if jax.process_index() == 0:
+            if jax.process_index() == 0 and not is_remote(workdir):
                 lock = stack.enter_context((workdir / "lock").open("a+"))
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -144,9 +155,11 @@ def has_begun(record: Record) -> bool:
 def read_run(workdir: Path) -> tuple[Config, Record]:
     """The config of the run in `workdir`, and its `run.json`; ConfigError if there is none."""
     path = workdir / "run.json"
-    if not path.is_file():
+    with file_errors(f"{path} cannot be read", "checkpoint"):
+        is_there, is_folder = path.is_file(), workdir.is_dir()
+    if not is_there:
         remedy = "give the --workdir of a run, or one step of it, WORKDIR/checkpoints/STEP"
-        what = "has no run.json, so it is not a run" if workdir.is_dir() else "is not a folder"
+        what = "has no run.json, so it is not a run" if is_folder else "is not a folder"
         raise ConfigError([f"{workdir} {what}; {remedy}"], "checkpoint")
     record = _read_record(path)
     config = from_record(record["config"], str(path))

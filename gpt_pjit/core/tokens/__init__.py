@@ -9,7 +9,6 @@ from gpt_pjit.core.tokens.dataset import (
     TokenDataset as TokenDataset,
     TokenSplit as TokenSplit,
     first_line as first_line,
-    location as location,
     open_array as open_array,
     read_windows as read_windows,
     shard_bounds as shard_bounds,

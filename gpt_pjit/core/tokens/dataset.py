@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -18,15 +17,16 @@ from typing import Any
 import numpy as np
 import tensorstore
 
-from gpt_pjit.core.bounded import (
+from gpt_pjit.core.errors import ConfigError
+from gpt_pjit.core.files import (
     CLAIMED_FREELY,
     LARGEST_JSON,
     LARGEST_TOKENIZER,
     check_size,
     regular_files,
     size_of_regular,
+    tensorstore_spec,
 )
-from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.tokens.format import MANIFEST, DatasetInfo, SplitInfo, array_metadata
 from gpt_pjit.core.tokens.tokenizers import BytesTokenizer, Tokenizer, tokenizer_from_bytes
 
@@ -100,7 +100,7 @@ class TokenSplit:
         self.read_threads = 8 if "://" in path else 1  # most wait for the network
         with self._naming("tokens"):
             metadata = array_metadata(dataset.dtype, self.tokens)
-            self._tokens = open_array(location(path, name, "tokens"), metadata)
+            self._tokens = open_array(self._array_spec("tokens"), metadata)
 
     def read(self, starts: np.ndarray, length: int) -> np.ndarray:
         """int32 [len(starts), length] tokens from each start on."""
@@ -157,7 +157,10 @@ class TokenSplit:
     def _documents(self) -> tensorstore.TensorStore:
         with self._naming("document offsets"):
             metadata = array_metadata("uint64", self.documents + 1)
-            return open_array(location(self.path, self.name, "documents"), metadata)
+            return open_array(self._array_spec("documents"), metadata)
+
+    def _array_spec(self, name: str) -> Any:
+        return tensorstore_spec(f"{self.path.rstrip('/')}/{self.name}/{name}")
 
     @contextmanager
     def _naming(self, what: str) -> Iterator[None]:
@@ -188,22 +191,6 @@ def _check_plausible(root: str, name: str, split: SplitInfo, sizes: dict[Path, i
     if claimed > held + CLAIMED_FREELY:
         problem = f"split {name!r} claims {claimed:,} bytes, but holds {held:,}"
         raise ConfigError([problem], f"token dataset {root}")
-
-
-def location(root: str, *folders: str) -> Any:
-    """What TensorStore calls a folder of a set that is local or below a URL."""
-    if "://" not in root:
-        path = os.path.abspath(os.path.expanduser(root))
-        return {"driver": "file", "path": "/".join([path, *folders, ""])}
-    url = "/".join([root.rstrip("/"), *folders, ""])
-    endpoint = os.environ.get("AWS_ENDPOINT_URL")
-    if not url.startswith("s3://") or not endpoint:
-        return url
-    # For stores that speak S3 but are not Amazon's; Amazon's own clients read this variable too.
-    bucket, _, path = url.removeprefix("s3://").partition("/")
-    region = os.environ.get("AWS_REGION", "us-east-1")
-    where = {"endpoint": endpoint, "aws_region": region}
-    return {"driver": "s3", "bucket": bucket, "path": path, **where}
 
 
 def open_array(kvstore: Any, metadata: dict[str, Any]) -> tensorstore.TensorStore:
@@ -261,7 +248,7 @@ def _read_file(root: str, name: str, most: int = LARGEST_JSON) -> bytes | None:
     if "://" not in root and path.exists():
         check_size(path, size_of_regular(path), most)
     try:
-        store = tensorstore.KvStore.open(location(root)).result()
+        store = tensorstore.KvStore.open(tensorstore_spec(root)).result()
         result = store.read(name).result()
     except ValueError as error:
         problem = f"{name} cannot be read: {_failure(error)}"

@@ -17,8 +17,8 @@ import numpy as np
 import sentencepiece
 import tokenizers
 
-from gpt_pjit.core.bounded import LARGEST_TOKENIZER, read_regular
 from gpt_pjit.core.errors import ConfigError
+from gpt_pjit.core.files import LARGEST_TOKENIZER, as_path, read_regular
 
 END_OF_TEXT = "<|endoftext|>"
 UNICODE_FORMS: dict[str, Any] = {form: form for form in ("NFC", "NFD", "NFKC", "NFKD")}
@@ -146,7 +146,7 @@ def load_tokenizer(spec: str) -> Tokenizer:
     if spec == "bytes":
         return BytesTokenizer()
     try:
-        content = read_regular(Path(spec).expanduser(), LARGEST_TOKENIZER)
+        content = read_regular(as_path(spec), LARGEST_TOKENIZER)
     except OSError as error:
         problem = f"cannot be read: {error.strerror}"
         raise ConfigError([problem], f"tokenizer {spec}") from None

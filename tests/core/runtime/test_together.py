@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from gpt_pjit.config import MeshConfig
 from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.runtime import (
-    all_or_none, check_agreement, ending_together, initialize_devices
+    all_or_none, check_agreement, ending_together, from_process_0, initialize_devices, to_process_0
 )
 
 initialize_devices(MeshConfig())
@@ -29,6 +29,13 @@ with ending_together():
     check_agreement({"optim.peak_lr": 0.1, "jax": "1"})
     if case == "disagreement":
         check_agreement({"optim.peak_lr": 0.2 if me == failing else 0.1, "jax": "1"})
+    if case == "none":
+        words = {"text": "\u732b" * 2**20, "numbers": [1, 2.5, None]}
+        assert from_process_0(words if me == 0 else None) == words
+        assert from_process_0([] if me == 0 else None) == []
+        own = bytes([me]) * me * 2**22  # none, 4 MB, 8 MB
+        expected = [b"", b"\1" * 2**22, b"\2" * 2**23] if me == 0 else []
+        assert to_process_0(own) == expected
     with all_or_none():
         if case == "input" and me == failing:
             raise ConfigError(["x.txt cannot be read"], "data.text")

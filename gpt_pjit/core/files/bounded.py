@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gpt_pjit.core.errors import ConfigError
+from gpt_pjit.core.files.buckets import is_remote
 
 LARGEST_JSON = 2**24
 LARGEST_TOKENIZER = 2**26  # Gemma's, of 262,144 tokens, has 2**25 bytes
@@ -15,7 +16,9 @@ CLAIMED_FREELY = 2**30  # bytes that arrays may have in memory, however small th
 
 
 def regular_files(folder: Path) -> dict[Path, int]:
-    """The bytes of each file below `folder`; ConfigError for anything else, and linked folders."""
+    """The bytes of each file below a local `folder`; ConfigError for anything else, and for linked
+    folders.
+    """
     found = {}
     for path in folder.rglob("*"):
         if path.is_symlink() or not path.is_dir():
@@ -25,7 +28,7 @@ def regular_files(folder: Path) -> dict[Path, int]:
 
 def size_of_regular(path: Path) -> int:
     """The bytes of a file; OSError if there is none, ConfigError if it is anything else."""
-    if not path.is_file() and (path.exists() or path.is_symlink()):
+    if not is_remote(path) and not path.is_file() and (path.exists() or path.is_symlink()):
         raise ConfigError([f"{path} is not a regular file"], str(path.parent))
     return path.stat().st_size
 

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gpt_pjit.core.bounded import LARGEST_JSON, read_regular
 from gpt_pjit.core.errors import ConfigError, FaultError
+from gpt_pjit.core.files.bounded import LARGEST_JSON, read_regular
+from gpt_pjit.core.files.buckets import is_remote
 
 # A wrong path or permission; anything else, such as a full disk, is a fault of the machine.
 OF_THE_USER = {
@@ -26,6 +27,8 @@ OF_THE_USER = {
     errno.EEXIST,
     errno.EINVAL,
 }
+# Whose errors of a bucket, such as missing credentials, are no OSErrors.
+CLIENT_PACKAGES = {"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "s3fs"}
 DEEPEST_JSON = 100  # levels
 
 
@@ -33,6 +36,9 @@ def write_whole(path: Path, text: str) -> None:
     """Replaces a file in one step, which a power failure survives; ConfigError if it cannot."""
     draft = path.with_name(f"{path.name}.tmp")
     with file_errors(f"{path} cannot be written", str(path.parent)):
+        if is_remote(path):
+            path.write_text(text, encoding="utf-8")  # a store replaces a file in one step
+            return
         try:
             with draft.open("w", encoding="utf-8") as file:
                 file.write(text)
@@ -87,5 +93,12 @@ def file_errors(problem: str, source: str) -> Iterator[None]:
         yield
     except OSError as error:
         where = f", {error.filename}" if error.filename else ""
-        kind = ConfigError if error.errno in OF_THE_USER else FaultError
+        named = isinstance(error, FileNotFoundError | PermissionError)  # by stores without errno
+        kind = ConfigError if named or error.errno in OF_THE_USER else FaultError
         raise kind([f"{problem}: {error.strerror or error}{where}"], source) from None
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in CLIENT_PACKAGES:
+            raise
+        kind = ConfigError if "Credentials" in type(error).__name__ else FaultError
+        reason = str(error).split("\n", 1)[0]
+        raise kind([f"{problem}: {reason}"], source) from None

@@ -1,0 +1,128 @@
+"""Four processes train in a bucket, are killed and resume, with the losses of a run in a folder."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_DONE
+from gpt_pjit.core.files import as_path
+from gpt_pjit.core.orbax_paths import COMMIT
+from tests.helpers import ROOT
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("pods")]
+
+FIELDS = {
+    "model.n_layers": 2,
+    "model.d_model": 64,
+    "model.d_ff": 256,
+    "model.vocab_size": 300,
+    "data.text_exclude": "",
+    "data.tokenizer": "bpe:300",
+    "data.validation_fraction": 0.2,
+    "data.sequence_length": 32,
+    "data.batch_size": 32,
+    "optim.steps": 64,
+    "optim.warmup_steps": 2,
+    "eval.every": 16,
+    "checkpoint.every": 8,
+    "checkpoint.keep": 2,
+    "log.every": 1,
+    "sample.tokens": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    for number in range(30):
+        lines = [f"line {i} of file {number}: {i * number}\n" for i in range(120)]
+        (folder / f"{number}.txt").write_text("".join(lines))
+    return folder
+
+
+def start(module, *flags):
+    command = ["bash", "launch/local.sh", "--processes=4", "--devices=1", f"--module={module}"]
+    return subprocess.Popen(
+        [*command, *flags],
+        cwd=ROOT, env=os.environ | {"PYTHON": sys.executable},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def run(module, *flags):
+    process = start(module, *flags)
+    output, errors = process.communicate(timeout=600)
+    assert process.returncode == EXIT_DONE, errors
+    return output
+
+
+def training(corpus, workdir):
+    fields = FIELDS | {"data.text": f"{corpus}/*.txt"}
+    flags = [f"--config.{name}={value}" for name, value in fields.items()]
+    return "gpt_pjit.main", "--config=configs/quickstart.py", f"--workdir={workdir}", *flags
+
+
+def losses(workdir):
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [{k: v for k, v in line.items() if "throughput" not in k} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def in_a_folder(corpus, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("folder") / "run"
+    run(*training(corpus, workdir))
+    return workdir
+
+
+def wait_for(path, process):
+    deadline = time.monotonic() + 300
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_run_in_a_bucket_is_that_in_a_folder(corpus, in_a_folder, bucket, tmp_path):
+    workdir = as_path(f"{bucket}/pods/run")
+    process = start(*training(corpus, workdir))
+    wait_for(workdir / "checkpoints" / "24" / COMMIT, process)
+    process.send_signal(signal.SIGKILL)  # the kernel then ends the four
+    process.communicate(timeout=60)
+    assert not (workdir / "checkpoints" / "64").exists()
+    kept = losses(workdir)
+    assert kept[-1]["step"] >= 24
+    run(*training(corpus, workdir))
+    assert losses(workdir) == losses(in_a_folder)
+    assert len(json.loads((workdir / "run.json").read_text())["starts"]) == 2
+    assert [each.name for each in (workdir / "tensorboard").iterdir()]
+    assert "this run is finished" in run(*training(corpus, workdir))
+
+    text = tmp_path / "text"
+    text.write_text("line 7 of file 3: 21\n" * 20)
+    scores = []
+    for each in (workdir, in_a_folder):
+        flags = (f"--checkpoint={each}", f"--tasks=file:{text}", "--json", "--name=x")
+        output = run("gpt_pjit.evaluate", *flags)
+        scores.append(json.loads(output[output.index("{") :])[f"file:{text}"])  # after Gloo's lines
+    assert scores[0] == scores[1]
+    exported = {}
+    for name, each in (("stored", workdir), ("local", in_a_folder)):
+        command = [sys.executable, "-m", "gpt_pjit.hf", "export", f"--checkpoint={each}"]
+        command.append(f"--out={tmp_path / name}")
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        exported[name] = (tmp_path / name / "model.safetensors").read_bytes()
+    assert exported["stored"] == exported["local"]
+
+
+def test_a_bucket_that_is_not_there_ends_all_with_one_sentence(corpus, bucket):
+    missing = bucket.replace("bucket", "missing")
+    process = start(*training(corpus, f"{missing}/run"))
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == EXIT_CONFIG
+    assert f"there is no bucket {missing}; create it" in errors
+    assert "Traceback" not in errors
