@@ -16,7 +16,7 @@ from typing import Any, get_type_hints
 
 from ml_collections import ConfigDict
 
-from gpt_pjit.core.errors import ConfigError, Problem
+from gpt_pjit.core.errors import MOST_LISTED, ConfigError, Problem
 
 
 @dataclass(frozen=True)
@@ -189,11 +189,10 @@ def from_record(recorded: Mapping[str, Any], source: str) -> Config:
 
 def _convert(cls: Any, values: Mapping[str, Any], prefix: str, problems: list[Problem]) -> Any:
     hints = get_type_hints(cls)
-    for name in values:
-        if name not in hints:
-            close = difflib.get_close_matches(name, hints, n=1)
-            remedy = f"did you mean {prefix}{close[0]}?" if close else f"known: {', '.join(hints)}"
-            problems.append(Problem(prefix + name, values[name], "no such field", remedy))
+    for name in [name for name in values if name not in hints][:MOST_LISTED]:
+        close = difflib.get_close_matches(name, hints, n=1)
+        remedy = f"did you mean {prefix}{close[0]}?" if close else f"known: {', '.join(hints)}"
+        problems.append(Problem(prefix + name, values[name], "no such field", remedy))
     converted = {}
     for name, kind in hints.items():
         if name not in values:

@@ -157,8 +157,9 @@ def _check_finite(params: Any, workdir: Path, step: int) -> None:
 
 def run_tokenizer(workdir: Path, record: dict[str, Any]) -> Tokenizer:
     """The tokenizer that `run.json` records; ConfigError if the workdir holds another or none."""
-    tokenizer = saved_tokenizer(workdir)
-    recorded = record["tokenizer"]
+    if "tokenizer" not in record:
+        raise IntegrityError([f"run.json of {workdir} names no tokenizer"], "checkpoint")
+    tokenizer, recorded = saved_tokenizer(workdir), record["tokenizer"]
     if tokenizer.sha256 != recorded["sha256"]:
         found = f"{tokenizer.file} is a different one" if tokenizer.file else "none is there"
         problem = (

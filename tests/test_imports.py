@@ -9,7 +9,13 @@ PACKAGE = ROOT / "gpt_pjit"
 FLOORS = (
     ("core.errors", "core.chips", "core.cores", "core.console"),
     ("config", "core.sharding", "core.cluster", "core.files"),
-    ("core.parameters", "core.validation", "core.fingerprint", "core.orbax_paths"),
+    (
+        "core.parameters",
+        "core.validation",
+        "core.fingerprint",
+        "core.orbax_paths",
+        "core.step_files",
+    ),
     ("core.model", "core.tokens", "core.runtime"),
     ("core.training", "core.checkpointer"),
     ("core.train",),

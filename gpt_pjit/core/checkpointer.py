@@ -8,6 +8,7 @@ the oldest steps, once a newer one is whole.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,17 +19,18 @@ import orbax.checkpoint as ocp
 
 from gpt_pjit.core.console import warn
 from gpt_pjit.core.errors import ConfigError, FaultError, HostFailedError, IntegrityError
-from gpt_pjit.core.files import is_remote, remove_folder
+from gpt_pjit.core.files import LARGEST_JSON, is_remote, read_regular, remove_folder
 from gpt_pjit.core.fingerprint import fingerprints
 from gpt_pjit.core.orbax_paths import COMMIT, orbax_folder
 from gpt_pjit.core.runtime import all_or_none, everyone
-from gpt_pjit.core.sharding import paths_and_leaves
+from gpt_pjit.core.step_files import check_arrays, check_files
 
 T = TypeVar("T")
 
 ITEM = "default"  # the name that Orbax gives a checkpoint of one item
 MANIFEST = f"{ITEM}/manifest.ocdbt"  # lists the files with the data
 METADATA = "_CHECKPOINT_METADATA"
+STEP = re.compile("0|[1-9][0-9]{0,9}")  # the name of its folder; other digits spell no other step
 PARTS = (METADATA, f"{ITEM}/_METADATA", MANIFEST)
 
 
@@ -135,7 +137,7 @@ def unfinished(directory: Path) -> list[Path]:
 def _steps(directory: Path) -> list[Path]:
     if not directory.is_dir():
         return []
-    return [path for path in directory.iterdir() if path.name.isdecimal() and path.is_dir()]
+    return [path for path in directory.iterdir() if STEP.fullmatch(path.name) and path.is_dir()]
 
 
 def _is_final(folder: Path) -> bool:
@@ -152,9 +154,10 @@ def require_parts(directory: Path, step: int) -> None:
     """Raises unless the files of `step` are there, and are files: reading a pipe never ends."""
     if missing := missing_parts(directory, step):
         raise LookupError(f"it lacks {', '.join(missing)}")
-    for path in () if is_remote(directory) else (directory / str(step)).rglob("*"):
-        if not (path.is_file() or path.is_dir()):
-            raise ValueError(f"{path} is not a regular file")
+    try:
+        check_files(directory / str(step))
+    except ConfigError as error:
+        raise ValueError(str(error.problems[0])) from None
 
 
 def newest_whole(
@@ -222,11 +225,9 @@ def read_part(directory: Path, step: int, target: Any, restore_args: Any = None)
     with all_or_none(), one_sentence(cannot_be_read, IntegrityError):
         require_parts(directory, step)
         saved = _about(directory, step)
+        check_arrays(directory / str(step), ITEM, target)
         # Not through ocp.Checkpointer: if one host fails, the others would wait for it for ever.
         read = ocp.PyTreeCheckpointHandler().restore(folder / ITEM, args=args)
-        for path, leaf in paths_and_leaves(read):
-            if isinstance(leaf, jax.ShapeDtypeStruct):  # Orbax found no array for it
-                raise LookupError(f"it lacks {path} (imported and grown steps hold only params)")
     with one_sentence(cannot_be_read, IntegrityError):
         if saved:  # steps of older versions have none
             _check_same(saved, step, fingerprints(read).numbers)
@@ -240,7 +241,11 @@ def has_fingerprints(directory: Path, step: int) -> bool:
 
 def _about(directory: Path, step: int) -> dict[str, Any]:
     """What was saved beside the arrays: `step` and `fingerprints`."""
-    return json.loads((directory / str(step) / METADATA).read_bytes()).get("custom_metadata") or {}
+    content = json.loads(read_regular(directory / str(step) / METADATA, LARGEST_JSON))
+    saved = content.get("custom_metadata") or {}
+    if saved and not (type(saved["step"]) is int and isinstance(saved["fingerprints"], dict)):
+        raise ValueError(f"its {METADATA} has neither a step nor fingerprints")
+    return saved
 
 
 def _check_same(saved: dict[str, Any], step: int, read: dict[str, int]) -> None:

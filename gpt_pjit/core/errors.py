@@ -15,6 +15,9 @@ EXIT_INTEGRITY = 77  # damaged or diverged: do not retry, a person must look
 EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h: do not retry, the input must change
 EXIT_INTERRUPTED = 130  # Ctrl-C; a run says whether it saved
 
+MOST_LISTED = 100  # problems in a message
+LONGEST = 300  # characters of a value in a message
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -26,7 +29,9 @@ class Problem:
     remedy: str
 
     def __str__(self) -> str:
-        return f"{self.field}={self.value!r}: {self.constraint}; {self.remedy}"
+        value = repr(self.value)
+        value = value if len(value) <= LONGEST else f"{value[:LONGEST]}..."
+        return f"{self.field}={value}: {self.constraint}; {self.remedy}"
 
 
 class ConfigError(ValueError):
@@ -37,7 +42,10 @@ class ConfigError(ValueError):
     def __init__(self, problems: Sequence[Problem | str], source: str = "config"):
         self.problems = tuple(problems)
         count = f"{len(self.problems)} problem" + ("s" if len(self.problems) != 1 else "")
-        super().__init__(f"{source} has {count}:\n" + "\n".join(f"  {p}" for p in self.problems))
+        lines = [f"  {str(problem)[: 10 * LONGEST]}" for problem in self.problems[:MOST_LISTED]]
+        if more := len(self.problems) - len(lines):
+            lines.append(f"  and {more:,} more")
+        super().__init__(f"{source} has {count}:\n" + "\n".join(lines))
 
 
 class IntegrityError(ConfigError):

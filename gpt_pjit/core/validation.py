@@ -37,6 +37,7 @@ AT_LEAST = {
     "sample.tokens": 0,
     "seed": 0,
 }
+ADDRESSABLE = 2**45  # float32: addresses have 47 bits
 POSITIVE = ("optim.peak_lr", "optim.clip_norm", "sample.temperature")
 FRACTIONS = (  # in [0, 1)
     "model.dropout_residual",
@@ -48,9 +49,15 @@ FRACTIONS = (  # in [0, 1)
 )
 
 
-def validate(config: Config, source: str = "config") -> None:
-    """Raises ConfigError with every problem that can be seen without devices or files."""
+def validate(config: Config, source: str = "config", *, with_data: bool = True) -> None:
+    """Raises ConfigError with every problem that can be seen without devices or files.
+
+    Imported and grown weights have no data yet: their config is checked without.
+    """
+    if problems := [*_too_large(config)]:  # other checks would take for ever
+        raise ConfigError(problems, source)
     problems = [*_single_fields(flatten(config)), *_mesh(config), *_relations(config)]
+    problems += _data(config) if with_data else []
     if problems:
         raise ConfigError(problems, source)
 
@@ -89,6 +96,20 @@ def _single_fields(flat: dict[str, Any]) -> Iterator[Problem]:
         )
 
 
+def _too_large(config: Config) -> Iterator[Problem]:
+    sizes = {name: n for name, n in flatten(config).items() if type(n) is int and name != "seed"}
+    if large := {name: size for name, size in sizes.items() if size >= 2**31}:
+        for name, size in large.items():
+            yield Problem(name, size, "must be below 2**31", "check the number")
+        return
+    c = config.model
+    rows = c.vocab_size + config.data.sequence_length * (c.positions == "learned")
+    count = c.d_model * (c.n_layers * (4 * c.d_model + 2 * c.d_ff) + rows)
+    if count >= ADDRESSABLE:
+        constraint = "has more parameters than a machine can address"
+        yield Problem("model", count, constraint, "check n_layers, d_model, d_ff and vocab_size")
+
+
 def _mesh(config: Config) -> Iterator[Problem]:
     sizes = {f"mesh.{axis}": getattr(config.mesh, axis) for axis in ("replica", "data", "tensor")}
     for name, size in sizes.items():
@@ -112,6 +133,10 @@ def _relations(config: Config) -> Iterator[Problem]:
         remedy = f"try {nearest_multiples(data.batch_size, optim.microbatches)}"
         constraint = f"must be divisible by optim.microbatches={optim.microbatches}"
         yield Problem("data.batch_size", data.batch_size, constraint, remedy)
+
+
+def _data(config: Config) -> Iterator[Problem]:
+    model, data = config.model, config.data
     value = {"data.text": data.text, "data.path": data.path, "data.sources": data.sources}
     if sum(map(bool, value.values())) != 1:
         remedy = (

@@ -220,6 +220,9 @@ def _text(dataset: TokenDataset, split: TokenSplit, start: int, length: int) -> 
     while at < stop:
         document = split.document_at(at)
         begin, end = split.document_offsets(document, document + 2).tolist()
+        if not begin <= at < end:
+            problem = f"the documents of split {split.name!r} do not cover token {at:,}"
+            raise ConfigError([problem], f"token dataset {split.path}")
         text = tokenizer.decode(ids[at - start : min(end, stop) - start])
         ends = ", to its end" if end <= stop else ""
         lines.append(f"--- document {document:,}, from its token {at - begin:,}{ends}\n{text}")

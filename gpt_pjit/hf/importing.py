@@ -16,8 +16,15 @@ from tokenizers import models
 from gpt_pjit.checkpoint_arrays import check_new, derived_workdir, write_state
 from gpt_pjit.config import Config, DataConfig
 from gpt_pjit.core.errors import ConfigError, Problem
-from gpt_pjit.core.files import read_json
+from gpt_pjit.core.files import (
+    LARGEST_TOKENIZER,
+    check_size,
+    read_json,
+    read_regular,
+    size_of_regular,
+)
 from gpt_pjit.core.tokens import BytesTokenizer, Tokenizer, tokenizer_from_bytes
+from gpt_pjit.core.validation import validate
 from gpt_pjit.hf.models import HFModel, Parameter, byte_level, byte_tokenizer, from_json, parameters
 
 DTYPES = ("F32", "BF16", "F16")  # as safetensors names them
@@ -65,11 +72,15 @@ def import_model(source: str, out: Path, revision: str | None = None) -> HFModel
     hf = from_json(read_json(folder / "config.json"), str(folder / "config.json"))
     tokenizer = read_tokenizer(folder)
     tensors = stored_tensors(folder, origin)
+    config = Config(model=hf.model, data=DataConfig(sequence_length=hf.sequence_length))
+    validate(config, str(folder / "config.json"), with_data=False)
+    if hf.model.n_layers > len(tensors):  # before their names are written out
+        problem = f"{hf.model.n_layers:,} layers, but only {len(tensors):,} tensors"
+        raise ConfigError([problem], str(folder))
     table = list(parameters(hf))
     problems = _wrong_tensors(table, tensors) + _wrong_tokenizer(tokenizer, hf.model.vocab_size)
     if problems:
         raise ConfigError(problems, str(folder))
-    config = Config(model=hf.model, data=DataConfig(sequence_length=hf.sequence_length))
     provenance = {"kind": "import", "from": origin, "revision": commit}
     with derived_workdir(out, config, tokenizer, provenance) as draft:
         params = unflatten_dict({p.path: _array(p, tensors) for p in table}, sep="/")
@@ -85,6 +96,7 @@ def stored_tensors(folder: Path, source: str = "") -> dict[str, Stored]:
     tensors = []
     for path in _weight_files(folder, source):
         try:
+            size_of_regular(path)
             with safe_open(path, "numpy") as file:
                 for name in file.keys():  # noqa: SIM118
                     stored = file.get_slice(name)
@@ -169,12 +181,15 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a folder of transformers; ConfigError if it has none that we can read."""
     for name in ("tokenizer.model", "tokenizer.json"):  # some of our exports have both
         if (folder / name).exists():
-            tokenizer = tokenizer_from_bytes(name, (folder / name).read_bytes())
+            content = read_regular(folder / name, LARGEST_TOKENIZER)
+            tokenizer = tokenizer_from_bytes(name, content)
             return BytesTokenizer() if _is_bytes(tokenizer) else tokenizer
     older = [folder / "vocab.json", folder / "merges.txt"]  # of GPT-2
     if not all(file.exists() for file in older):
         files = "tokenizer.json, tokenizer.model, or vocab.json and merges.txt"
         raise ConfigError([f"{folder} has no tokenizer: {files}"], "import")
+    for file in older:
+        check_size(file, size_of_regular(file), LARGEST_TOKENIZER)
     try:
         content = byte_level(models.BPE.from_file(*map(str, older)))
     except Exception as error:  # the library has no class of its own

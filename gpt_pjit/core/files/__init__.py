@@ -4,6 +4,15 @@ A local path is pathlib's. A path in a bucket is a `BucketPath`, which has the s
 annotations say `Path` for both. `as_path` makes either from text. No JAX here.
 """
 
+from gpt_pjit.core.files.bounded import (
+    CLAIMED_FREELY as CLAIMED_FREELY,
+    LARGEST_JSON as LARGEST_JSON,
+    LARGEST_TOKENIZER as LARGEST_TOKENIZER,
+    check_size as check_size,
+    read_regular as read_regular,
+    regular_files as regular_files,
+    size_of_regular as size_of_regular,
+)
 from gpt_pjit.core.files.buckets import (
     as_path as as_path,
     check_bucket as check_bucket,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_pjit.core.errors import ConfigError, FaultError
+from gpt_pjit.core.files.bounded import LARGEST_JSON, read_regular
 from gpt_pjit.core.files.buckets import is_remote
 
 # A wrong path or permission; anything else, such as a full disk, is a fault of the machine.
@@ -28,7 +29,7 @@ OF_THE_USER = {
 }
 # Whose errors of a bucket, such as missing credentials, are no OSErrors.
 CLIENT_PACKAGES = {"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "s3fs"}
-LARGEST_JSON = 2**26
+DEEPEST_JSON = 100  # levels
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -59,20 +60,30 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; ConfigError if it cannot be read or holds anything else."""
     with file_errors(f"{path} cannot be read", str(path.parent)):
-        if path.exists() and not path.is_file():  # reading a pipe never ends
-            raise ConfigError([f"{path} is not a regular file"], str(path.parent))
-        if (size := path.stat().st_size) > LARGEST_JSON:
-            problem = f"{path} has {size:,} bytes, far more than any file of its name"
-            raise ConfigError([problem], str(path.parent))
-        content = path.read_bytes()
+        content = read_regular(path, LARGEST_JSON)
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
         problem = f"{path} is damaged, it is not valid JSON: {error}"
         raise ConfigError([problem], str(path.parent)) from None
+    if not _is_shallow(value):
+        raise ConfigError([f"{path} is damaged, it is nested too deeply"], str(path.parent))
     if not isinstance(value, dict):
         raise ConfigError([f"{path} is damaged, it is not a JSON object"], str(path.parent))
     return value
+
+
+def _is_shallow(value: Any) -> bool:
+    """Whether JSON can be written again: Python writes with fewer levels than it reads."""
+    level = [value]
+    for _ in range(DEEPEST_JSON):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    return not level
 
 
 @contextmanager

@@ -30,9 +30,17 @@ from gpt_pjit.core.files import (
 )
 from gpt_pjit.core.runtime.provenance import this_start
 from gpt_pjit.core.runtime.together import all_or_none, everyone
+from gpt_pjit.core.validation import validate
 
 Record = dict[str, Any]
 COPY = "run.copy.json"  # of run.json, which may be damaged
+# The types of the entries, which are there once something has written them.
+FORM: Record = {
+    "tokenizer": {"sha256": str, "vocab_size": int, "path": str},
+    "data": [{"path": str, "tokenizer": str, "vocab_size": int, "sha256": str}],
+    "saved": int,
+    "finished": int,
+}
 
 
 def open_workdir(workdir: Path, config: Config) -> None:
@@ -154,23 +162,49 @@ def read_run(workdir: Path) -> tuple[Config, Record]:
         what = "has no run.json, so it is not a run" if is_folder else "is not a folder"
         raise ConfigError([f"{workdir} {what}; {remedy}"], "checkpoint")
     record = _read_record(path)
-    return from_record(record["config"], str(path)), record
+    config = from_record(record["config"], str(path))
+    validate(config, str(path), with_data=False)
+    return config, record
 
 
 def _read_record(path: Path) -> Record:
     """The content of `run.json`, or of the copy beside it if that is damaged."""
-    problem = f"{path} is damaged: it has no config or no starts"
+    problem = f"{path} is damaged: its entries are not those of a run"
     for file in (path, path.with_name(COPY)):
         try:
             record = read_json(file)
         except ConfigError as error:
             problem = str(error.problems[0]) if file == path else problem
             continue
-        if isinstance(record.get("config"), dict) and isinstance(record.get("starts"), list):
+        if _is_record(record):
             if file != path:
                 warn(f"{problem}; {COPY} beside it is used")
             return record
     raise IntegrityError([problem], "workdir")
+
+
+def _is_record(record: Record) -> bool:
+    """Whether all that we read of a `run.json` has the types that we write."""
+    present = {name: form for name, form in FORM.items() if name in record}
+    if not _fits(record, present | {"config": dict, "starts": [dict]}) or record.get("data") == []:
+        return False
+    source = record.get("source")
+    while source is not None:  # of the weights that the weights were made of, and so on
+        form: Record = {"kind": str, "from": str}
+        averaged = isinstance(source, dict) and source.get("kind") == "average"
+        if not _fits(source, form | ({"steps": [int]} if averaged else {})):
+            return False
+        source = source.get("source")
+    return True
+
+
+def _fits(value: Any, form: Any) -> bool:
+    if isinstance(form, dict):
+        entries = isinstance(value, dict) and form.keys() <= value.keys()
+        return entries and all(_fits(value[name], inner) for name, inner in form.items())
+    if isinstance(form, list):
+        return isinstance(value, list) and all(_fits(inner, form[0]) for inner in value)
+    return isinstance(value, form) and not isinstance(value, bool)
 
 
 def _write_record(workdir: Path, record: Record) -> None:

@@ -18,12 +18,21 @@ import numpy as np
 import tensorstore
 
 from gpt_pjit.core.errors import ConfigError
-from gpt_pjit.core.files import tensorstore_spec
+from gpt_pjit.core.files import (
+    CLAIMED_FREELY,
+    LARGEST_JSON,
+    LARGEST_TOKENIZER,
+    check_size,
+    regular_files,
+    size_of_regular,
+    tensorstore_spec,
+)
 from gpt_pjit.core.tokens.format import MANIFEST, DatasetInfo, SplitInfo, array_metadata
 from gpt_pjit.core.tokens.tokenizers import BytesTokenizer, Tokenizer, tokenizer_from_bytes
 
 # The cache holds the shard indexes of a set of 9B tokens, so that a read is one request, not two.
 CONTEXT = tensorstore.Context({"cache_pool": {"total_bytes_limit": 2**27}})
+MOST_PROBLEMS = 20  # that are listed
 # A failing network is worth a retry; every other status means that the data are damaged.
 TRANSIENT = ("ABORTED", "CANCELLED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "UNAVAILABLE")
 
@@ -44,7 +53,7 @@ class TokenDataset:
     def open(cls, path: str | Path) -> TokenDataset:
         """Opens the set in a folder or below a gs:// or s3:// URL; reads only metadata."""
         path = str(path)
-        _check_files(path)
+        sizes = _file_sizes(path)
         data = _read_file(path, MANIFEST)
         if data is None:
             problem = f"has no {MANIFEST}, so it is not a token dataset; check the path"
@@ -53,6 +62,9 @@ class TokenDataset:
             raise ConfigError([problem], f"token dataset {path}")
         info = DatasetInfo.from_json(data, path)
         splits = {name: TokenSplit(path, name, split, info) for name, split in info.splits.items()}
+        if sizes is not None:
+            for name, split in info.splits.items():
+                _check_plausible(path, name, split, sizes)
         return cls(path, info, splits)
 
     def tokenizer(self) -> Tokenizer:
@@ -60,7 +72,7 @@ class TokenDataset:
         info = self.info.tokenizer
         if not info.file:
             return BytesTokenizer()
-        content = _read_file(self.path, info.file)
+        content = _read_file(self.path, info.file, LARGEST_TOKENIZER)
         if content is None or hashlib.sha256(content).hexdigest() != info.sha256:
             problem = f"{info.file}, of tokenizer {info.name!r}, is missing or damaged"
             raise ConfigError([problem], f"token dataset {self.path}")
@@ -94,15 +106,15 @@ class TokenSplit:
         """int32 [len(starts), length] tokens from each start on."""
         with self._naming("tokens"):
             found = read_windows(self._tokens, starts.tolist(), length, np.int32)
-            # Their checksums may be right: an embedding takes any id, and trains on silently.
-            if found.size and (wrong := int(found.max())) >= self.vocab_size:
-                raise DamageError(f"id {wrong} is above the vocabulary of {self.vocab_size} ids")
+            self._check_ids(found)
             return found
 
     def document_offsets(self, start: int, stop: int) -> np.ndarray:
         """uint64 offsets `start` to `stop`: document i is the tokens from offset i to i + 1."""
         with self._naming("document offsets"):
-            return read_windows(self._documents, [start], stop - start)[0]
+            found = read_windows(self._documents, [start], stop - start)[0]
+            self._check_offsets(found)
+            return found
 
     def document_at(self, token: int) -> int:
         """The document that holds a token: a binary search in the stored offsets."""
@@ -113,15 +125,33 @@ class TokenSplit:
         """Reads the whole split; returns all damage, with its place."""
         problems: list[str] = []
         digest = hashlib.sha256()
-        for array, what in ((self._tokens, "tokens"), (self._documents, "documents")):
+        for array, what, check in (
+            (self._tokens, "tokens", self._check_ids),
+            (self._documents, "documents", self._check_offsets),
+        ):
             for start, stop in shard_bounds(array):
                 try:
-                    digest.update(read_windows(array, [start], stop - start).data)
+                    values = read_windows(array, [start], stop - start)
+                    digest.update(values.data)
+                    check(values)
                 except DamageError as damage:
                     problems.append(f"{what} {start} to {stop}: {damage}")
+                if len(problems) >= MOST_PROBLEMS:
+                    break
         if not problems and digest.hexdigest() != self.info.sha256:
             problems.append(f"the content hash is {digest.hexdigest()}, not {self.info.sha256}")
         return [f"split {self.name!r}: {problem}" for problem in problems]
+
+    def _check_ids(self, ids: np.ndarray) -> None:
+        """Their checksums may be right: an embedding takes any id, and trains on silently."""
+        if ids.size and not 0 <= ids.min() <= ids.max() < self.vocab_size:
+            wrong = ids.min() if ids.min() < 0 else ids.max()  # uint32 read as int32
+            raise DamageError(f"id {wrong} is outside the vocabulary of {self.vocab_size} ids")
+
+    def _check_offsets(self, offsets: np.ndarray) -> None:
+        flat = offsets.ravel()
+        if flat.size and ((flat[1:] < flat[:-1]).any() or flat[-1] > self.tokens):
+            raise DamageError(f"they decrease, or pass the end, {self.tokens}")
 
     @functools.cached_property
     def _documents(self) -> tensorstore.TensorStore:
@@ -142,12 +172,25 @@ class TokenSplit:
             raise ConfigError([problem], f"token dataset {self.path}") from None
 
 
-def _check_files(root: str) -> None:
-    """Raises ConfigError for a pipe or a device in a local set: reading it would never end."""
-    if "://" not in root:
-        for path in Path(root).expanduser().rglob("*"):
-            if not (path.is_file() or path.is_dir()):
-                raise ConfigError([f"{path} is not a regular file"], f"token dataset {root}")
+def _file_sizes(root: str) -> dict[Path, int] | None:
+    """The bytes of each file of a local set; ConfigError where one cannot be read safely."""
+    if "://" in root:
+        return None
+    sizes = regular_files(Path(root).expanduser())
+    for path, size in sizes.items():
+        if path.name == "zarr.json":
+            check_size(path, size, LARGEST_JSON)
+    return sizes
+
+
+def _check_plausible(root: str, name: str, split: SplitInfo, sizes: dict[Path, int]) -> None:
+    """Raises ConfigError if a split claims far more than its files hold: nothing is compressed."""
+    folder = Path(root).expanduser() / name
+    held = sum(size for path, size in sizes.items() if path.is_relative_to(folder))
+    claimed = 2 * split.tokens + 8 * split.documents
+    if claimed > held + CLAIMED_FREELY:
+        problem = f"split {name!r} claims {claimed:,} bytes, but holds {held:,}"
+        raise ConfigError([problem], f"token dataset {root}")
 
 
 def open_array(kvstore: Any, metadata: dict[str, Any]) -> tensorstore.TensorStore:
@@ -169,14 +212,16 @@ def read_windows(
     array: tensorstore.TensorStore, starts: Sequence[int], length: int, dtype: Any = None
 ) -> np.ndarray:
     """[len(starts), length] values from each start on, all read together; raises DamageError."""
-    values = np.empty((len(starts), length), dtype or array.dtype.numpy_dtype)
     try:
+        values = np.empty((len(starts), length), dtype or array.dtype.numpy_dtype)
         with tensorstore.Batch() as batch:
             futures = [array[start : start + length].read(batch=batch) for start in starts]
         for row, future in zip(values, futures, strict=True):
             row[:] = future.result()
     except ValueError as error:
         raise _failure(error) from None
+    except MemoryError:
+        raise DamageError(f"{length:,} values are more than fit into memory") from None
     return values
 
 
@@ -197,8 +242,11 @@ def _failure(error: ValueError) -> Exception:
     return OSError(reason) if reason.startswith(TRANSIENT) else DamageError(reason)
 
 
-def _read_file(root: str, name: str) -> bytes | None:
+def _read_file(root: str, name: str, most: int = LARGEST_JSON) -> bytes | None:
     """The content of a file of a set, None if there is none."""
+    path = Path(root).expanduser() / name
+    if "://" not in root and path.exists():
+        check_size(path, size_of_regular(path), most)
     try:
         store = tensorstore.KvStore.open(tensorstore_spec(root)).result()
         result = store.read(name).result()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
 from gpt_pjit.core.errors import ConfigError
 
@@ -16,6 +16,8 @@ FORMAT = "gpt_pjit token dataset"
 VERSION = 1
 MANIFEST = "dataset.json"
 SPLITS = ("train", "validation")
+DTYPES = ("uint16", "uint32")
+LARGEST = 2**62  # of every number
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class DatasetInfo:
     tokenizer: TokenizerInfo
     vocab_size: int
     eot_id: int
-    dtype: str  # uint16 | uint32
+    dtype: str  # one of DTYPES
     splits: dict[str, SplitInfo]
 
     @property
@@ -68,14 +70,42 @@ class DatasetInfo:
 
     @classmethod
     def _from_fields(cls, fields: dict[str, Any]) -> DatasetInfo:
+        if not isinstance(fields, dict) or not isinstance(fields.get("splits"), dict):
+            raise TypeError("it is not an object, or its splits are none")
         if fields.get("format") != FORMAT or fields.get("version") != VERSION:
             raise ValueError(f"its format is not {FORMAT!r}, version {VERSION}")
         if fields.pop("sha256", None) != checksum(fields):
             raise ValueError("it was edited or damaged: its hash of its other fields is wrong")
         del fields["format"], fields["version"]
-        fields["tokenizer"] = TokenizerInfo(**fields["tokenizer"])
-        fields["splits"] = {k: SplitInfo(**v) for k, v in fields["splits"].items()}
-        return cls(**fields)
+        fields["tokenizer"] = _typed(TokenizerInfo, fields["tokenizer"], "tokenizer")
+        splits = fields["splits"].items()
+        fields["splits"] = {name: _typed(SplitInfo, v, f"splits.{name}") for name, v in splits}
+        info = _typed(cls, fields, "it")
+        info._check_values()
+        return info
+
+    def _check_values(self) -> None:
+        splits = self.splits.values()
+        sizes = [n for s in splits for n in (s.tokens, s.documents, s.source_bytes)]
+        if not all(0 <= size < LARGEST for size in (*sizes, self.vocab_size, self.eot_id)):
+            raise ValueError("a size in it is negative or too large: tokens, vocab_size or another")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"its dtype is none of {', '.join(DTYPES)}")
+        for name in (*self.splits, self.tokenizer.file or "bytes"):
+            if "/" in name or name in ("", ".", ".."):  # a file of somewhere else
+                raise ValueError("a split or the tokenizer's file is not a plain name")
+
+
+def _typed(cls: Any, fields: Any, name: str) -> Any:
+    """`cls(**fields)`; raises TypeError unless each field is there and of its type."""
+    if not isinstance(fields, dict):
+        raise TypeError(f"{name} is not an object")
+    kinds = get_type_hints(cls)
+    for field, value in fields.items():
+        kind = kinds.get(field, object)
+        if isinstance(value, bool) or not isinstance(value, getattr(kind, "__origin__", kind)):
+            raise TypeError(f"{field} of {name} has another type than {kind}")
+    return cls(**fields)
 
 
 def checksum(fields: dict[str, Any]) -> str:

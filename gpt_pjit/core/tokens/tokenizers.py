@@ -18,7 +18,7 @@ import sentencepiece
 import tokenizers
 
 from gpt_pjit.core.errors import ConfigError
-from gpt_pjit.core.files import as_path
+from gpt_pjit.core.files import LARGEST_TOKENIZER, as_path, read_regular
 
 END_OF_TEXT = "<|endoftext|>"
 UNICODE_FORMS: dict[str, Any] = {form: form for form in ("NFC", "NFD", "NFKC", "NFKD")}
@@ -96,7 +96,12 @@ class HuggingFaceTokenizer(Tokenizer):
         self.can_cut = _splits_into_words(json.loads(content))
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
-        encodings = self._model.encode_batch_fast(texts, add_special_tokens=False)
+        try:
+            encodings = self._model.encode_batch_fast(texts, add_special_tokens=False)
+        except BaseException as error:  # a panic of Rust, for a regex that backtracks for ever
+            if type(error).__name__ != "PanicException":
+                raise
+            raise ConfigError([f"fails on this text: {error}"], f"tokenizer {self.name}") from None
         return [np.array(encoding.ids, np.uint32) for encoding in encodings]
 
     def changes(self, text: str) -> bool:
@@ -141,7 +146,7 @@ def load_tokenizer(spec: str) -> Tokenizer:
     if spec == "bytes":
         return BytesTokenizer()
     try:
-        content = as_path(spec).read_bytes()
+        content = read_regular(as_path(spec), LARGEST_TOKENIZER)
     except OSError as error:
         problem = f"cannot be read: {error.strerror}"
         raise ConfigError([problem], f"tokenizer {spec}") from None

@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import itertools
 import json
+import os
 import shutil
 import threading
 import time
@@ -313,7 +314,9 @@ def test_a_manifest_with_other_fields_is_named(make_set):
 
 
 def test_nine_billion_tokens_open_at_once(make_set):
-    """Only metadata is read, so nine billion tokens can be pretended by editing it."""
+    """Only metadata is read, so nine billion tokens can be pretended by editing it; a shard has a
+    hole of their size.
+    """
     dataset, _ = make_set(100, 10)
     path, tokens, documents = _path(dataset), 9 * 10**9, 10**7
     for array, length in (("tokens", tokens), ("documents", documents + 1)):
@@ -321,6 +324,7 @@ def test_nine_billion_tokens_open_at_once(make_set):
         (path / "train" / array / "zarr.json").write_text(
             json.dumps(metadata | {"shape": [length]})
         )
+    os.truncate(path / "train/tokens/c/0", 2 * tokens)
     split = SplitInfo(tokens, documents, 4 * tokens, "0" * 64)
     info = DatasetInfo(**(vars(dataset.info) | {"splits": {"train": split}}))
     (path / "dataset.json").write_bytes(info.to_json())
