@@ -39,7 +39,9 @@ HEADS = (
         r"blocks/attention/qkv/kernel", "LDCHK", (None, "data", None, "tensor", None), MATRIX
     ),
 )
-HEAD_BIASES = (Parameter(r"blocks/attention/qkv/bias", "LCHK", (None, None, "tensor", None), VECTOR),)
+HEAD_BIASES = (
+    Parameter(r"blocks/attention/qkv/bias", "LCHK", (None, None, "tensor", None), VECTOR),
+)
 # Heads of keys and values that `tensor` does not divide are on all of its devices.
 GROUPED_HEADS = (
     Parameter(r"blocks/attention/q/kernel", "LDHK", (None, "data", "tensor", None), MATRIX),

@@ -14,12 +14,13 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from gpt_pjit.config import ModelConfig
 from gpt_pjit.core.errors import ConfigError, Problem
-from gpt_pjit.core.model import NORM_EPSILON, param_shapes
+from gpt_pjit.core.model import param_shapes
 from gpt_pjit.core.parameters import gpt_dimensions
 from gpt_pjit.core.sharding import match_rules, paths_and_leaves, values
 from gpt_pjit.core.tokens import END_OF_TEXT
 
 CLASSES = {"mpt": "MptForCausalLM", "gpt2": "GPT2LMHeadModel"}
+NORM_EPSILON = ModelConfig().norm_epsilon
 TRAINED_LENGTH = "trained_sequence_length"  # a field of our own, which transformers ignores
 MPT_WIDENING = 4  # d_ff / d_model, fixed in the code of transformers
 
@@ -102,7 +103,7 @@ def hf_model(c: ModelConfig, sequence_length: int) -> HFModel:
     """The model of the class that computes the same; ConfigError if there is none."""
     if c.positions == "learned":
         return HFModel("gpt2", c, sequence_length)
-    needed = {"positions": "alibi", "bias": False, "activation": "gelu"}
+    needed = {"positions": "alibi", "bias": "none", "activation": "gelu"}
     needed["d_ff"] = MPT_WIDENING * c.d_model
     problems = [
         Problem(f"model.{name}", got, "no class of transformers supports this", f"needs {value!r}")
@@ -182,7 +183,7 @@ def from_json(fields: dict[str, Any], source: str) -> HFModel:
         dtype="bfloat16" if theirs == "bfloat16" else "float32",
         positions="learned" if family == "gpt2" else "alibi",
         activation=ACTIVATIONS[activation],
-        bias=family == "gpt2",
+        bias="all" if family == "gpt2" else "none",
     )
     trained = length if family == "gpt2" else fields.get(TRAINED_LENGTH) or length
     return HFModel(family, model, trained)
@@ -221,7 +222,7 @@ class Parameter:
 
 def parameters(hf: HFModel) -> Iterator[Parameter]:
     """Every parameter of the model, in the order of the table."""
-    c = replace(hf.model, bias=hf.family == "gpt2")  # GPT-2 always has biases
+    c = replace(hf.model, bias="all" if hf.family == "gpt2" else "none")  # GPT-2 always has biases
     shapes = param_shapes(c, hf.sequence_length)
     letters = dict(paths_and_leaves(values(match_rules(gpt_dimensions(c), shapes))))
     leaves = dict(paths_and_leaves(shapes))

@@ -67,10 +67,9 @@ def _heads(x_BTD: jax.Array, projection: Projection, i: int | None = None) -> ja
     One product for each: splitting the result of a joint product copies it, which on a TPU costs
     more than three products.
     """
-    kernel, bias = projection.kernel[...], projection.bias
-    if i is not None:
-        kernel, bias = kernel[:, i], None if bias is None else bias[i]
-    heads_BTHK = linear("ND,DHK->NHK", x_BTD, kernel, bias)
+    at = ... if i is None else i
+    bias = None if projection.bias is None else projection.bias[at]
+    heads_BTHK = linear("ND,DHK->NHK", x_BTD, projection.kernel[:, at], bias)
     return checkpoint_name(heads_BTHK.transpose(2, 0, 1, 3), "qkv")
 
 
@@ -202,9 +201,7 @@ def _backward(alibi, rate, window, residuals, dvalues_GRBTK):
 attend.defvjp(_forward, _backward)
 
 
-def _blocks(
-    window: int, q_GRBTK: jax.Array, k_GBSK: jax.Array
-) -> Iterator[tuple[slice, slice]]:
+def _blocks(window: int, q_GRBTK: jax.Array, k_GBSK: jax.Array) -> Iterator[tuple[slice, slice]]:
     """The queries of each block, and the keys that some of them see."""
     n_queries, n_keys = q_GRBTK.shape[-2], k_GBSK.shape[-2]
     before = n_keys - n_queries
@@ -243,7 +240,10 @@ def _scores(
         if alibi:
             bias = alibi_bias(math.prod(heads), n_keys).reshape(*heads, 1, 1, n_keys)
             scores = scores + jax.reshard(bias, P(jax.typeof(scores).sharding.spec[0]))
-    key_TS, query_TS = jnp.arange(n_keys)[None], (n_keys - n_queries + jnp.arange(n_queries))[:, None]
+    key_TS, query_TS = (
+        jnp.arange(n_keys)[None],
+        (n_keys - n_queries + jnp.arange(n_queries))[:, None],
+    )
     visible = key_TS <= query_TS
     if window:
         visible = visible & (key_TS > query_TS - window)

@@ -158,7 +158,9 @@ def forward(
     x_BTD = ends.enter(tokens_BT, positions_BT)
     x_BTD = dropout(x_BTD, c.dropout_embedding, embed_key)
     alibi, rate = c.positions == "alibi", c.dropout_attention
-    angles = rotation(c, jnp.arange(tokens_BT.shape[1])[None] if segments_BT is None else positions_BT)
+    angles = rotation(
+        c, jnp.arange(tokens_BT.shape[1])[None] if segments_BT is None else positions_BT
+    )
 
     def run(x_BTD: jax.Array, layer: tuple[Any, jax.Array], window: int) -> tuple[jax.Array, None]:
         block, number = open_block(c, gather_layer(layer[0])), layer[1]
@@ -170,9 +172,7 @@ def forward(
         # Inside a scan, CSE cannot merge the recomputation with the forward pass: the barriers of
         # prevent_cse would only block fusion.
         policy = REMAT_POLICIES[c.remat]
-        run = jax.checkpoint(
-            run, policy=policy, prevent_cse=not c.scan_layers, static_argnums=2
-        )
+        run = jax.checkpoint(run, policy=policy, prevent_cse=not c.scan_layers, static_argnums=2)
     x_BTD, _ = scan_layers(c, run, x_BTD, (params["blocks"], jnp.arange(c.n_layers)))
     return ends.logits(x_BTD)
 
@@ -195,7 +195,9 @@ def scan_layers(c: ModelConfig, run: Callable[..., Any], x_BTD: jax.Array, layer
     with jax.named_scope("layers"):
         unroll = 1 if c.scan_layers else steps
         if period == 1:
-            return jax.lax.scan(lambda x, one: run(x, one, windows[0]), x_BTD, layers, unroll=unroll)
+            return jax.lax.scan(
+                lambda x, one: run(x, one, windows[0]), x_BTD, layers, unroll=unroll
+            )
         split = jax.tree.map(lambda leaf: leaf.reshape(steps, period, *leaf.shape[1:]), layers)
         x_BTD, made = jax.lax.scan(run_period, x_BTD, split, unroll=unroll)
         return x_BTD, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), made)

@@ -17,6 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from gpt_pjit.config import ModelConfig
+from gpt_pjit.core.sharding import axes_of
 
 INIT_STD = 0.02
 
@@ -125,6 +126,17 @@ class Projection(nnx.Module):
         )
 
 
+def reduced_like(x: jax.Array, w: jax.Array) -> jax.Array:
+    """`w`, if it is `reduced`, reduced over all axes that split `x`.
+
+    Devices that share a gain but not the heads have each a summand of its gradient.
+    """
+    spec, axes = jax.typeof(w).sharding.spec, set(axes_of(jax.typeof(x).sharding.spec))
+    if not spec.reduced or axes <= spec.reduced:
+        return w
+    return jax.reshard(w, P(*spec.partitions, reduced=spec.reduced | axes))
+
+
 class Norm(nnx.Module):
     """Layer norm, or RMS norm, of the last dimension; returns the dtype of its input.
 
@@ -150,7 +162,7 @@ class Norm(nnx.Module):
         normed = x * jax.lax.rsqrt(variance + self.epsilon)
         if self.scale is not None:
             # An einsum: explicit sharding refuses to multiply a `reduced` vector elementwise.
-            normed = jnp.einsum("...D,D->...D", normed, self.scale[...])
+            normed = jnp.einsum("...D,D->...D", normed, reduced_like(x_D, self.scale[...]))
         if self.bias is not None:
             normed = add_bias(normed, self.bias[...])
         return normed.astype(x_D.dtype)

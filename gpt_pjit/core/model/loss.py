@@ -16,9 +16,7 @@ def token_nll(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
 
 
 @jax.custom_vjp
-def nll_and_logsumexp(
-    logits_BTV: jax.Array, targets_BT: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def nll_and_logsumexp(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
     """`token_nll`, and the logsumexp of the logits, float32 [B, T]."""
     with jax.named_scope("loss_head"):
         lse_BT = checkpoint_name(jax.nn.logsumexp(logits_BTV, axis=-1), "logsumexp")

@@ -113,8 +113,8 @@ def microbatch(
     """The losses of one microbatch, float32 [B], and float32 summands of the gradient of their
     sum over `n_predictions`.
 
-    The gradient is also that of `z_loss`, which keeps logits from drifting (Chowdhery et al., 2022);
-    the losses leave it out, so that they compare with those of validation.
+    The gradient is also that of `z_loss`, which keeps logits from drifting (PaLM, Chowdhery et al.,
+    2022); the losses leave it out, so that they compare with those of validation.
     """
 
     def losses_of(weights: Any) -> tuple[jax.Array, jax.Array]:
