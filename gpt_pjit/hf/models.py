@@ -103,7 +103,7 @@ def hf_model(c: ModelConfig, sequence_length: int) -> HFModel:
     """The model of the class that computes the same; ConfigError if there is none."""
     if c.positions == "learned":
         return HFModel("gpt2", c, sequence_length)
-    needed = {"positions": "alibi", "bias": "none", "activation": "gelu"}
+    needed: dict[str, Any] = {"positions": "alibi", "bias": "none", "activation": "gelu"}
     needed["d_ff"] = MPT_WIDENING * c.d_model
     problems = [
         Problem(f"model.{name}", got, "no class of transformers supports this", f"needs {value!r}")

@@ -82,10 +82,10 @@ def split_like(q_HBTK: jax.Array, x_GBTK: jax.Array) -> jax.Array:
     sharding = jax.typeof(q_HBTK).sharding
     parts = q_HBTK.shape[0] // sharding.shard_shape(q_HBTK.shape)[0]
     copies = math.lcm(groups, parts) // groups
-    if copies == 1:
-        return x_GBTK
-    copied = jnp.broadcast_to(x_GBTK[:, None], (groups, copies, *rest))
-    return jax.reshard(copied.reshape(groups * copies, *rest), sharding.spec)
+    if copies > 1:
+        copied = jnp.broadcast_to(x_GBTK[:, None], (groups, copies, *rest))
+        x_GBTK = copied.reshape(groups * copies, *rest)
+    return jax.reshard(x_GBTK, sharding.spec)
 
 
 def attend_causally(
