@@ -50,7 +50,8 @@ def rotation(c: ModelConfig, positions_BT: jax.Array) -> Rotation | None:
     """The angles by which heads rotate at each position, if they do."""
     if c.positions != "rope":
         return None
-    angles_BTR = positions_BT.astype(jnp.float32)[..., None] * rotary_frequencies(c)
+    frequencies = jnp.asarray(rotary_frequencies(c), jnp.float32)
+    angles_BTR = positions_BT.astype(jnp.float32)[..., None] * frequencies
     cos, sin = jnp.cos(angles_BTR), jnp.sin(angles_BTR)
     return checkpoint_name(cos, "rotation"), checkpoint_name(sin, "rotation")
 

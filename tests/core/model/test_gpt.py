@@ -95,7 +95,7 @@ def test_initialisation_is_gpt2s():
 
 
 @pytest.mark.usefixtures("one_device")
-@pytest.mark.parametrize("block", ["alibi", "nanochat"])
+@pytest.mark.parametrize("block", ["alibi", pytest.param("nanochat", marks=pytest.mark.slow)])
 def test_scanned_unrolled_and_rematerialised_are_the_same_function(block):
     dropouts = {"dropout_residual": 0.1, "dropout_attention": 0.1}
     base = tiny(model=BLOCKS[block] | dropouts)

@@ -38,14 +38,12 @@ def on_one_device(config):
     return run_steps(config, program_on(config, (1, 1, 1)), STEPS)[1]
 
 
-# Quick are all layouts and meshes with the default block, and each block with one of them.
+# Quick are all layouts and meshes with the default block, and four blocks with one of them.
 QUICK = {
     ("gpt2", "fsdp", (2, 2, 2)),
     ("llama", "fsdp", (1, 2, 4)),  # 2 heads of keys and values on 4 devices
     ("qwen", "zero", (1, 4, 2)),
-    ("neox", "zero1", (1, 4, 2)),
-    ("nanochat", "fsdp", (1, 8, 1)),
-    ("grouped", "ddp", (1, 2, 4)),
+    ("nanochat", "zero1", (1, 8, 1)),
 }
 
 
@@ -265,11 +263,11 @@ def test_matrix_products_take_bfloat16(block):
 
 
 def is_matrix_product(equation):
-    """A dot_general with dimensions that only one operand has, on both sides."""
+    """A dot_general that sums, with dimensions that only one operand has, on both sides."""
     if equation.primitive.name != "dot_general":
         return False
     contracted, batched = equation.params["dimension_numbers"]
-    return all(
+    return bool(contracted[0]) and all(
         variable.aval.ndim > len(summed) + len(shared)
         for variable, summed, shared in zip(equation.invars, contracted, batched, strict=True)
     )
