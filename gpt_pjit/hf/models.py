@@ -12,7 +12,7 @@ import tokenizers
 from flax.traverse_util import flatten_dict
 from tokenizers import decoders, models, pre_tokenizers
 
-from gpt_pjit.config import ModelConfig
+from gpt_pjit.config import FIXED_BY_WEIGHTS, ModelConfig
 from gpt_pjit.core.errors import ConfigError, Problem
 from gpt_pjit.core.model import param_shapes
 from gpt_pjit.core.parameters import gpt_dimensions
@@ -101,19 +101,23 @@ class HFModel:
 
 def hf_model(c: ModelConfig, sequence_length: int) -> HFModel:
     """The model of the class that computes the same; ConfigError if there is none."""
-    if c.positions == "learned":
-        return HFModel("gpt2", c, sequence_length)
-    needed: dict[str, Any] = {"positions": "alibi", "bias": "none", "activation": "gelu"}
-    needed["d_ff"] = MPT_WIDENING * c.d_model
+    family = "gpt2" if c.positions == "learned" else "mpt"
+    own = ["n_layers", "n_heads", "d_model", "vocab_size"]
+    own += ["positions", "d_ff", "bias"] if family == "gpt2" else []
+    own += ["activation"] if family == "gpt2" and c.activation in ACTIVATIONS.values() else []
+    needed = replace(
+        ModelConfig(d_ff=MPT_WIDENING * c.d_model), **{name: getattr(c, name) for name in own}
+    )
     problems = [
-        Problem(f"model.{name}", got, "no class of transformers supports this", f"needs {value!r}")
-        for name, value in needed.items()
-        if (got := getattr(c, name)) != value
+        Problem(field, was, "no class of transformers supports this", f"needs {value!r}")
+        for field in FIXED_BY_WEIGHTS
+        for name in [field.removeprefix("model.")]
+        if (was := getattr(c, name)) != (value := getattr(needed, name))
     ]
     if problems:
         way_on = "to train on from its weights here, copy them: gpt_pjit checkpoint grow RUN"
         raise ConfigError([*problems, f"{way_on} --layers={c.n_layers} --out=NEW"], "export")
-    return HFModel("mpt", c, sequence_length)
+    return HFModel(family, c, sequence_length)
 
 
 def to_json(hf: HFModel, max_length: int, eot_id: int, dtype: str) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def _gpt2(activation: str) -> HFModel:
         vocab_size=VOCABULARY,
         positions="learned",
         activation=activation,
-        bias=True,
+        bias="all",
     )
     return HFModel("gpt2", model, LONGEST)
 

@@ -36,7 +36,7 @@ SHAPES = {
     "alibi-4": {"n_heads": 4},
     "alibi-6": {"n_heads": 6, "d_model": 96, "d_ff": 384},
     "alibi-12": {"n_heads": 12, "d_model": 96, "d_ff": 384},
-    "learned": LEARNED | {"activation": "gelu_tanh", "bias": True},
+    "learned": LEARNED | {"activation": "gelu_tanh", "bias": "all"},
     "learned-plain": LEARNED,
 }
 
