@@ -1,7 +1,7 @@
 """A 1.1B ALiBi GPT with sharded weights, on the 32 chips of a TPU v4-64.
 
-    gcloud compute tpus tpu-vm ssh NAME --worker=all \
-        --command="cd gpt_pjit && launch/run.sh --config=configs/1b1.py --workdir=/shared/1b1"
+    launch/tpu_vm.sh run --name=1b1 --zone=ZONE --type=v4-64 -- --config=configs/1b1.py \
+        --workdir=gs://BUCKET/1b1 --config.data.path=gs://BUCKET/openwebtext
 
 Hardware: TPU v4-64 (8 hosts, 32 chips of 32 GiB). Tokens: 0.5M a step, 50.3B in all.
 """
@@ -29,4 +29,5 @@ def get_config():
     c.eval.batches = 100
     c.checkpoint.every = 1_000
     c.checkpoint.keep = 20
+    c.log.patience = 120.0  # a shared disk may stall
     return c

@@ -1,7 +1,6 @@
 """A 350M ALiBi GPT on a mixture of web text and books, on the 16 chips of two TPU v5e-8 slices.
 
-    gcloud compute tpus tpu-vm ssh NAME --worker=all \
-        --command="cd gpt_pjit && launch/run.sh --config=configs/350m.py --workdir=/shared/350m"
+    launch/run.sh --distributed --config=configs/350m.py --workdir=gs://BUCKET/350m  # on each host
 
 Hardware: two slices of v5e-8. Each slice holds the whole state, so only gradients cross the slower
 network between them. Within a slice, 4-way data and 2-way tensor parallelism. Tokens: 0.5M a step,

@@ -1,7 +1,7 @@
 """The 580M run: ALiBi GPT on OpenWebText, 32 cores of a TPU v3-32.
 
-    gcloud compute tpus tpu-vm ssh NAME --worker=all \
-        --command="cd gpt_pjit && launch/run.sh --config=configs/580m.py --workdir=/shared/580m"
+    launch/tpu_vm.sh run --name=580m --zone=ZONE --type=v3-32 -- --config=configs/580m.py \
+        --workdir=gs://BUCKET/580m --config.data.path=gs://BUCKET/openwebtext
 
 Hardware: TPU v3-32 (4 hosts, 32 cores of 16 GiB). Tokens: GPT-NeoX tokenizer, 8.24B for training,
 0.5M a step, 50.9B in all, which is 6.2 epochs. Expected after averaging the last checkpoints:
@@ -45,4 +45,5 @@ def get_config():
     c.eval.batches = 100
     c.checkpoint.every = 1_000
     c.checkpoint.keep = 20  # the last fifth of the run, for averaging
+    c.log.patience = 120.0  # a shared disk may stall
     return c

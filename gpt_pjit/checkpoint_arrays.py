@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,19 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from gpt_pjit.config import Config
-from gpt_pjit.core.checkpointer import MANIFEST, Checkpointer, read_part
-from gpt_pjit.core.errors import ConfigError
+from gpt_pjit.core.checkpointer import (
+    ITEM,
+    MANIFEST,
+    Checkpointer,
+    local_folder,
+    one_sentence,
+    read_part,
+    require_parts,
+)
+from gpt_pjit.core.errors import ConfigError, IntegrityError
 from gpt_pjit.core.runtime import file_errors, this_start, write_json
 from gpt_pjit.core.tokens import Tokenizer
 
@@ -38,6 +46,29 @@ def read_parameter(directory: Path, step: int, path: str, shape: jax.ShapeDtypeS
     """One parameter of `step`, a NumPy array; `path` is its names joined by slashes."""
     tree = unflatten_dict({("params", *path.split("/")): shape})
     return jax.tree.leaves(read_arrays(directory, step, tree))[0]
+
+
+def saved_shapes(directory: Path, step: int) -> dict[str, Any]:
+    """The tree of a checkpoint: `params` and, if it is of a run, `step` and `opt_state`."""
+    with one_sentence(f"step {step} of {directory.parent} cannot be read", IntegrityError):
+        require_parts(directory, step)
+        tree = ocp.PyTreeCheckpointHandler().metadata(local_folder(directory, step) / ITEM).tree
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
+
+def verify(directory: Path, step: int, parts: Sequence[str] = ("params",)) -> int:
+    """Reads these parts of a checkpoint, parameters one at a time; returns the number of arrays.
+
+    Raises IntegrityError at the first that is not what was saved.
+    """
+    shapes = saved_shapes(directory, step)
+    for part in parts:
+        trees = [shapes[part]]
+        if part == "params":
+            trees = [unflatten_dict({n: leaf}) for n, leaf in flatten_dict(shapes[part]).items()]
+        for tree in trees:
+            read_arrays(directory, step, {part: tree})
+    return sum(len(jax.tree.leaves(shapes[part])) for part in parts)
 
 
 def write_state(directory: Path, step: int, state: Any) -> None:

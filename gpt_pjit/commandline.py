@@ -14,6 +14,7 @@ import os
 import re
 import shlex
 import sys
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,8 +27,16 @@ from ml_collections import config_flags
 from rich.console import Console, RenderableType
 
 from gpt_pjit.config import Config, from_config_dict
+from gpt_pjit.core.cluster import end_before_meeting, expect_meeting
 from gpt_pjit.core.console import silence_stdout
-from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_FAULT, EXIT_INTERRUPTED, ConfigError, Problem
+from gpt_pjit.core.errors import (
+    EXIT_CONFIG,
+    EXIT_FAULT,
+    EXIT_INTERRUPTED,
+    ConfigError,
+    HostFailedError,
+    Problem,
+)
 from gpt_pjit.core.validation import validate
 
 PIPED_WIDTH = 100  # columns of a table where there is no terminal
@@ -46,7 +55,9 @@ class Parser(argparse_flags.ArgumentParser):
         super().__init__(allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_CONFIG, f"{self.prog}: {message}; --help lists all flags\n")
+        text = f"{self.prog}: {message}; --help lists all flags"
+        end_before_meeting(EXIT_CONFIG, text)
+        self.exit(EXIT_CONFIG, f"{text}\n")
 
     def add_config(self, name: str = "config", help: str = "a file of configs/") -> None:
         """Adds `--NAME FILE` and overrides, `--NAME.optim.steps=100`; gives a `ConfigFile`."""
@@ -54,6 +65,18 @@ class Parser(argparse_flags.ArgumentParser):
             f"--{name}", metavar="FILE", help=f"{help}; --{name}.FIELD=VALUE overrides"
         )
         self.set_defaults(config_flags=(*(self.get_default("config_flags") or ()), name))
+
+    def add_distributed(self) -> None:
+        """For a command that joins the other hosts, which wait for it from now on."""
+        expect_meeting()
+        self.add_argument(
+            "--distributed",
+            action="store_true",
+            help="fail unless other hosts can be found. They are found and joined without it too: "
+            "on a TPU pod, under srun and mpirun, and by JAX_COORDINATOR_ADDRESS, "
+            "JAX_NUM_PROCESSES and JAX_PROCESS_ID. It is needed for an indexed Job of Kubernetes "
+            "without TPUs, and for hosts of a Slurm job that are entered by ssh",
+        )
 
     def add_json(self) -> None:
         self.add_argument("--json", action="store_true", help="JSON instead of tables")
@@ -172,7 +195,8 @@ def run_parsed(parsed: argparse.Namespace) -> NoReturn:
 def report_errors() -> Iterator[None]:
     """Exits with a message on a ConfigError or Ctrl-C; other errors keep their traceback.
 
-    Ends quietly when the reader of a pipe is gone, as with `head`.
+    Processes that wait for this one, because they have yet to meet, end with it. Ends quietly when
+    the reader of a pipe is gone, as with `head`.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # characters that the terminal lacks must not end a run
@@ -183,17 +207,23 @@ def report_errors() -> Iterator[None]:
     except BrokenPipeError:
         silence_stdout()
     except ConfigError as error:
+        end_before_meeting(error.code, str(error))
         print(error, file=sys.stderr)
-        sys.exit(EXIT_CONFIG)
-    except OSError as error:  # a full disk, a folder without permission
-        if not error.strerror:
+        sys.exit(error.code)
+    except HostFailedError as error:  # all know of it
+        print(error, file=sys.stderr)
+        sys.exit(error.code)
+    except KeyboardInterrupt as stopped:
+        print("\nstopped", file=sys.stderr)
+        sys.exit(getattr(stopped, "code", EXIT_INTERRUPTED))
+    except Exception as error:
+        end_before_meeting(EXIT_FAULT, "".join(traceback.format_exception(error)).rstrip())
+        if not isinstance(error, OSError) or not error.strerror:
             raise
         where = f"{error.filename}: " if error.filename else ""
+        # A full disk, or a folder without permission.
         print(f"{where}{error.strerror}", file=sys.stderr)
         sys.exit(EXIT_FAULT)
-    except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
 
 
 def write_page(path: str, text: str) -> None:

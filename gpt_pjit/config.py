@@ -130,7 +130,10 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
+    """`patience`: seconds without progress after which a run counts as stuck."""
+
     every: int = 10
+    patience: float = 60.0
 
 
 @dataclass(frozen=True)
@@ -188,6 +191,17 @@ def from_config_dict(config: ConfigDict | Mapping[str, Any], source: str = "conf
     if problems:
         raise ConfigError(problems, source)
     return result
+
+
+def from_record(recorded: Mapping[str, Any], source: str) -> Config:
+    """The config of a `run.json`, which may be older than some fields: they have their defaults."""
+    with_defaults = {
+        section: values | dict(recorded[section])
+        if isinstance(values, dict) and isinstance(recorded.get(section), Mapping)
+        else recorded.get(section, values)
+        for section, values in dataclasses.asdict(Config()).items()
+    }
+    return from_config_dict({**recorded, **with_defaults}, source)
 
 
 def _convert(cls: Any, values: Mapping[str, Any], prefix: str, problems: list[Problem]) -> Any:

@@ -16,9 +16,7 @@ def define(parser: Parser) -> None:
     parser.add_argument(
         "--workdir", type=local_path, help="the run's folder; default runs/<config name>"
     )
-    parser.add_argument(
-        "--distributed", action="store_true", help="join the other hosts of this pod or job"
-    )
+    parser.add_distributed()
     parser.set_defaults(run=main)
 
 
@@ -34,8 +32,8 @@ def main(flags: argparse.Namespace) -> int:
 
     logging.set_verbosity(logging.WARNING)  # Orbax logs every file it writes
     rows = config.data.batch_size // config.optim.microbatches
-    initialize_devices(config.mesh, rows, distributed=flags.distributed)
     with ending_together():
+        initialize_devices(config.mesh, rows, distributed=flags.distributed)
         workdir = flags.workdir or Path("runs") / flags.config.stem
         return train(config, workdir, prepare_text, sample)
 

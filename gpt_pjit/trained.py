@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from gpt_pjit.checkpoint_arrays import verify
 from gpt_pjit.config import Config, MeshConfig
-from gpt_pjit.core.checkpointer import (
-    missing_parts,
-    newest_step,
-    other_steps,
-    restore_params,
-    saved_steps,
-)
-from gpt_pjit.core.errors import ConfigError, Problem
+from gpt_pjit.core.checkpointer import newest_whole, other_steps, restore_params, saved_steps
+from gpt_pjit.core.errors import ConfigError, IntegrityError, Problem
 from gpt_pjit.core.model import Model, build_model
 from gpt_pjit.core.runtime import initialize_devices, pod_devices, read_run
 from gpt_pjit.core.sharding import make_mesh, mesh_shape, paths_and_leaves
 from gpt_pjit.core.tokens import Tokenizer, TrainingData, held_out_batches, saved_tokenizer
 from gpt_pjit.core.training import validation_metrics
 from gpt_pjit.core.validation import CHOICES
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -58,16 +57,21 @@ def load_trained(checkpoint: str | Path, *, tensor: int = 1, dtype: str = "") ->
     """Loads `checkpoint`: a workdir, for its newest step, or WORKDIR/checkpoints/STEP.
 
     `tensor` devices split the model; the rest split the batch. `dtype` replaces `model.dtype`.
-    Raises ConfigError if there is no such checkpoint, or it cannot be loaded with these options.
+    Raises ConfigError if there is no such checkpoint, or it cannot be loaded with these options;
+    IntegrityError if it is damaged. Of a workdir, a damaged step is passed over with a warning.
     """
-    workdir, step = find_checkpoint(Path(checkpoint))
+    workdir, wanted = split_step(Path(checkpoint))
     config, record = read_run(workdir)
     _check(config.model.n_heads, tensor, dtype)
     c = dataclasses.replace(config.model, dtype=dtype or config.model.dtype)
     mesh = make_mesh(mesh_shape(1, -1, tensor, jax.device_count()), pod_devices())
     model = build_model(c, config.data.sequence_length, config.partition, mesh)
     with jax.set_mesh(mesh):
-        params = restore_params(workdir / "checkpoints", step, model.params)
+        step, params = _newest_or_wanted(
+            workdir,
+            wanted,
+            lambda step: restore_params(workdir / "checkpoints", step, model.params),
+        )
         _check_finite(params, workdir, step)
         tokenizer = run_tokenizer(workdir, record)
         return Trained(model, model.weights(params), tokenizer, config, workdir, step)
@@ -96,25 +100,34 @@ def split_step(path: Path) -> tuple[Path, int | None]:
 
 
 def find_checkpoint(path: Path) -> tuple[Path, int]:
-    """The workdir and step that `path` names; a workdir alone means its newest complete step.
+    """The workdir and step that `path` names; a workdir alone means its newest whole step.
 
-    Raises ConfigError if there is no such step, or it lacks a part.
+    Raises ConfigError if there is no such step, IntegrityError if its parameters are damaged.
     """
     workdir, wanted = split_step(path)
     read_run(workdir)
-    directory = workdir / "checkpoints"
-    steps = saved_steps(directory)
-    step = newest_step(directory) if wanted is None else wanted
-    if step is None or not steps:
-        problem = f"{workdir} holds no checkpoint yet; the first is saved after checkpoint.every"
-        raise ConfigError([problem + " steps"], "checkpoint")
-    if step not in steps:
-        problem = f"{workdir} holds no step {step}; it holds {', '.join(map(str, steps))}"
-        raise ConfigError([problem], "checkpoint")
-    if missing := missing_parts(directory, step):
-        problem = f"step {step} of {workdir} is damaged: it lacks {', '.join(missing)}"
-        raise ConfigError([f"{problem}; {other_steps(directory, step)}"], "checkpoint")
+    step, _ = _newest_or_wanted(workdir, wanted, partial(verify, workdir / "checkpoints"))
     return workdir, step
+
+
+def _newest_or_wanted(workdir: Path, wanted: int | None, read: Callable[[int], T]) -> tuple[int, T]:
+    """The step and what `read` returns for it: `wanted`, or the newest that can be read."""
+    directory = workdir / "checkpoints"
+    if wanted is None:
+        found = newest_whole(directory, read)
+        if found is None:
+            problem = f"{workdir} holds no checkpoint yet; the first is saved after"
+            raise ConfigError([f"{problem} checkpoint.every steps"], "checkpoint")
+        return found
+    steps = saved_steps(directory)
+    if wanted not in steps:
+        held = ", ".join(map(str, steps)) or "none"
+        raise ConfigError([f"{workdir} holds no step {wanted}; it holds {held}"], "checkpoint")
+    try:
+        return wanted, read(wanted)
+    except IntegrityError as error:
+        problem = f"{error.problems[0]}; {other_steps(directory, wanted)}"
+        raise IntegrityError([problem], "checkpoint") from error
 
 
 def _check(n_heads: int, tensor: int, dtype: str) -> None:
@@ -138,7 +151,7 @@ def _check_finite(params: Any, workdir: Path, step: int) -> None:
     if bad:
         problem = f"step {step} of {workdir} holds NaN or infinity in {', '.join(bad)}"
         remedy = other_steps(workdir / "checkpoints", step)
-        raise ConfigError([f"{problem}; {remedy}"], "checkpoint")
+        raise IntegrityError([f"{problem}; {remedy}"], "checkpoint")
 
 
 def run_tokenizer(workdir: Path, record: dict[str, Any]) -> Tokenizer:

@@ -5,6 +5,7 @@
 #   launch/local.sh --processes=4 --devices=8 --config=configs/quickstart.py [flags of main ...]
 #   launch/local.sh --topology=v5e-16 --config=configs/quickstart.py  # devices in that pod's order
 #   launch/local.sh --module=gpt_pjit.evaluate --checkpoint=runs/quickstart [its flags ...]
+#   launch/local.sh --dry_run ...  # prints the commands
 #
 # The first process that fails sets the exit code. Signals are passed on; processes still alive after
 # GRACE seconds (default 30) are killed. None outlives this script, even if the script is killed.
@@ -14,6 +15,7 @@ processes=4
 devices=8
 topology=
 module=gpt_pjit.main
+dry_run=
 arguments=()
 for argument in "$@"; do
     case "$argument" in
@@ -21,25 +23,14 @@ for argument in "$@"; do
         --devices=*) devices="${argument#*=}" ;;
         --topology=*) topology="${argument#*=}" ;;
         --module=*) module="${argument#*=}" ;;
+        --dry_run) dry_run=1 ;;
         -h | --help)
-            sed -n '2,9s/^# \{0,1\}//p' "$0"
+            sed -n '2,/^[^#]/{s/^# //p;s/^#$//p}' "$0"
             exit 0
             ;;
         *) arguments+=("$argument") ;;
     esac
 done
-
-python="${PYTHON:-python}"
-export JAX_PLATFORMS=cpu
-if [[ -n "$topology" ]]; then
-    folder="$(mktemp -d)"
-    export GPT_PJIT_VIRTUAL_POD="$folder/pod.json"
-    read -r processes devices < <("$python" -m gpt_pjit.plan pod --topology="$topology" --out="$folder/pod.json")
-fi
-port="$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')"
-export JAX_NUM_CPU_DEVICES="$devices"
-export JAX_COORDINATOR_ADDRESS="127.0.0.1:$port"
-export JAX_NUM_PROCESSES="$processes"
 
 pids=()
 end() { # passes the signal on, waits, kills
@@ -58,10 +49,28 @@ trap 'end INT; exit 130' INT
 trap 'end TERM; exit 143' TERM
 trap 'end HUP; exit 129' HUP
 
+python="${PYTHON:-python}"
+export JAX_PLATFORMS=cpu
+if [[ -n "$topology" ]]; then
+    folder="$(mktemp -d)"
+    export GPT_PJIT_VIRTUAL_POD="$folder/pod.json"
+    sizes="$("$python" -m gpt_pjit.plan pod --topology="$topology" --out="$folder/pod.json")"
+    read -r processes devices <<< "$sizes"
+fi
+port="$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')"
+export JAX_NUM_CPU_DEVICES="$devices"
+export JAX_COORDINATOR_ADDRESS="127.0.0.1:$port"
+export JAX_NUM_PROCESSES="$processes"
+
 # Each process has its own session: Ctrl-C reaches it once, through `end`. With `setpriv`, the kernel
 # ends it when this script is killed.
-run=(env --default-signal=INT setsid setpriv --pdeathsig KILL "$python" -m "$module" "${arguments[@]}")
+run=(env --default-signal=INT setsid setpriv --pdeathsig KILL)
+run+=("$python" -m "$module" "${arguments[@]}")
 for ((id = 0; id < processes; id++)); do
+    if [[ -n "$dry_run" ]]; then
+        printf '%q ' JAX_PROCESS_ID=$id "${run[@]}" && echo
+        continue
+    fi
     if ((id == 0)); then # only its output is shown; the others show errors alone
         JAX_PROCESS_ID=$id "${run[@]}" &
     else
@@ -70,7 +79,7 @@ for ((id = 0; id < processes; id++)); do
     pids+=($!)
 done
 
-for ((left = processes; left > 0; left--)); do
+for ((left = ${#pids[@]}; left > 0; left--)); do
     code=0
     wait -n || code=$?
     if ((code != 0)); then

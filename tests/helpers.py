@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import socket
 import subprocess
 import warnings
 from collections.abc import Sequence
@@ -22,6 +23,13 @@ from gpt_pjit.core.tokens import load_tokenizer
 from gpt_pjit.core.training import Training, build_training
 
 ROOT = Path(__file__).parent.parent
+
+
+def free_address() -> str:
+    """HOST:PORT on loopback, where nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 def without_reader(command: Sequence[str], **options: Any) -> tuple[int, str]:

@@ -8,14 +8,15 @@ from tests.helpers import ROOT
 PACKAGE = ROOT / "gpt_pjit"
 FLOORS = (
     ("core.errors", "core.chips", "core.cores", "core.console"),
-    ("config", "core.sharding"),
-    ("core.parameters", "core.validation", "core.checkpointer"),
+    ("config", "core.sharding", "core.cluster"),
+    ("core.parameters", "core.validation", "core.fingerprint"),
     ("core.model", "core.tokens", "core.runtime"),
-    ("core.training",),
+    ("core.training", "core.checkpointer"),
     ("core.train",),
-    ("commandline", "trained", "checkpoint_arrays", "pages"),
+    ("commandline", "checkpoint_arrays", "pages"),
+    ("trained",),
     ("partition", "data", "generate"),
-    ("plan", "checkpoint", "evaluate"),
+    ("plan", "checkpoint", "evaluate", "doctor"),
     ("hf",),
     ("main", "__main__"),
 )

@@ -1,10 +1,13 @@
-"""List a run's checkpoints, average them, or grow a deeper model from one.
+"""List a run's checkpoints, verify or inspect them, average them, or grow a deeper model from one.
 
 python -m gpt_pjit.checkpoint list DIR
+python -m gpt_pjit.checkpoint verify DIR
+python -m gpt_pjit.checkpoint inspect DIR
 python -m gpt_pjit.checkpoint average DIR [--last=4] [--fraction=0.2] [--steps=700,800] [--out=NEW]
 python -m gpt_pjit.checkpoint grow DIR --layers=N [--out=NEW]
 
-DIR is a workdir; for `grow` it may be one step, WORKDIR/checkpoints/STEP. `average` and `grow` make
+DIR is a workdir; for `verify`, `inspect` and `grow` it may be one step, WORKDIR/checkpoints/STEP.
+`verify` reads every array and exits with 77 if one is not what was saved. `average` and `grow` make
 a workdir, by default DIR/averaged and DIR/grown, and report validation loss before and after,
 unless --noloss is given. With as many layers as the model has, `grow` is a new run from the same
 weights. All take --json.
@@ -34,14 +37,18 @@ from gpt_pjit.checkpoint_arrays import (
     derived_workdir,
     origins,
     read_arrays,
+    saved_shapes,
+    verify,
     write_state,
 )
 from gpt_pjit.commandline import Answer, Parser, local_path, positive
 from gpt_pjit.config import Config
-from gpt_pjit.core.checkpointer import missing_parts, saved_steps
-from gpt_pjit.core.errors import EXIT_DONE, ConfigError
+from gpt_pjit.core.checkpointer import has_fingerprints, missing_parts, saved_steps
+from gpt_pjit.core.console import Progress
+from gpt_pjit.core.errors import EXIT_DONE, EXIT_INTEGRITY, ConfigError, IntegrityError
 from gpt_pjit.core.model import param_shapes
 from gpt_pjit.core.runtime import check_same_data, has_begun, read_run
+from gpt_pjit.core.sharding import paths_and_leaves
 from gpt_pjit.core.tokens import TrainingData, open_data
 from gpt_pjit.core.training import TrainState, make_optimizer
 from gpt_pjit.pages import Table, terminal
@@ -90,6 +97,54 @@ def list_checkpoints(directory: Path) -> list[dict[str, Any]]:
         }
         found.append(checkpoint)
     return sorted(found, key=lambda checkpoint: checkpoint["step"])
+
+
+def verify_command(flags: argparse.Namespace) -> Answer:
+    """Reads all arrays of one step, or of all steps of a run."""
+    _start()
+    workdir, wanted = split_step(flags.folder)
+    directory = workdir / "checkpoints"
+    steps = saved_steps(directory) if wanted is None else [wanted]
+    if not steps:
+        raise ConfigError([f"{workdir} holds no checkpoint"], "checkpoint")
+    found, record = [], []
+    with Progress("verifying", len(steps)) as progress:
+        for done, step in enumerate(steps, 1):
+            problem = ""
+            try:
+                arrays = verify(directory, step, sorted(saved_shapes(directory, step)))
+                verdict = f"whole: {arrays} arrays" + (
+                    ""
+                    if has_fingerprints(directory, step)
+                    else ", readable; it is older than fingerprints"
+                )
+            except IntegrityError as error:
+                problem = verdict = str(error.problems[0])
+            found.append((f"{step:,}", verdict))
+            record.append({"step": step, "whole": not problem, "problem": problem or None})
+            progress.update(done)
+    table = Table(f"checkpoints of {workdir}", (">step", "verdict"), found)
+    whole = all(one["whole"] for one in record)
+    return Answer(EXIT_DONE if whole else EXIT_INTEGRITY, record, terminal([table]))
+
+
+def inspect_command(flags: argparse.Namespace) -> Answer:
+    """What a step holds: the path, shape, dtype and bytes of every array."""
+    _start()
+    workdir, step = find_checkpoint(flags.folder)
+    shapes = paths_and_leaves(saved_shapes(workdir / "checkpoints", step))
+    record = [
+        {
+            "path": path,
+            "shape": list(leaf.shape),
+            "dtype": str(leaf.dtype),
+            "bytes": leaf.size * leaf.dtype.itemsize,
+        }
+        for path, leaf in shapes
+    ]
+    rows = [(r["path"], str(tuple(r["shape"])), r["dtype"], f"{r['bytes']:,}") for r in record]
+    table = Table(f"step {step} of {workdir}", ("path", "shape", "dtype", ">bytes"), rows)
+    return Answer(EXIT_DONE, {"step": step, "arrays": record}, terminal([table]))
 
 
 def average_command(flags: argparse.Namespace) -> Answer:
@@ -202,6 +257,10 @@ def define(parser: Parser) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     listed = commands.add_parser("list", help="the checkpoints of a run")
     listed.set_defaults(run=list_command)
+    verified = commands.add_parser("verify", help="read every array: is it what was saved?")
+    verified.set_defaults(run=verify_command)
+    inspected = commands.add_parser("inspect", help="the arrays of a checkpoint")
+    inspected.set_defaults(run=inspect_command)
     average = commands.add_parser("average", help="the mean of late checkpoints")
     average.set_defaults(run=average_command)
     which = average.add_mutually_exclusive_group()
@@ -212,8 +271,9 @@ def define(parser: Parser) -> None:
     grow = commands.add_parser("grow", help="a deeper model that computes the same")
     grow.set_defaults(run=grow_command)
     grow.add_argument("--layers", type=int, required=True, help="number of layers")
-    for command in (listed, average, grow):
-        folder = "a workdir" + (", or WORKDIR/checkpoints/STEP" if command is grow else "")
+    for command in (listed, verified, inspected, average, grow):
+        one_step = command in (verified, inspected, grow)
+        folder = "a workdir" + (", or WORKDIR/checkpoints/STEP" if one_step else "")
         command.add_argument("folder", type=local_path, metavar="DIR", help=folder)
         command.add_json()
     for command, name in ((average, "averaged"), (grow, "grown")):

@@ -1,25 +1,36 @@
-"""Saving and restoring a training state with Orbax, asynchronously, onto any mesh."""
+"""Saving and restoring a training state with Orbax, asynchronously, onto any mesh.
+
+A step is saved with the fingerprint of each array, and counts only if the same is read again. What
+cannot be read, or differs, is set aside, and the step before it is taken. Nothing is deleted but
+the oldest steps, once a newer one is whole.
+"""
 
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator
+import json
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 
 from gpt_pjit.core.console import warn
-from gpt_pjit.core.errors import ConfigError
+from gpt_pjit.core.errors import ConfigError, FaultError, HostFailedError, IntegrityError
+from gpt_pjit.core.fingerprint import fingerprints
+from gpt_pjit.core.runtime import all_or_none, everyone
 from gpt_pjit.core.sharding import paths_and_leaves
+
+T = TypeVar("T")
 
 ITEM = "default"  # the name that Orbax gives a checkpoint of one item
 MANIFEST = f"{ITEM}/manifest.ocdbt"  # lists the files with the data
-PARTS = ("_CHECKPOINT_METADATA", f"{ITEM}/_METADATA", MANIFEST)
+METADATA = "_CHECKPOINT_METADATA"
+PARTS = (METADATA, f"{ITEM}/_METADATA", MANIFEST)
 
 
 class _Folder(type(epath.Path("/"))):  # type: ignore[misc]
@@ -36,53 +47,95 @@ class _Folder(type(epath.Path("/"))):  # type: ignore[misc]
 class Checkpointer:
     """Checkpoints of one run under `directory`, the newest `keep` of them (None: all)."""
 
-    def __init__(self, directory: Path, keep: int | None, *, background: bool = True):
+    def __init__(
+        self,
+        directory: Path,
+        keep: int | None,
+        on_saved: Callable[[int], None] = lambda step: None,
+        *,
+        background: bool = True,
+    ):
         self.directory = directory
+        self.last: int | None = None  # the step that was saved or restored last
         self._unchecked: int | None = None  # the step that is being written
-        self._set_damaged_steps_aside()
-        options = ocp.CheckpointManagerOptions(
+        self._on_saved = on_saved  # called with each step once it is written
+        self._options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, create=True, enable_async_checkpointing=background
         )
-        self._manager = ocp.CheckpointManager(_Folder(directory.resolve()), options=options)
+        self._opened: ocp.CheckpointManager | None = None
 
-    def _set_damaged_steps_aside(self) -> None:
-        """Renames those after the step that a run resumes from: Orbax saves none before them."""
-        newest = self.latest_step()
-        if newest is not None and jax.process_index() == 0:
-            for step in saved_steps(self.directory):
-                if step > newest:
-                    (self.directory / str(step)).rename(self.directory / f"{step}.damaged")
-        multihost_utils.sync_global_devices("damaged steps set aside")
+    @property
+    def _manager(self) -> ocp.CheckpointManager:
+        """Made for the first save: Orbax saves no step before the newest that it finds."""
+        if self._opened is None:
+            with one_sentence(f"no checkpoint can be saved in {self.directory}", FaultError):
+                folder = _Folder(self.directory.resolve())
+                self._opened = ocp.CheckpointManager(folder, options=self._options)
+        return self._opened
 
-    def latest_step(self) -> int | None:
-        return newest_step(self.directory)
+    def restore_newest(self, target: Any) -> tuple[int, Any] | None:
+        """The newest whole step, and its state as `target` describes it; None if none was saved.
+
+        Step 0, of imported or grown weights, has parameters only; the rest of `target` stays.
+        Sets damaged steps aside; raises IntegrityError if none is whole.
+        """
+        if jax.process_index() == 0:
+            for leftover in self.directory.glob("*.orbax-checkpoint-tmp*"):  # of a killed process
+                shutil.rmtree(leftover, ignore_errors=True)
+
+        def read(step: int) -> Any:
+            if step:
+                return restore(self.directory, step, target)
+            return target._replace(params=restore_params(self.directory, step, target.params))
+
+        found = newest_whole(self.directory, read, set_aside=True)
+        self.last = found[0] if found else None
+        return found
 
     def save(self, step: int, state: Any) -> None:
-        """Copies the state off the devices and returns; the write continues in the background."""
+        """Copies the state off the devices and returns; the write continues in the background.
+
+        Raises IntegrityError, and saves nothing, if the state holds NaN or infinity, or if devices
+        that should hold the same differ.
+        """
         self.wait()
-        with _one_sentence(f"step {step} of {self.directory.parent} cannot be saved"):
-            saved = self._manager.save(step, args=ocp.args.StandardSave(state))
+        found = fingerprints(state)
+        _check_sound(found, step, self.directory.parent)
+        about = {"step": step, "fingerprints": found.numbers}
+        with one_sentence(f"step {step} of {self.directory.parent} cannot be saved", FaultError):
+            saved = self._manager.save(
+                step, args=ocp.args.StandardSave(state), custom_metadata=about
+            )
         assert saved, f"Orbax skipped step {step}"
-        self._unchecked = step
+        self.last = self._unchecked = step
+
+    def poll(self) -> None:
+        """Raises FaultError if the write under way has failed; waits for nothing."""
+        if self._unchecked is not None and not self._manager.is_saving_in_progress():
+            self.wait()
 
     def wait(self) -> None:
-        """Waits for the write under way; raises ConfigError if it failed or is incomplete."""
+        """Waits for the write under way; raises FaultError if it failed or is incomplete."""
         step, self._unchecked = self._unchecked, None
-        with _one_sentence(f"step {step} of {self.directory.parent} was not saved"):
+        if step is None:
+            return
+        with one_sentence(f"step {step} of {self.directory.parent} was not saved", FaultError):
             self._manager.wait_until_finished()
-            missing = missing_parts(self.directory, step) if step is not None else []
-            if missing and jax.process_index() == 0:
+            if jax.process_index() == 0 and (missing := missing_parts(self.directory, step)):
                 raise FileNotFoundError(f"it lacks {missing[0]}")
-
-    def restore(self, step: int, target: Any) -> Any:
-        """The state of `step` with the shapes, dtypes and shardings of `target`."""
-        return read_part(self.directory, step, target)
+        self._on_saved(step)
 
     def close(self) -> None:
         try:
             self.wait()
         finally:
-            self._manager.close()
+            if self._opened is not None:
+                self._opened.close()
+
+
+def local_folder(directory: Path, step: int) -> Any:
+    """The folder of a step, for Orbax."""
+    return _Folder(directory.resolve()) / str(step)
 
 
 def saved_steps(directory: Path) -> list[int]:
@@ -93,26 +146,50 @@ def saved_steps(directory: Path) -> list[int]:
 
 
 def missing_parts(directory: Path, step: int) -> list[str]:
-    """The files that `step` should have but has not; damage inside a file does not show here."""
+    """The files that `step` should have but has not."""
     return [part for part in PARTS if not (directory / str(step) / part).exists()]
 
 
-def newest_step(directory: Path) -> int | None:
-    """The newest step that has all its parts, or None if nothing was saved.
+def require_parts(directory: Path, step: int) -> None:
+    """Raises unless the files of `step` are there, and are files: reading a pipe never ends."""
+    if missing := missing_parts(directory, step):
+        raise LookupError(f"it lacks {', '.join(missing)}")
+    for path in (directory / str(step)).rglob("*"):
+        if not (path.is_file() or path.is_dir()):
+            raise ValueError(f"{path} is not a regular file")
 
-    Warns of newer steps that lack a part; raises ConfigError if every step does.
+
+def newest_whole(
+    directory: Path, read: Callable[[int], T], *, set_aside: bool = False
+) -> tuple[int, T] | None:
+    """The newest step that `read` can read, and what it returns; None if nothing was saved.
+
+    Warns of newer steps, and with `set_aside` renames them, `STEP.damaged`. Raises IntegrityError
+    if no step can be read. Process 0 lists the steps; a step counts if all processes can read it.
     """
-    damaged: list[str] = []
-    for step in reversed(saved_steps(directory)):
-        missing = ", ".join(missing_parts(directory, step))
-        if not missing:
-            for problem in damaged:
-                warn(f"{problem}; using step {step}")
-            return step
-        damaged.append(f"step {step} of {directory.parent} is damaged: it lacks {missing}")
-    if damaged:
-        raise ConfigError([f"{damaged[0]}; no step here is complete"], "checkpoint")
+    steps = everyone(saved_steps(directory) if jax.process_index() == 0 else None)[0]
+    problem = ""
+    for step in reversed(steps):
+        try:
+            return step, read(step)
+        except (IntegrityError, HostFailedError) as error:
+            found = str(error).removeprefix("checkpoint has 1 problem:\n  ")
+            problem = problem or found
+            warn(f"{found}; trying the step before it")
+        if set_aside and jax.process_index() == 0:
+            _set_aside(directory, step)
+        everyone(None)
+    if steps:
+        raise IntegrityError([f"{problem}; no step here is whole"], "checkpoint")
     return None
+
+
+def _set_aside(directory: Path, step: int) -> None:
+    name = directory / f"{step}.damaged"
+    number = 2
+    while name.exists():
+        name, number = directory / f"{step}.damaged-{number}", number + 1
+    (directory / str(step)).rename(name)
 
 
 def other_steps(directory: Path, step: int) -> str:
@@ -121,30 +198,82 @@ def other_steps(directory: Path, step: int) -> str:
     return f"other steps here: {', '.join(others) or 'none'}"
 
 
+def restore(directory: Path, step: int, target: Any) -> Any:
+    """The state of `step` with the shapes, dtypes and shardings of `target`."""
+    state = read_part(directory, step, target)
+    if int(state.step) != step:
+        problem = f"step {step} of {directory.parent} holds the state of step {int(state.step)}"
+        raise IntegrityError([problem], "checkpoint")
+    return state
+
+
 def restore_params(directory: Path, step: int, target: Any) -> Any:
     """The parameters of `step` as `target` describes them; the optimizer state is not read."""
     return read_part(directory, step, {"params": target})["params"]
 
 
 def read_part(directory: Path, step: int, target: Any, restore_args: Any = None) -> Any:
-    """The arrays of `step` that `target`, a state or a part of one, describes: all, or an error."""
+    """The arrays of `step` that `target`, a state or a part of one, describes.
+
+    Raises IntegrityError unless each is the one that was saved, with its shape and dtype.
+    """
     restore_args = restore_args or ocp.checkpoint_utils.construct_restore_args(target)
     args = ocp.args.PyTreeRestore(item=target, restore_args=restore_args, partial_restore=True)
-    problem = f"step {step} of {directory.parent} cannot be read"
-    with _one_sentence(problem, f"; {other_steps(directory, step)}"):
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            read = reader.restore(_Folder(directory.resolve()) / str(step) / ITEM, args=args)
+    folder = local_folder(directory, step)
+    cannot_be_read = f"step {step} of {directory.parent} cannot be read"
+    with all_or_none(), one_sentence(cannot_be_read, IntegrityError):
+        require_parts(directory, step)
+        saved = _about(directory, step)
+        # Not through ocp.Checkpointer: if one host fails, the others would wait for it for ever.
+        read = ocp.PyTreeCheckpointHandler().restore(folder / ITEM, args=args)
         for path, leaf in paths_and_leaves(read):
             if isinstance(leaf, jax.ShapeDtypeStruct):  # Orbax found no array for it
                 raise LookupError(f"it lacks {path} (imported and grown steps hold only params)")
+    with one_sentence(cannot_be_read, IntegrityError):
+        if saved:  # steps of older versions have none
+            _check_same(saved, step, fingerprints(read).numbers)
     return read
 
 
+def has_fingerprints(directory: Path, step: int) -> bool:
+    """Whether damage to the arrays of `step` can be found; steps of older versions have none."""
+    return bool(_about(directory, step))
+
+
+def _about(directory: Path, step: int) -> dict[str, Any]:
+    """What was saved beside the arrays: `step` and `fingerprints`."""
+    return json.loads((directory / str(step) / METADATA).read_bytes()).get("custom_metadata") or {}
+
+
+def _check_same(saved: dict[str, Any], step: int, read: dict[str, int]) -> None:
+    if saved["step"] != step:
+        raise ValueError(f"it was saved as step {saved['step']}")
+    changed = [path for path, number in read.items() if saved["fingerprints"].get(path) != number]
+    if changed:
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        raise ValueError(f"{changed[0]}{more} is not what was saved: the files are damaged")
+
+
+def _check_sound(found: Any, step: int, workdir: Path) -> None:
+    if found.torn:
+        path, devices = next(iter(found.torn.items()))
+        named = ", ".join(f"{device} (process {device.process_index})" for device in devices)
+        problem = f"{path} on {named} differs from its replicas at step {step}"
+        remedy = "the device or its memory is faulty; start again without it"
+        raise IntegrityError([f"{problem}: nothing is saved; {remedy}"], str(workdir))
+    if found.not_finite:
+        path = found.not_finite[0]
+        problem = f"{path} holds NaN or infinity at step {step}: nothing is saved"
+        raise IntegrityError([f"{problem}; the checkpoints before it are kept"], str(workdir))
+
+
 @contextmanager
-def _one_sentence(problem: str, remedy: str = "") -> Iterator[None]:
-    """Any error of Orbax, which has no class for its own, as a ConfigError."""
+def one_sentence(problem: str, kind: type[ConfigError]) -> Iterator[None]:
+    """Any error of Orbax, which has no class for its own, as one of ours."""
     try:
         yield
+    except ConfigError:
+        raise
     except Exception as error:
         reason = str(error).split("\n", 1)[0][:300]
-        raise ConfigError([f"{problem}: {reason}{remedy}"], "checkpoint") from error
+        raise kind([f"{problem}: {reason}"], "checkpoint") from error

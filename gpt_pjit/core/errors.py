@@ -9,8 +9,11 @@ from typing import Any
 EXIT_DONE = 0
 EXIT_BROKEN = 1  # a check failed: a broken promise, or a difference from a record
 EXIT_FAULT = 1  # something outside the program failed, such as a disk: a retry may help
-EXIT_INTERRUPTED = 130  # Ctrl-C; a run says whether it saved
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: SIGTERM or SIGHUP, all is saved; start again
+EXIT_STUCK = 76  # no progress, or a host that answers no more: start again
+EXIT_INTEGRITY = 77  # damaged or diverged: do not retry, a person must look
 EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h: do not retry, the input must change
+EXIT_INTERRUPTED = 130  # Ctrl-C; a run says whether it saved
 
 
 @dataclass(frozen=True)
@@ -27,12 +30,34 @@ class Problem:
 
 
 class ConfigError(ValueError):
-    """All problems of one input at once. Command lines print it and exit with `EXIT_CONFIG`."""
+    """All problems of one input at once. Command lines print it and exit with its `code`."""
+
+    code = EXIT_CONFIG
 
     def __init__(self, problems: Sequence[Problem | str], source: str = "config"):
         self.problems = tuple(problems)
         count = f"{len(self.problems)} problem" + ("s" if len(self.problems) != 1 else "")
         super().__init__(f"{source} has {count}:\n" + "\n".join(f"  {p}" for p in self.problems))
+
+
+class IntegrityError(ConfigError):
+    """Stored data that is damaged, or a run that has diverged."""
+
+    code = EXIT_INTEGRITY
+
+
+class FaultError(ConfigError):
+    """The world outside failed, such as a full disk: the same command may succeed later."""
+
+    code = EXIT_FAULT
+
+
+class HostFailedError(Exception):
+    """Another process failed first; `code` is the exit code that all of them end with."""
+
+    def __init__(self, line: str, code: int):
+        super().__init__(line)
+        self.code = code
 
 
 def nearest_multiples(value: int, factor: int) -> str:

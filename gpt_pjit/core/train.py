@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from gpt_pjit.config import Config, flatten
-from gpt_pjit.core.checkpointer import Checkpointer, restore_params
+from gpt_pjit.core.checkpointer import Checkpointer, saved_steps
 from gpt_pjit.core.console import say
-from gpt_pjit.core.errors import EXIT_DONE, EXIT_INTERRUPTED
+from gpt_pjit.core.errors import EXIT_DONE
 from gpt_pjit.core.model import Model, count_params
 from gpt_pjit.core.runtime import (
-    Interrupt,
     StepLog,
+    StopRequested,
+    Watch,
     all_or_none,
     check_agreement,
+    check_none_saved,
     code_facts,
+    finished_steps,
     global_batch,
     local_rows,
+    note_finished,
+    note_saved,
+    only_trainer,
     open_workdir,
     pod_devices,
     record_start,
@@ -54,31 +61,46 @@ def train(config: Config, workdir: Path, prepare: Prepare, sample: Sample) -> in
     """
     sizes = config.mesh
     shape = mesh_shape(sizes.replica, sizes.data, sizes.tensor, jax.device_count())
-    mesh = make_mesh(shape, pod_devices())
-    training = build_training(config, mesh)
-    open_workdir(workdir, config)
-    data = _open_data(config, workdir, prepare)
-    tokenizer = data.tokenizer()
-    check_agreement(_facts(config, data))
-    record_start(workdir, config, data.identity(), (tokenizer.file, tokenizer.content))
-    checkpointer = Checkpointer(workdir / "checkpoints", config.checkpoint.keep)
-    with jax.set_mesh(mesh):
-        start = checkpointer.latest_step() or 0
-        _describe(config, training, data, start)
-        if start >= config.optim.steps:
-            say(f"this run is finished: {workdir} holds all {start} steps")
-            return EXIT_DONE
-        state = _first_state(config, workdir, training, checkpointer, start)
-        state, step = _loop(config, workdir, training, data, checkpointer, state, start)
-        checkpointer.close()
-        if len(data.splits) > 1:
-            examples = step * config.data.batch_size
-            say("examples by set:\n" + data.proportions(examples, config.data.sequence_length))
-        if step < config.optim.steps:
-            say(f"stopped and saved at step {step}; the same command resumes there")
-            return EXIT_INTERRUPTED
-        if config.sample.tokens:
-            say(sample(training.model, state.params, config, tokenizer))
+    training = build_training(config, make_mesh(shape, pod_devices()))
+    with Watch(config.log.patience) as watch:
+        open_workdir(workdir, config)
+        with only_trainer(workdir):
+            data = _open_data(config, workdir, prepare)
+            tokenizer = data.tokenizer()
+            check_agreement(_facts(config, data))
+            record_start(workdir, config, data.identity(), (tokenizer.file, tokenizer.content))
+            with jax.set_mesh(training.mesh):
+                return _run(config, workdir, training, data, watch, sample)
+
+
+def _run(
+    config: Config,
+    workdir: Path,
+    training: Training,
+    data: TrainingData,
+    watch: Watch,
+    sample: Sample,
+) -> int:
+    total = config.optim.steps
+    checkpoints = workdir / "checkpoints"
+    checkpointer = Checkpointer(checkpoints, config.checkpoint.keep, partial(note_saved, workdir))
+    if finished_steps(workdir) == total in saved_steps(checkpoints):
+        say(f"this run is finished: {workdir} holds all {total} steps")
+        return EXIT_DONE
+    state, start = _first_state(config, workdir, training, checkpointer)
+    _describe(config, training, data, start)
+    state, step = _loop(config, workdir, training, data, checkpointer, watch, state, start)
+    checkpointer.close()
+    watch.saved()
+    if len(data.splits) > 1:
+        examples = step * config.data.batch_size
+        say("examples by set:\n" + data.proportions(examples, config.data.sequence_length))
+    if step < total:
+        say(f"stopped and saved at step {step}; the same command resumes there")
+        return watch.code
+    if config.sample.tokens:
+        say(sample(training.model, state.params, config, data.tokenizer()))
+    note_finished(workdir, step)
     say(f"finished: metrics, checkpoints and run.json are in {workdir}")
     return EXIT_DONE
 
@@ -100,16 +122,16 @@ def _facts(config: Config, data: TrainingData) -> dict[str, Any]:
 
 
 def _first_state(
-    config: Config, workdir: Path, training: Training, checkpointer: Checkpointer, start: int
-) -> TrainState:
-    """The state of step `start`, or a fresh one."""
-    if start:
-        return checkpointer.restore(start, training.state)
+    config: Config, workdir: Path, training: Training, checkpointer: Checkpointer
+) -> tuple[TrainState, int]:
+    """The state of the newest whole step, and that step, or a fresh state and 0."""
+    found = checkpointer.restore_newest(training.state)
+    if found is None:
+        check_none_saved(workdir)
+    elif found[0]:
+        return found[1], found[0]
     state = training.init(jax.random.key(config.seed))
-    if checkpointer.latest_step() == 0:  # imported or grown: only parameters
-        params = restore_params(workdir / "checkpoints", 0, training.state.params)
-        return state._replace(params=params)
-    return state
+    return (state._replace(params=found[1].params) if found else state), 0
 
 
 def _loop(
@@ -118,36 +140,53 @@ def _loop(
     training: Training,
     data: TrainingData,
     checkpointer: Checkpointer,
+    watch: Watch,
     state: TrainState,
     start: int,
 ) -> tuple[TrainState, int]:
-    """Trains from step `start` to the end or to Ctrl-C; returns the state and the steps done."""
+    """Trains from step `start` to the end or to a signal; returns the state and the steps done."""
     model, tokens, total = training.model, training.tokens, config.optim.steps
     size = config.data.batch_size
     rows = local_rows(tokens.sharding, tokens.shape)
     log = StepLog(config, workdir, count_params(state.params), start)
 
-    def validate(params: Any) -> dict[str, float]:
+    def save(step: int) -> None:
+        with log.pause(step), watch.slow():
+            checkpointer.save(step, state)
+
+    def validate(step: int) -> None:
         batches = held_out_batches(data, config, rows)
         per_byte = data.held_out_tokens / data.held_out_bytes
-        return validation_metrics(model, params, batches, size, per_byte)
+        with log.pause(step), watch.slow():
+            found = validation_metrics(model, state.params, watch.ticking(batches), size, per_byte)
+            log.write(step, found)
+
+    def validation_is_due(step: int) -> bool:
+        due = step % config.eval.every == 0 or step == total
+        return due and data.held_out_tokens > 0
 
     step = start
-    with Interrupt() as interrupt, jax.transfer_guard("disallow"):
-        batches = train_batches(data, config, rows, start)
-        for step, batch in enumerate(log.waiting(batches), start + 1):
-            arrays = global_batch(tokens.sharding, (batch.tokens, batch.segments), size)
-            state, metrics = training.train_step(state, *arrays)
-            log.push(step, metrics)
-            stop = interrupt.requested
-            if step % config.checkpoint.every == 0 or step == total or stop:
-                with log.pause(step):
-                    checkpointer.save(step, state)
-            if data.held_out_tokens and (step % config.eval.every == 0 or step == total):
-                with log.pause(step):
-                    log.write(step, validate(state.params))
-            if stop:
-                break
+    with jax.transfer_guard("disallow"):
+        try:
+            if start and validation_is_due(start) and not log.validated:
+                validate(start)  # a kill came after that step was saved
+            batches = train_batches(data, config, rows, start)
+            for step, batch in enumerate(log.waiting(batches), start + 1):
+                with watch.on_devices():
+                    arrays = global_batch(tokens.sharding, (batch.tokens, batch.segments), size)
+                    state, metrics = training.train_step(state, *arrays)
+                    log.push(step, metrics)
+                checkpointer.poll()
+                if step % config.checkpoint.every == 0 or step == total:
+                    save(step)
+                if validation_is_due(step):
+                    validate(step)
+                if watch.tick():
+                    break
+        except StopRequested:  # in a validation, which the next start makes up for
+            pass
+        if step != checkpointer.last:
+            save(step)
     log.close()
     return state, step
 

@@ -5,7 +5,7 @@ and resumed after a kill (`tokenize.py`), written by `writer.py`; `prepare.py` d
 and trains tokenizers. Importing it does not import JAX.
 """
 
-from gpt_pjit.data.corpus import Corpus as Corpus
+from gpt_pjit.data.corpus import Corpus as Corpus, find_files as find_files
 from gpt_pjit.data.prepare import (
     prepare as prepare,
     prepare_text as prepare_text,

@@ -96,7 +96,7 @@ def check_files(
 
     A file of the same path, size and time as in `known` is not read again.
     """
-    found = _find_files(corpus)
+    found = find_files(corpus)
     before = {(file.path, file.size, file.mtime_ns): file for file in known}
     files: list[CorpusFile] = []
     problems: list[Bad] = []
@@ -116,7 +116,7 @@ def check_files(
     return files
 
 
-def _find_files(corpus: Corpus) -> list[CorpusFile]:
+def find_files(corpus: Corpus) -> list[CorpusFile]:
     """The files, not yet hashed; a file reached by several paths is there once."""
     try:
         exclude = re.compile(corpus.exclude or r"(?!)")

@@ -141,4 +141,4 @@ def define(parser: Parser) -> None:
     add("--name", help="name of this model in tables; default: its workdir")
     add("--out", type=local_path, help="folder for results.json and results.md")
     add("--json", action="store_true", help="JSON instead of tables")
-    add("--distributed", action="store_true", help="let JAX find the other hosts")
+    parser.add_distributed()

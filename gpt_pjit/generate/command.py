@@ -134,4 +134,4 @@ def define(parser: Parser) -> None:
     add("--tensor", type=positive, default=1, help="devices that share each head and matrix")
     add("--dtype", choices=CHOICES["model.dtype"], default="", help="default: as trained")
     add("--json", action="store_true", help="one JSON object at the end")
-    add("--distributed", action="store_true", help="join the other hosts of this pod or job")
+    parser.add_distributed()

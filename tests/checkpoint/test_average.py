@@ -9,8 +9,14 @@ import pytest
 
 from gpt_pjit.checkpoint import command
 from gpt_pjit.checkpoint.combine import mean_params, steps_to_average
-from gpt_pjit.core.checkpointer import Checkpointer
-from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_DONE, ConfigError
+from gpt_pjit.core.checkpointer import restore
+from gpt_pjit.core.errors import (
+    EXIT_CONFIG,
+    EXIT_DONE,
+    EXIT_FAULT,
+    EXIT_INTEGRITY,
+    ConfigError,
+)
 from gpt_pjit.core.model import param_shapes
 from gpt_pjit.core.runtime import open_workdir, read_run
 from gpt_pjit.trained import load_trained
@@ -78,9 +84,8 @@ def test_the_result_is_a_run_that_continues_from_the_newest_state(run, tmp_path,
     before = json.loads((folder / "run.json").read_text())
     assert {name: made[name] for name in before} == before
     program = program_on(config, (1, 1, 1))
-    newest = Checkpointer(folder / "checkpoints", None).restore(100, program.state)
-    state = Checkpointer(out / "checkpoints", None).restore(100, program.state)
-    assert int(state.step) == 100
+    newest = restore(folder / "checkpoints", 100, program.state)
+    state = restore(out / "checkpoints", 100, program.state)
     for got, wanted in zip(
         jax.tree.leaves(state.opt_state), jax.tree.leaves(newest.opt_state), strict=True
     ):
@@ -101,7 +106,7 @@ def test_nothing_is_left_of_an_average_that_fails(run, tmp_path, monkeypatch, ca
 
     monkeypatch.setattr(command, "mean_params", broken)
     code, _, error = call("average", folder, "--steps=60,80", new)
-    assert (code, "new cannot be written: disk full" in error) == (EXIT_CONFIG, True)
+    assert (code, "new cannot be written: disk full" in error) == (EXIT_FAULT, True)
     assert not list(tmp_path.iterdir())
     (tmp_path / "new").write_text("something")
     assert "already exists" in call("average", folder, new)[2]
@@ -172,11 +177,15 @@ def test_damage_inside_a_file_is_one_message(tmp_path, call):
     files = (tmp_path / "run" / "checkpoints" / "2").rglob("d/*")
     largest = max(files, key=lambda file: file.stat().st_size)
     largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
-    code, output, error = call("grow", tmp_path / "run", "--layers=3", "--noloss")
-    assert (code, output) == (EXIT_CONFIG, "")
+    two = tmp_path / "run" / "checkpoints" / "2"
+    code, output, error = call("grow", two, "--layers=3", "--noloss")
+    assert (code, output) == (EXIT_INTEGRITY, "")
     assert re.search(r"step 2 of .*run cannot be read: .*OUT_OF_RANGE", error)
     assert error.endswith("; other steps here: 1\n")
-    assert load_trained(tmp_path / "run" / "checkpoints" / "1").step == 1
+    assert load_trained(tmp_path / "run").step == 1
+    code, output, error = call("grow", tmp_path / "run", "--layers=3", "--noloss")
+    assert (code, "from layers [0, 0, 1] of step 1" in output) == (EXIT_DONE, True)
+    assert "step 2 of" in error
 
 
 def test_weights_without_optimizer_state_have_no_mean(tmp_path, call):
@@ -187,6 +196,6 @@ def test_weights_without_optimizer_state_have_no_mean(tmp_path, call):
     )
     begin(tmp_path / "run", config)
     code, _, error = call("average", tmp_path / "run", "--steps=0", "--noloss")
-    assert code == EXIT_CONFIG
+    assert code == EXIT_INTEGRITY
     assert "cannot be read: it lacks opt_state" in error
     assert not (tmp_path / "run" / "averaged").exists()

@@ -101,3 +101,17 @@ def test_killing_the_launcher_leaves_no_orphans(module):
     process.kill()
     process.communicate(timeout=60)
     wait_until(lambda: not alive(module))
+
+
+def test_a_mistake_in_the_topology_is_its_exit_code_too():
+    command = ["bash", LOCAL, "--topology=v9-8"]
+    environment = os.environ | {"PYTHON": sys.executable}
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert result.returncode == EXIT_CONFIG
+    assert "v9-8" in result.stderr
+
+
+def test_a_dry_run_starts_nothing(module):
+    shown = start(module, "--dry_run").communicate(timeout=60)[0].splitlines()
+    assert [line.split()[0] for line in shown] == [f"JAX_PROCESS_ID={i}" for i in range(3)]
+    assert all("-m stand_in" in line for line in shown)

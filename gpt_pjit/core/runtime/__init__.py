@@ -1,4 +1,4 @@
-"""What surrounds the computation: hosts, the workdir, files, metrics, Ctrl-C."""
+"""What surrounds the computation: hosts, the workdir, files, metrics, signals."""
 
 from gpt_pjit.core.runtime.files import (
     file_errors as file_errors,
@@ -12,7 +12,6 @@ from gpt_pjit.core.runtime.hosts import (
     initialize_devices as initialize_devices,
     local_rows as local_rows,
 )
-from gpt_pjit.core.runtime.interrupt import Interrupt as Interrupt
 from gpt_pjit.core.runtime.metrics import StepLog as StepLog
 from gpt_pjit.core.runtime.provenance import (
     code_facts as code_facts,
@@ -22,11 +21,19 @@ from gpt_pjit.core.runtime.together import (
     all_or_none as all_or_none,
     check_agreement as check_agreement,
     ending_together as ending_together,
+    everyone as everyone,
+    round_trip as round_trip,
 )
 from gpt_pjit.core.runtime.virtual_pod import pod_devices as pod_devices
+from gpt_pjit.core.runtime.watch import StopRequested as StopRequested, Watch as Watch
 from gpt_pjit.core.runtime.workdir import (
+    check_none_saved as check_none_saved,
     check_same_data as check_same_data,
+    finished_steps as finished_steps,
     has_begun as has_begun,
+    note_finished as note_finished,
+    note_saved as note_saved,
+    only_trainer as only_trainer,
     open_workdir as open_workdir,
     read_run as read_run,
     record_start as record_start,

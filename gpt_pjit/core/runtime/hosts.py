@@ -13,12 +13,13 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from gpt_pjit.config import MeshConfig
+from gpt_pjit.core.cluster import SECONDS_TO_MEET, find_cluster, meet
 from gpt_pjit.core.console import mute, warn
 from gpt_pjit.core.cores import usable_cores
 from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.runtime.together import watch_for_failure
 
-HEARTBEAT_SECONDS = 15  # a host without one for this long counts as dead; JAX waits 100
+HEARTBEAT_SECONDS = 20  # without one for so long JAX aborts; by default, 100
 # The environment may set these; the results of a run must not depend on it.
 OURS: dict[str, Any] = {
     "jax_enable_x64": False,
@@ -31,30 +32,39 @@ OURS: dict[str, Any] = {
 
 
 def initialize_devices(
-    mesh: MeshConfig, rows: int | None = None, *, distributed: bool = False
+    mesh: MeshConfig,
+    rows: int | None = None,
+    *,
+    distributed: bool = False,
+    limit: float = SECONDS_TO_MEET,
 ) -> None:
     """Call before anything touches a device. Joins the other hosts, sets the number of CPU devices.
 
-    Hosts are joined if the environment names them (`JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES`,
-    `JAX_PROCESS_ID`), or if `distributed` tells JAX to detect the cluster. `rows` is the size of a
-    microbatch, if one will be split over the devices.
+    Hosts are joined wherever the environment names them; `distributed` requires that it does.
+    `rows` is the size of a microbatch, if one will be split over the devices. `limit` is how many
+    seconds the hosts wait for each other.
     """
     for name, value in OURS.items():
         if getattr(jax.config, name) != value:
             warn(f"{name.upper()}={getattr(jax.config, name)} is ignored: gpt_pjit sets it")
             jax.config.update(name, value)
-    coordinator = os.environ.get("JAX_COORDINATOR_ADDRESS")
-    if coordinator:
+    # Signals are ours (watch.py): JAX's own handler would swallow SIGTERM.
+    jax.config.update("jax_enable_preemption_service", False)
+    cluster = find_cluster(distributed)
+    if cluster:
+        address = meet(cluster, limit=limit)
+        _without_a_proxy(address)
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(
-            coordinator_address=coordinator,
-            num_processes=_from_environment("JAX_NUM_PROCESSES"),
-            process_id=_from_environment("JAX_PROCESS_ID"),
-            coordinator_bind_address=coordinator,  # by default JAX listens on every interface
+            address,
+            cluster.processes,
+            cluster.process,
+            local_device_ids=cluster.gpus,
+            cluster_detection_method="deactivate",  # it is done
+            coordinator_bind_address=address,  # by default JAX listens on every interface
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
-    elif distributed:
-        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+        watch_for_failure()  # before the first device: hosts wait for each other to find them
     elif "JAX_NUM_CPU_DEVICES" not in os.environ and "device_count" not in os.environ.get(
         "XLA_FLAGS", ""
     ):
@@ -64,10 +74,19 @@ def initialize_devices(
     except (RuntimeError, AssertionError):  # JAX asserts if a platform has no device
         wanted = os.environ.get("JAX_PLATFORMS", "")
         problem = f"JAX_PLATFORMS={wanted}: JAX finds no such device on this machine"
-        raise ConfigError([problem], "environment") from None
+        remedy = "unset it, or install JAX for that device"
+        raise ConfigError([f"{problem}; {remedy}"], "environment") from None
     if process != 0:
         mute()
-    watch_for_failure()
+
+
+def _without_a_proxy(address: str) -> None:
+    """Keeps gRPC from asking a proxy of the web for the coordinator, where it would hang."""
+    variable = "no_grpc_proxy"  # in lower case: gRPC reads no other
+    others = os.environ.get(variable) or os.environ.get("no_proxy")
+    host = address.rpartition(":")[0].strip("[]")
+    os.environ[variable] = f"{host},{others}" if others else host
+    jax.config.update("jax_check_proxy_envs", False)  # it warns of that hang
 
 
 def cpu_devices(mesh: MeshConfig, rows: int | None, cores: int) -> int:
@@ -121,11 +140,3 @@ def global_batch(
 ) -> list[jax.Array | None]:
     """`global_array` of each array of a batch."""
     return [None if part is None else global_array(sharding, part, n_rows) for part in batch]
-
-
-def _from_environment(name: str) -> int:
-    value = os.environ.get(name, "")
-    if not value.isdecimal():
-        problem = f"JAX_COORDINATOR_ADDRESS is set, so {name} must be a number; it is {value!r}"
-        raise ConfigError([problem], "environment")
-    return int(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,49 +14,69 @@ import jax
 
 from gpt_pjit.config import Config
 from gpt_pjit.core.chips import chip_of_kind
-from gpt_pjit.core.console import Progress, say
+from gpt_pjit.core.console import Progress, say, warn
+from gpt_pjit.core.errors import ConfigError, IntegrityError
 from gpt_pjit.core.parameters import flops_per_token
 from gpt_pjit.core.runtime.files import write_whole
+from gpt_pjit.core.runtime.together import everyone
+
+MAX_SKIPPED = 10  # steps in a row that are not finite: the run has diverged
 
 T = TypeVar("T")
 
 
 class MetricsWriter:
-    """Writes on process 0, from step `start` on.
+    """Writes on process 0, from step `start` on. What cannot be written is a warning.
 
     Lines of later steps, left by a killed run, are dropped: those steps are about to run again.
     """
 
     def __init__(self, workdir: Path, start: int):
         self.file = self.tensorboard = None
+        self.validated = False  # whether the validation of `start` is there
         if jax.process_index() != 0:
             return
-        path = workdir / "metrics.jsonl"
-        if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step(line) <= start]
-            write_whole(path, "".join(line + "\n" for line in kept))
-        from tensorboardX import SummaryWriter  # imports torch, if installed: seconds
+        with self._warning():
+            path = workdir / "metrics.jsonl"
+            if path.exists():
+                kept = [line for line in path.read_text().splitlines() if _step(line) <= start]
+                write_whole(path, "".join(line + "\n" for line in kept))
+                own = [line for line in kept if _step(line) == start]
+                self.validated = any("validation/loss" in json.loads(line) for line in own)
+            self.file = path.open("a", buffering=1)
+            from tensorboardX import SummaryWriter  # imports torch, if installed: seconds
 
-        self.file = path.open("a", buffering=1)
-        self.tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+            self.tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        if self.file and self.tensorboard:
-            self.file.write(json.dumps({"step": step, **metrics}) + "\n")
-            for name, value in metrics.items():
-                self.tensorboard.add_scalar(name, value, step)
+        if self.file:
+            with self._warning():
+                shown = {n: x if math.isfinite(x) else None for n, x in metrics.items()}
+                self.file.write(json.dumps({"step": step, **shown}) + "\n")
+        if self.tensorboard:
+            with self._warning():
+                for name, value in metrics.items():
+                    self.tensorboard.add_scalar(name, value, step)
 
     def close(self) -> None:
-        if self.file and self.tensorboard:
-            self.file.close()
-            self.tensorboard.close()
+        for writer in (self.file, self.tensorboard):
+            with self._warning():
+                if writer:
+                    writer.close()
+
+    @contextmanager
+    def _warning(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ConfigError) as error:
+            warn(f"metrics are lost: {error}")
 
 
 def _step(line: str) -> float:
     """The step of a line; a line cut short by a kill has none, and is dropped."""
     try:
         return json.loads(line)["step"]
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         return float("inf")
 
 
@@ -98,24 +119,24 @@ class StepLog:
 
     def __init__(self, config: Config, workdir: Path, n_params: int, start: int):
         self.every, self.total = config.log.every, config.optim.steps
-        self.first = start + 1
+        self.first, self.good = start + 1, start
         self.writer = MetricsWriter(workdir, start)
+        self.validated: bool = everyone(self.writer.validated)[0]
         self.progress = Progress("step", self.total, done=start, on_stdout=True)
         self.throughput = Throughput(config, n_params)
-        self.latest: dict[str, jax.Array] = {}
         self.pending: tuple[int, dict[str, jax.Array]] | None = None
 
     def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Call right after dispatching `step`: waits for the step before it, writes its metrics."""
-        # Two steps in flight keep a device busy; more would delay Ctrl-C and errors.
-        jax.block_until_ready(self.latest)
-        self.latest = metrics
+        """Call right after dispatching `step`: waits for the step before it, writes its metrics.
+
+        Raises IntegrityError after too many steps in a row that were not finite.
+        """
+        # Two steps in flight keep a device busy; more would delay signals and errors.
         self.flush()
+        self.pending = (step, metrics)
         if step == self.first:
-            jax.block_until_ready(metrics)
+            self.flush()
             self.throughput.restart(step)  # compiling is not training
-        elif step % self.every == 0 or step == self.total:
-            self.pending = (step, metrics)
 
     def waiting(self, batches: Iterable[T]) -> Iterator[T]:
         """The batches; the time until each arrives counts as waiting for data."""
@@ -130,15 +151,28 @@ class StepLog:
             yield batch
 
     def flush(self) -> None:
-        if self.pending:
-            step, arrays = self.pending
-            self.pending = None
-            metrics = {name: float(value) for name, value in jax.device_get(arrays).items()}
+        if not self.pending:
+            return
+        (step, arrays), self.pending = self.pending, None
+        metrics = {name: float(value) for name, value in jax.device_get(arrays).items()}
+        loss, norm = metrics["train/loss"], metrics["train/grad_norm"]
+        if math.isfinite(loss) and math.isfinite(norm):
+            self.good = step
+        else:
+            warn(f"step {step} is skipped: loss {loss}, gradient norm {norm}")
+            metrics["train/skipped"] = 1.0
+        if step % self.every and step not in (1, self.total) and self.good == step:
+            return
+        shown = f"loss {loss:.4f}"
+        if step != self.first:
             metrics |= self.throughput.measure(step)
-            self.writer.write(step, metrics)
-            rate = metrics["throughput/tokens_per_second"]
-            loss = metrics["train/loss"]
-            self.progress.update(step, f"loss {loss:.4f}  {rate:,.0f} tokens/s")
+            shown += f"  {metrics['throughput/tokens_per_second']:,.0f} tokens/s"
+        self.writer.write(step, metrics)
+        self.progress.update(step, shown)
+        if step - self.good >= MAX_SKIPPED:
+            problem = f"the last {MAX_SKIPPED} steps had a loss or gradient norm that is not finite"
+            remedy = "the checkpoints before it are good; a lower learning rate may help"
+            raise IntegrityError([f"{problem}; step {self.good} was the last good one; {remedy}"])
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         self.writer.write(step, metrics)

@@ -12,33 +12,36 @@ import itertools
 import json
 import os
 import socket
+import statistics
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from jax._src import distributed  # the client of the coordinator has no public name
 
-from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_FAULT, EXIT_INTERRUPTED, ConfigError
+from gpt_pjit.core.errors import EXIT_FAULT, EXIT_INTERRUPTED, ConfigError, HostFailedError
 
 ROOT = "gpt_pjit"
 FAILED, HEARD = f"{ROOT}/failed", f"{ROOT}/heard"
 A_DAY = 24 * 60 * 60 * 1000  # milliseconds: tokenising a corpus takes hours; a failure ends a wait
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_TO_HEAR = 5.0
+SECONDS_TO_NAME = 11.0  # until a lost host is noticed (watch.py), and a little
 
 _meetings = itertools.count()
+_state = distributed.global_state  # unlike jax.process_index(), it does not touch a device
 
 
-class HostFailedError(Exception):
-    """Another process failed first; `code` is the exit code that all of them end with."""
+class Stopped(KeyboardInterrupt):
+    """A signal that ends a run where there is nothing to save; a launcher sends most of them."""
 
-    def __init__(self, line: str, code: int):
-        super().__init__(line)
+    def __init__(self, code: int, name: str):
+        super().__init__(name)
         self.code = code
 
 
@@ -47,13 +50,25 @@ def everyone(value: Any) -> list[Any]:
 
     A barrier: all processes must make the same calls in the same order.
     """
-    client = _client()
+    client = coordinator()
     if client is None:
         return [value]
     folder = f"{ROOT}/meeting/{next(_meetings)}"
-    client.key_value_set(f"{folder}/{jax.process_index():06}", json.dumps(value))
+    client.key_value_set(f"{folder}/{_state.process_id:06}", json.dumps(value))
     client.wait_at_barrier(folder.replace("/", "-"), A_DAY)
     return [json.loads(text) for _, text in sorted(client.key_value_dir_get(folder))]
+
+
+def round_trip() -> float:
+    """Seconds until the coordinator answers, the median of 11 questions; 0 with one process."""
+    client, seconds = coordinator(), []
+    if client is None:
+        return 0.0
+    for question in range(11):
+        start = time.perf_counter()
+        client.key_value_set(f"{ROOT}/ping/{_state.process_id}/{question}", "")
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
 
 
 @contextmanager
@@ -64,12 +79,13 @@ def all_or_none() -> Iterator[None]:
         yield
     except ConfigError as raised:
         error = raised
-    errors = everyone(None if error is None else str(error))
+    errors = everyone(None if error is None else (str(error), error.code))
     if error is not None:
         raise error
-    for process, text in enumerate(errors):
-        if text is not None:
-            raise HostFailedError(f"process {process}: {text}", EXIT_CONFIG)
+    for process, failed in enumerate(errors):
+        if failed is not None:
+            text, code = failed
+            raise HostFailedError(f"process {process}: {text}", code)
 
 
 def check_agreement(facts: dict[str, Any]) -> None:
@@ -96,7 +112,7 @@ def watch_for_failure() -> None:
 
     Call once, after the processes have joined.
     """
-    client = _client()
+    client = coordinator()
     if client is None:
         return
     at_an_end = threading.Event()
@@ -107,9 +123,9 @@ def watch_for_failure() -> None:
                 failure = json.loads(client.key_value_try_get(FAILED))
             except jax.errors.JaxRuntimeError:  # none has failed
                 continue
-            if failure["process"] != jax.process_index():
+            if failure["process"] != _state.process_id:
                 print(failure["line"], file=sys.stderr, flush=True)
-                client.key_value_set(f"{HEARD}/{jax.process_index()}", "")
+                client.key_value_set(f"{HEARD}/{_state.process_id}", "")
                 _leave(failure["code"])
 
     thread = threading.Thread(target=watch, name="watch for failure", daemon=True)
@@ -131,30 +147,35 @@ def ending_together() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if _client() is None:
+        if coordinator() is None:
             raise
         code, line = _code_and_line(error)
         if not isinstance(error, ConfigError | HostFailedError | KeyboardInterrupt):
             traceback.print_exception(error)
-        _end_all(code, line)
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            time.sleep(SECONDS_TO_NAME)  # perhaps another host is lost; whoever knows it, ends all
+        end_all(code, line)
 
 
 def _code_and_line(error: BaseException) -> tuple[int, str]:
-    where = f"process {jax.process_index()} ({socket.gethostname()})"
+    where = f"process {_state.process_id} ({socket.gethostname()})"
     if isinstance(error, HostFailedError):
         return error.code, str(error)
     if isinstance(error, ConfigError):
-        return EXIT_CONFIG, f"{where}: {error}"
+        return error.code, f"{where}: {error}"
     if isinstance(error, KeyboardInterrupt):
-        return EXIT_INTERRUPTED, f"{where}: stopped"
+        return getattr(error, "code", EXIT_INTERRUPTED), f"{where}: stopped"
     return EXIT_FAULT, f"{where}: {type(error).__name__}: {error}".split("\n", 1)[0]
 
 
-def _end_all(code: int, line: str) -> None:
+def end_all(code: int, line: str) -> NoReturn:
     """Tells the others, and exits; if another process failed first, its code and line count."""
-    failure = {"process": jax.process_index(), "code": code, "line": line}
+    if coordinator() is None:
+        print(line, file=sys.stderr, flush=True)
+        os._exit(code)
+    failure = {"process": _state.process_id, "code": code, "line": line}
     try:
-        _client().key_value_set(FAILED, json.dumps(failure))
+        coordinator().key_value_set(FAILED, json.dumps(failure))
     except jax.errors.JaxRuntimeError:
         time.sleep(SECONDS_TO_HEAR)  # the watcher ends this process first
     else:
@@ -162,22 +183,22 @@ def _end_all(code: int, line: str) -> None:
     _leave(code)
 
 
-def _leave(code: int) -> None:
+def _leave(code: int) -> NoReturn:
     """Exits once all others know: JAX aborts a process when another one disappears."""
-    client = _client()
+    client = coordinator()
     deadline = time.monotonic() + SECONDS_TO_HEAR
     while time.monotonic() < deadline:
         try:
-            if len(client.key_value_dir_get(HEARD)) >= jax.process_count() - 1:
+            if len(client.key_value_dir_get(HEARD)) >= _state.num_processes - 1:
                 break
         except jax.errors.JaxRuntimeError:  # nobody yet
             pass
         time.sleep(0.05)
-    if jax.process_index() == 0:  # it holds the store, so it leaves last
+    if _state.process_id == 0:  # it holds the store, so it leaves last
         time.sleep(1)
     os._exit(code)
 
 
-def _client() -> Any:
+def coordinator() -> Any:
     """The coordinator's client; None with one process."""
-    return distributed.global_state.client
+    return _state.client

@@ -7,19 +7,26 @@ each token set, and its `starts`. Imported, grown and averaged weights add their
 from __future__ import annotations
 
 import dataclasses
+import fcntl
+import os
 import shlex
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from gpt_pjit.config import FIXED_BY_WEIGHTS, FREE_ON_RESUME, Config, differences, from_config_dict
-from gpt_pjit.core.errors import ConfigError, Problem
+from gpt_pjit.config import FIXED_BY_WEIGHTS, FREE_ON_RESUME, Config, differences, from_record
+from gpt_pjit.core.console import warn
+from gpt_pjit.core.errors import ConfigError, FaultError, IntegrityError, Problem
 from gpt_pjit.core.runtime.files import file_errors, read_json, write_json
 from gpt_pjit.core.runtime.provenance import this_start
-from gpt_pjit.core.runtime.together import all_or_none
+from gpt_pjit.core.runtime.together import all_or_none, everyone
 
 Record = dict[str, Any]
+COPY = "run.copy.json"  # of run.json, which may be damaged
 
 
 def open_workdir(workdir: Path, config: Config) -> None:
@@ -39,7 +46,7 @@ def open_workdir(workdir: Path, config: Config) -> None:
     with all_or_none(), file_errors(cannot_be_used, "--workdir"):
         if jax.process_index() == 0 and not path.exists():
             workdir.mkdir(parents=True, exist_ok=True)
-            write_json(path, {"config": dataclasses.asdict(config), "starts": []})
+            _write_record(workdir, {"config": dataclasses.asdict(config), "starts": []})
     with all_or_none():
         if not path.exists():
             problem = (
@@ -70,7 +77,55 @@ def record_start(
             record |= {"tokenizer": {"sha256": data[0]["tokenizer"], **of_data}, "data": data}
         record["config"] = dataclasses.asdict(config)
         record["starts"].append(this_start())
-        write_json(workdir / "run.json", record)
+        _write_record(workdir, record)
+
+
+@contextmanager
+def only_trainer(workdir: Path) -> Iterator[None]:
+    """Holds the lock of the workdir, which the kernel frees when this process ends."""
+    with ExitStack() as stack:
+        with all_or_none(), file_errors(f"{workdir}/lock cannot be made", "--workdir"):
+            if jax.process_index() == 0:
+                lock = stack.enter_context((workdir / "lock").open("a+"))
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    lock.seek(0)
+                    problem = f"{workdir} is being trained by {lock.read().strip()}"
+                    raise FaultError([problem], "--workdir") from None
+                lock.truncate(0)
+                print(f"process {os.getpid()} on {socket.gethostname()}", file=lock, flush=True)
+        yield
+
+
+def note_saved(workdir: Path, step: int) -> None:
+    """Records that `step` was saved: a later start does not take an empty folder for a new run."""
+    _note(workdir, saved=step)
+
+
+def note_finished(workdir: Path, steps: int) -> None:
+    """Records that all `steps` were trained, the last one validated, and the sample printed."""
+    _note(workdir, finished=steps)
+
+
+def finished_steps(workdir: Path) -> int | None:
+    """With how many steps the run has finished, or None."""
+    return everyone(read_run(workdir)[1].get("finished") if jax.process_index() == 0 else None)[0]
+
+
+def check_none_saved(workdir: Path) -> None:
+    """Raises IntegrityError if the run has saved checkpoints, of which none is there any more."""
+    with all_or_none():
+        if jax.process_index() == 0 and (step := read_run(workdir)[1].get("saved")):
+            problem = f"{workdir}/checkpoints is empty, but the run has saved step {step} there"
+            remedy = "put it back from a copy, or start a new run in another --workdir"
+            raise IntegrityError([f"{problem}; {remedy}"], "checkpoint")
+
+
+def _note(workdir: Path, **facts: int) -> None:
+    if jax.process_index() == 0:
+        _, record = read_run(workdir)
+        _write_record(workdir, record | facts)
 
 
 def has_begun(record: Record) -> bool:
@@ -85,10 +140,29 @@ def read_run(workdir: Path) -> tuple[Config, Record]:
         remedy = "give the --workdir of a run, or one step of it, WORKDIR/checkpoints/STEP"
         what = "has no run.json, so it is not a run" if workdir.is_dir() else "is not a folder"
         raise ConfigError([f"{workdir} {what}; {remedy}"], "checkpoint")
-    record = read_json(path)
-    if not isinstance(record.get("config"), dict) or "starts" not in record:
-        raise ConfigError([f"{path} is damaged; restore it from a copy"], "workdir")
-    return from_config_dict(record["config"], str(path)), record
+    record = _read_record(path)
+    return from_record(record["config"], str(path)), record
+
+
+def _read_record(path: Path) -> Record:
+    """The content of `run.json`, or of the copy beside it if that is damaged."""
+    problem = f"{path} is damaged: it has no config or no starts"
+    for file in (path, path.with_name(COPY)):
+        try:
+            record = read_json(file)
+        except ConfigError as error:
+            problem = str(error.problems[0]) if file == path else problem
+            continue
+        if isinstance(record.get("config"), dict) and isinstance(record.get("starts"), list):
+            if file != path:
+                warn(f"{problem}; {COPY} beside it is used")
+            return record
+    raise IntegrityError([problem], "workdir")
+
+
+def _write_record(workdir: Path, record: Record) -> None:
+    write_json(workdir / "run.json", record)
+    write_json(workdir / COPY, record)
 
 
 def check_same_data(workdir: Path, now: list[Record]) -> None:

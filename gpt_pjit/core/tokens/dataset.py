@@ -44,6 +44,7 @@ class TokenDataset:
     def open(cls, path: str | Path) -> TokenDataset:
         """Opens the set in a folder or below a gs:// or s3:// URL; reads only metadata."""
         path = str(path)
+        _check_files(path)
         data = _read_file(path, MANIFEST)
         if data is None:
             problem = f"has no {MANIFEST}, so it is not a token dataset; check the path"
@@ -83,6 +84,7 @@ class TokenSplit:
         self.path, self.name, self.info = path, name, info
         self.tokens, self.documents = info.tokens, info.documents
         self.source_bytes, self.eot_id = info.source_bytes, dataset.eot_id
+        self.vocab_size = dataset.vocab_size
         self.read_threads = 8 if "://" in path else 1  # most wait for the network
         with self._naming("tokens"):
             metadata = array_metadata(dataset.dtype, self.tokens)
@@ -91,7 +93,11 @@ class TokenSplit:
     def read(self, starts: np.ndarray, length: int) -> np.ndarray:
         """int32 [len(starts), length] tokens from each start on."""
         with self._naming("tokens"):
-            return read_windows(self._tokens, starts.tolist(), length, np.int32)
+            found = read_windows(self._tokens, starts.tolist(), length, np.int32)
+            # Their checksums may be right: an embedding takes any id, and trains on silently.
+            if found.size and (wrong := int(found.max())) >= self.vocab_size:
+                raise DamageError(f"id {wrong} is above the vocabulary of {self.vocab_size} ids")
+            return found
 
     def document_offsets(self, start: int, stop: int) -> np.ndarray:
         """uint64 offsets `start` to `stop`: document i is the tokens from offset i to i + 1."""
@@ -131,6 +137,14 @@ class TokenSplit:
         except DamageError as damage:
             problem = f"{what} of split {self.name!r} cannot be read: {damage}"
             raise ConfigError([problem], f"token dataset {self.path}") from None
+
+
+def _check_files(root: str) -> None:
+    """Raises ConfigError for a pipe or a device in a local set: reading it would never end."""
+    if "://" not in root:
+        for path in Path(root).expanduser().rglob("*"):
+            if not (path.is_file() or path.is_dir()):
+                raise ConfigError([f"{path} is not a regular file"], f"token dataset {root}")
 
 
 def location(root: str, *folders: str) -> Any:

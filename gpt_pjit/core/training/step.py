@@ -34,6 +34,8 @@ def make_train_step(
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """`train_step(state, tokens, segments=None)`; returns the new state and metrics.
 
+    A step whose loss or gradient norm is NaN or infinite changes neither parameters nor moments.
+
     Tokens are int32 [B, T + 1]. So are `segments`, the document number of each token, given if
     documents must not see each other.
     """
@@ -45,9 +47,10 @@ def make_train_step(
         weights = gather(model, state.params)
         loss, summands = accumulate(model, weights, tokens, segments, key, config.optim)
         gradient = reduce(model, summands)
-        params, opt_state = update(model, tx, state, gradient)
         with jax.named_scope("optimizer"):
             norm = optax.tree.norm(gradient)
+        good = jnp.isfinite(loss) & jnp.isfinite(norm)
+        params, opt_state = update(model, tx, state, gradient, good)
         metrics = {
             "train/loss": loss,
             "train/grad_norm": norm,
@@ -141,13 +144,26 @@ def reduce(model: Model, summands: Any) -> Any:
 
 
 def update(
-    model: Model, tx: optax.GradientTransformation, state: TrainState, gradient: Any
+    model: Model,
+    tx: optax.GradientTransformation,
+    state: TrainState,
+    gradient: Any,
+    good: jax.Array,
 ) -> tuple[Any, Any]:
-    """New parameters and optimizer state, computed where that state lives."""
+    """New parameters and optimizer state, computed where that state lives.
+
+    Unless the step is `good`, nothing changes but the counters, which are integers.
+    """
+
+    def if_good(new: jax.Array, old: jax.Array) -> jax.Array:
+        counts = jnp.issubdtype(new.dtype, jnp.integer)
+        return new if counts else jnp.where(good, new, old)
+
     with jax.named_scope("optimizer"):
         master = jax.tree.map(jax.reshard, state.params, model.placement.optimizer)
         updates, opt_state = tx.update(gradient, state.opt_state, master)
-        master = optax.apply_updates(master, updates)
+        master = jax.tree.map(if_good, optax.apply_updates(master, updates), master)
+        opt_state = jax.tree.map(if_good, opt_state, state.opt_state)
         return jax.tree.map(jax.reshard, master, model.placement.stored), opt_state
 
 

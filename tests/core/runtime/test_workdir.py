@@ -1,12 +1,13 @@
 """A run resumes with the config and data it started with, or says what differs and the way on."""
 
 import json
+import os
 
 import pytest
 
 from gpt_pjit.checkpoint_arrays import derived_workdir
-from gpt_pjit.core.errors import ConfigError
-from gpt_pjit.core.runtime import open_workdir, read_run, record_start
+from gpt_pjit.core.errors import ConfigError, FaultError, IntegrityError
+from gpt_pjit.core.runtime import only_trainer, open_workdir, read_run, record_start
 from gpt_pjit.core.tokens import BytesTokenizer
 from tests.helpers import tiny
 
@@ -97,16 +98,30 @@ def test_a_workdir_that_cannot_be_used_is_one_sentence(tmp_path, monkeypatch):
     def no_space(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pathlib.Path.write_text", no_space)
+    monkeypatch.setattr("os.fsync", no_space)
     with pytest.raises(ConfigError, match=r"run.json cannot be written: No space left on device"):
         open_workdir(tmp_path / "run", tiny())
+    assert list((tmp_path / "run").iterdir()) == []  # nothing half-written
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"config": {}}', "[" * 9000])
-def test_a_damaged_record_is_one_sentence(workdir, content):
+def test_a_damaged_record_is_read_from_its_copy(workdir, content, capsys):
+    before = read_run(workdir)
     (workdir / "run.json").write_text(content)
-    with pytest.raises(ConfigError, match=r"run.json is damaged"):
+    assert read_run(workdir) == before
+    assert "run.json is damaged" in capsys.readouterr().err
+    open_workdir(workdir, tiny())
+    (workdir / "run.copy.json").write_text(content)
+    with pytest.raises(IntegrityError, match=r"run.json is damaged"):
         open_workdir(workdir, tiny())
+
+
+def test_a_second_trainer_is_refused_until_the_first_has_ended(workdir):
+    match = rf"is being trained by process {os.getpid()} on "
+    with only_trainer(workdir), pytest.raises(FaultError, match=match), only_trainer(workdir):
+        pass
+    with only_trainer(workdir):
+        pass
 
 
 @pytest.fixture

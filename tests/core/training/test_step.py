@@ -320,3 +320,44 @@ def test_batch_that_does_not_divide():
 
     with pytest.raises(ConfigError, match=r"data.batch_size=20: must be divisible by .* = 8"):
         program_on(with_fields(tiny(), {"data.batch_size": 20}), (1, 8, 1))
+
+
+@pytest.mark.parametrize("bad", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_changes_only_the_counters(monkeypatch, bad):
+    """On two meshes alike; the step after it trains on."""
+    from gpt_pjit.core.training import step as module
+
+    of_token = module.token_nll
+
+    def nll_with_nan(logits, targets):
+        wrong = (targets == 7).any(axis=-1, keepdims=True)
+        nll = of_token(logits, targets)
+        if bad == "loss":
+            return jnp.where(wrong, jnp.nan, nll)
+        zero = jnp.where(wrong, nll - jax.lax.stop_gradient(nll), 1)
+        return nll + jnp.sqrt(zero) - jnp.where(wrong, 0, 1)  # its slope at 0 is infinite
+
+    monkeypatch.setattr(module, "token_nll", nll_with_nan)
+    config = tiny()
+    for shape in ((1, 1, 1), (1, 4, 2)):
+        program = program_on(config, shape)
+        with jax.set_mesh(program.mesh):
+            states, metrics = [program.init(jax.random.key(1))], []
+            for step, poisoned in enumerate([False, True, False]):
+                tokens = np.where((found := random_tokens(config, step)) == 7, 8, found)
+                tokens[3, 5] = 7 if poisoned else 8
+                before = jax.tree.map(jnp.copy, states[-1])  # the step donates its input
+                placed = jax.device_put(tokens, program.tokens.sharding)
+                state, found = program.train_step(before, placed)
+                states.append(state)
+                metrics.append(jax.device_get(found))
+        finite = [bool(np.isfinite(m["train/loss"] + m["train/grad_norm"])) for m in metrics]
+        assert finite == [True, False, True]
+        assert np.isnan(metrics[1]["train/loss"]) == (bad == "loss")
+        for path, old in paths_and_leaves(states[1]):
+            new = dict(paths_and_leaves(states[2]))[path]
+            if np.issubdtype(old.dtype, np.integer):
+                assert new == old + 1, path
+            else:
+                assert np.array_equal(new, old), path
+        assert not np.array_equal(*(s.params["embed"]["embedding"] for s in states[2:]))

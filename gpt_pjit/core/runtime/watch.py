@@ -1,0 +1,249 @@
+"""What a run does about signals, hosts that are lost, and hosts that are stuck.
+
+The run ticks: after every step, and after every batch of an evaluation. All processes tick alike,
+so a tick is where they can stop together. A thread follows the ticks. It sees a signal even while
+the main thread waits for a device, and hears of one that reached another process.
+
+With several processes each tells the others, every second, that it lives, how far it is, and
+whether it waits for its devices: one that is stuck outside of them is the one that others wait for.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any, Self, TypeVar
+
+import jax
+
+from gpt_pjit.core.console import say
+from gpt_pjit.core.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_STUCK
+from gpt_pjit.core.runtime.together import ROOT, Stopped, coordinator, end_all
+
+T = TypeVar("T")
+
+STOP, BEATS, TICKS = f"{ROOT}/stop", f"{ROOT}/beats", f"{ROOT}/ticks"
+CODES = {
+    signal.SIGINT: EXIT_INTERRUPTED,
+    signal.SIGTERM: EXIT_PREEMPTED,
+    signal.SIGHUP: EXIT_PREEMPTED,
+}
+SECONDS_BETWEEN_LOOKS = 0.25
+SECONDS_BETWEEN_BEATS = 1.0
+LOST_AFTER = 8.0  # seconds without a beat; JAX needs up to 20, and names nobody
+SLOW_AFTER = 3600.0  # compiling, restoring and saving may take so long
+MUST_LEAVE_AFTER = 5.0  # of a signal where there is nothing to save
+
+
+class StopRequested(Exception):  # noqa: N818 - not an error
+    """Raised inside `Watch.ticking` where the processes have agreed to stop."""
+
+
+class Watch:
+    """Use as a context manager around all of a run, in the main thread.
+
+    `patience` is how many seconds, and ten of the slowest tick so far, may pass without a tick.
+    """
+
+    def __init__(self, patience: float):
+        self._patience = patience
+        self._lock = threading.Lock()  # held while the processes agree on the last tick
+        self._ticks = 0
+        self._stop_at: int | None = None
+        self._stoppable = False  # whether a stop waits for a tick, where the state is saved
+        self._waiting = False
+        self._slow = True  # until the first tick: compiling
+        self._slowest = 0.0
+        self._since = time.monotonic()
+        self._signals: list[int] = []
+        self._code = EXIT_PREEMPTED
+
+    @property
+    def code(self) -> int:
+        """The exit code of a run that was stopped; the same on all processes."""
+        return self._code
+
+    def tick(self) -> bool:
+        """Call after each piece of work; True once the run must stop, which is the same tick on
+        all processes.
+        """
+        with self._lock:
+            now = time.monotonic()
+            if not self._slow:
+                self._slowest = max(self._slowest, now - self._since)
+            self._ticks, self._since = self._ticks + 1, now
+            self._slow, self._stoppable = False, True
+            return self._stop_at is not None and self._ticks >= self._stop_at
+
+    def ticking(self, pieces: Iterable[T]) -> Iterator[T]:
+        """The pieces, with a tick after each; StopRequested where the run must stop."""
+        for piece in pieces:
+            yield piece
+            if self.tick():
+                raise StopRequested
+
+    @contextmanager
+    def slow(self) -> Iterator[None]:
+        """The block may take long before its first tick, or without one: compiling, saving."""
+        self._slow, self._since = True, time.monotonic()
+        yield
+        self._slow, self._since = True, time.monotonic()
+
+    def saved(self) -> None:
+        """Nothing is left to save: from now on a signal ends the run at once."""
+        self._stoppable = False
+
+    @contextmanager
+    def on_devices(self) -> Iterator[None]:
+        """The block waits for devices, and so perhaps for other hosts."""
+        self._waiting = True
+        yield
+        self._waiting = False
+
+    def __enter__(self) -> Self:
+        self._handlers = {number: signal.signal(number, self._handle) for number in CODES}
+        self._read_end, write_end = os.pipe()
+        os.set_blocking(write_end, False)
+        self._write_end = write_end
+        # The number of a signal is written there at once, even while the main thread is in C.
+        self._wakeup = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="watch", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        signal.set_wakeup_fd(self._wakeup)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._thread.join()
+        os.close(self._read_end)
+        os.close(self._write_end)
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if not self._stoppable:  # nothing to save: Python cleans up on the way out
+            raise Stopped(CODES[signal.Signals(number)], _name(number))
+
+    def _follow(self) -> None:
+        client, beats = coordinator(), _Beats()
+        looked = time.monotonic()
+        while not self._over.is_set():
+            if select.select([self._read_end], [], [], SECONDS_BETWEEN_LOOKS)[0]:
+                for number in os.read(self._read_end, 64):
+                    if number in CODES:
+                        self._signalled(number)
+            if client is not None and self._stop_at is None and (stop := _get(STOP)):
+                self._agree(json.loads(stop))
+            now = time.monotonic()
+            if now - looked > SECONDS_BETWEEN_LOOKS + LOST_AFTER / 2:
+                self._since = now  # the whole process was asleep, as with Ctrl-Z
+            looked = now
+            allowed = SLOW_AFTER if self._slow else self._patience + 10 * self._slowest
+            stuck = self._stoppable and now - self._since > allowed
+            if client is not None:
+                beats.beat(self._ticks, stuck, self._waiting)
+            elif stuck:
+                faulthandler.dump_traceback()
+                end_all(EXIT_STUCK, f"stuck: no progress for {allowed:.0f} s")
+
+    def _signalled(self, number: int) -> None:
+        """A signal has reached this process. The second one ends it at once."""
+        self._signals.append(number)
+        if len(self._signals) > 1:
+            print("stopped without saving", file=sys.stderr, flush=True)
+            os._exit(128 + number)
+        if not self._stoppable:
+            self._over.wait(MUST_LEAVE_AFTER)
+            if not self._over.is_set():  # the main thread is in C, such as a compile
+                end_all(CODES[signal.Signals(number)], f"{_name(number)}: nothing to save")
+            return
+        request = {"signal": number, "host": socket.gethostname(), "process": jax.process_index()}
+        if (client := coordinator()) is None:
+            self._agree(request)
+            return
+        with suppress(jax.errors.JaxRuntimeError):  # another process was first
+            client.key_value_set(STOP, json.dumps(request))
+
+    def _agree(self, request: dict[str, Any]) -> None:
+        """Sets the last tick: one after the furthest of any process, none of which moves here."""
+        with self._lock:
+            ticks = [self._ticks]
+            if (client := coordinator()) is not None:
+                client.key_value_set(f"{TICKS}/{jax.process_index()}", str(self._ticks))
+                while len(ticks) < jax.process_count() and not self._over.wait(0.02):
+                    ticks = [int(text) for _, text in client.key_value_dir_get(TICKS)]
+            self._stop_at = max(ticks) + 1
+            self._code = CODES[signal.Signals(request["signal"])]
+        where = f" on {request['host']}" if jax.process_count() > 1 else ""
+        again = "; again to stop without saving" if request["signal"] == signal.SIGINT else ""
+        say(f"{_name(request['signal'])}{where}: saving{again}")
+
+
+class _Beats:
+    """Signs of life in the coordinator's store; process 0 looks for those that have stopped."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._last = 0.0
+        self._seen: dict[str, tuple[str, float]] = {}  # the last beat of each, and when it came
+
+    def beat(self, ticks: int, stuck: bool, waiting: bool) -> None:
+        now = time.monotonic()
+        if now - self._last < SECONDS_BETWEEN_BEATS:
+            return
+        if now - self._last > LOST_AFTER / 2:
+            self._seen = {}  # this process was asleep, and heard nobody
+        self._last, self._count = now, self._count + 1
+        beat = [self._count, ticks, stuck, waiting, socket.gethostname()]
+        client, me = coordinator(), jax.process_index()
+        try:
+            client.key_value_set(f"{BEATS}/{me}", json.dumps(beat), allow_overwrite=True)
+        except jax.errors.JaxRuntimeError:
+            print("process 0 is lost: it does not answer", file=sys.stderr, flush=True)
+            os._exit(EXIT_STUCK)
+        if me == 0:
+            for key, text in client.key_value_dir_get(BEATS):
+                if self._seen.get(key, ("", 0.0))[0] != text:
+                    self._seen[key] = (text, now)
+            self._judge(now)
+        elif stuck and not waiting:
+            faulthandler.dump_traceback()
+
+    def _judge(self, now: float) -> None:
+        beats = {
+            int(key.rsplit("/", 1)[1]): (*json.loads(text), now - then)
+            for key, (text, then) in self._seen.items()
+        }
+        for process, (*_, host, age) in beats.items():
+            if age > LOST_AFTER:
+                end_all(EXIT_STUCK, f"process {process} ({host}) is lost: silent for {age:.0f} s")
+        if len(beats) == jax.process_count() and all(beat[2] for beat in beats.values()):
+            behind = min(beat[1] for beat in beats.values())
+            guilty = {p: b for p, b in beats.items() if not b[3]}
+            guilty = guilty or {p: b for p, b in beats.items() if b[1] == behind}
+            named = ", ".join(f"process {p} ({b[4]})" for p, b in guilty.items())
+            if 0 in guilty:
+                faulthandler.dump_traceback()
+            end_all(EXIT_STUCK, f"stuck: {named} makes no progress")
+
+
+def _get(key: str) -> str | None:
+    try:
+        return coordinator().key_value_try_get(key)
+    except jax.errors.JaxRuntimeError:  # not there
+        return None
+
+
+def _name(number: int) -> str:
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name

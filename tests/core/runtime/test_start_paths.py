@@ -1,0 +1,182 @@
+"""Every way to start several processes joins them, and none listens on every interface."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import ROOT, free_address
+
+# Joins, computes a sum over both processes, and prints it with all addresses it listens at.
+PROGRAM = """
+import json, sys
+import jax, numpy as np
+from jax.experimental import multihost_utils
+from jax._src.clusters import cloud_tpu_cluster
+from gpt_pjit.commandline import report_errors
+from gpt_pjit.config import MeshConfig
+from gpt_pjit.core.cluster import discovery
+from gpt_pjit.core.runtime import ending_together, initialize_devices
+from tests.core.runtime.test_start_paths import listening
+
+if "--tpu" in sys.argv:  # what JAX sees where a TPU is plugged in
+    cloud_tpu_cluster.running_in_cloud_tpu_vm = True
+    discovery._has_tpu = lambda: True
+with report_errors(), ending_together():
+    initialize_devices(MeshConfig(), distributed="--distributed" in sys.argv)
+    total = multihost_utils.process_allgather(np.ones(1)).sum()
+    report = {"sum": float(total), "listening": listening("self")}
+    multihost_utils.sync_global_devices("reported")  # the listener of process 0 is still there
+    print(json.dumps(report), flush=True)
+"""
+
+
+def listening(pid):
+    """The addresses at which a process listens, as `ss -ltp` shows them."""
+    sockets = set()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            sockets.add(os.readlink(descriptor))
+        except FileNotFoundError:
+            continue  # it is that of this folder
+    found = []
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            _, local, _, state, *rest = line.split()
+            if state == "0A" and f"socket:[{rest[5]}]" in sockets:
+                found.append(_address(local))
+    return found
+
+
+def _address(local):
+    """`127.0.0.1:80` of the kernel's `0100007F:0050`."""
+    digits, _, port = local.partition(":")
+    words = [bytes.fromhex(digits[i : i + 8])[::-1] for i in range(0, len(digits), 8)]
+    raw = b"".join(words)
+    if not any(raw):
+        return f"*:{int(port, 16)}"
+    if len(raw) == 16 and raw[:12] == b"\0" * 10 + b"\xff\xff":  # IPv4 in IPv6
+        raw = raw[12:]
+    text = ".".join(map(str, raw)) if len(raw) == 4 else raw.hex(":", 2)
+    return f"{text}:{int(port, 16)}"
+
+
+def explicit(address):
+    common = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    return [common | {"JAX_PROCESS_ID": str(process)} for process in (0, 1)]
+
+
+def slurm(address):
+    common = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NUM_NODES": "1",
+        "SLURM_STEP_ID": "0",
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_STEP_NUM_NODES": "1",
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_NTASKS": "2",
+        "JAX_COORDINATOR_PORT": address.partition(":")[2],
+    }
+    ids = ("SLURM_PROCID", "SLURM_LOCALID")
+    return [common | dict.fromkeys(ids, str(process)) for process in (0, 1)]
+
+
+def open_mpi(address):
+    common = {
+        "OMPI_COMM_WORLD_SIZE": "2",
+        "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+        "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://127.0.0.1:34911",
+        "JAX_COORDINATOR_PORT": address.partition(":")[2],
+    }
+    ids = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK")
+    return [common | dict.fromkeys(ids, str(process)) for process in (0, 1)]
+
+
+def gke(address):
+    common = {
+        "TPU_WORKER_HOSTNAMES": "127.0.0.1,127.0.0.1",
+        "MEGASCALE_COORDINATOR_ADDRESS": "127.0.0.1",
+        "MEGASCALE_NUM_SLICES": "1",
+        "MEGASCALE_SLICE_ID": "0",
+        "JAX_COORDINATOR_PORT": address.partition(":")[2],
+    }
+    return [common | {"TPU_WORKER_ID": str(process)} for process in (0, 1)]
+
+
+def sum_and_listeners(environments, *flags):
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, *flags],
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"} | environment,
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for environment in environments
+    ]  # fmt: skip
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    reports = [json.loads(output.splitlines()[-1]) for output, _ in outputs]
+    return {report["sum"] for report in reports}, [report["listening"] for report in reports]
+
+
+@pytest.mark.parametrize(
+    ("start", "flags"),
+    [
+        (explicit, []),
+        pytest.param(explicit, ["--distributed"], marks=pytest.mark.slow),
+        pytest.param(slurm, [], marks=pytest.mark.slow),
+        pytest.param(slurm, ["--distributed"], marks=pytest.mark.slow),
+        pytest.param(open_mpi, [], marks=pytest.mark.slow),
+        pytest.param(gke, ["--tpu"], marks=pytest.mark.slow),
+    ],
+)
+def test_processes_join_and_none_listens_on_every_interface(start, flags):
+    address = free_address()
+    total, listeners = sum_and_listeners(start(address), *flags)
+    assert total == {2.0}
+    assert address in listeners[0]  # the coordinator; both have one of Gloo
+    assert [len(addresses) for addresses in listeners] == [2, 1]
+    assert not [one for addresses in listeners for one in addresses if one.startswith("*")]
+
+
+def processes_of(mark):
+    """The ids of all processes that have this value in their environment."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark.encode() in (folder / "environ").read_bytes():
+                yield folder.name
+        except OSError:  # it has just ended
+            continue
+
+
+@pytest.mark.slow
+def test_training_listens_on_no_interface_but_its_own(tmp_path):
+    """From the first moment to the last, with everything that a run starts."""
+    (tmp_path / "text.txt").write_text("A text of some length. " * 100)
+    fields = {
+        "model.d_model": 32,
+        "model.d_ff": 32,
+        "data.batch_size": 4,
+        "data.text": tmp_path / "text.txt",
+        "data.tokenizer": "bytes",
+        "optim.steps": 20,
+    }
+    command = ["bash", "launch/local.sh", "--processes=2", "--devices=1"]
+    command += ["--config=configs/quickstart.py", f"--workdir={tmp_path / 'run'}"]
+    command += [f"--config.{name}={value}" for name, value in fields.items()]
+    seen = set()
+    with subprocess.Popen(
+        command,
+        env=os.environ | {"PYTHON": sys.executable, "MARK": str(tmp_path)},
+        cwd=ROOT, stdout=subprocess.DEVNULL,
+    ) as run:  # fmt: skip
+        while run.poll() is None:
+            for pid in processes_of(f"MARK={tmp_path}"):
+                with contextlib.suppress(OSError):
+                    seen.update((pid, address) for address in listening(pid))
+    assert run.returncode == 0
+    assert len({pid for pid, _ in seen}) == 2  # both have been seen to listen
+    assert not [address for _, address in seen if address.startswith("*")]

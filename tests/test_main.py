@@ -1,0 +1,193 @@
+"""Training on several hosts of which one differs: all end with the same exit code and line."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_FAULT
+from gpt_pjit.data import Corpus, prepare
+from tests.helpers import ROOT, free_address
+
+SECONDS = 10  # from the first process that says why, until the last has ended
+PROCESSES = 3
+ODD = 1  # the process that differs
+CONFIG = ROOT / "configs" / "quickstart.py"
+TEXT = "A text that every host has. " * 100
+FIELDS = {
+    "model.n_layers": 1,
+    "model.d_model": 48,
+    "model.d_ff": 48,
+    "data.batch_size": 3,
+    "data.sequence_length": 16,
+    "data.text": "text.txt",
+    "data.text_exclude": "",
+    "data.tokenizer": "bytes",
+    "optim.steps": 2,
+    "sample.tokens": 0,
+}
+PROGRAM = """
+import sys
+from gpt_pjit.commandline import run_command
+from gpt_pjit.core.runtime import hosts
+hosts.initialize_devices.__kwdefaults__["limit"] = float(sys.argv.pop(1))
+run_command("gpt_pjit.main", prog="gpt_pjit train")
+"""
+
+
+class Pod:
+    """Processes of training, each with a folder of its own as its working directory."""
+
+    def __init__(self, folder):
+        self._folder, self._address = folder, free_address()
+        self._processes, self._said, self._threads = [], [], []
+
+    def start(self, process, *flags, processes=PROCESSES, limit=60, variables=()):
+        home = self._folder / f"host{len(self._processes)}"
+        home.mkdir(exist_ok=True)
+        (home / "text.txt").write_text(TEXT)
+        environment = {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_NUM_CPU_DEVICES": "1",
+            "JAX_COORDINATOR_ADDRESS": self._address,
+            "JAX_NUM_PROCESSES": str(processes),
+            "JAX_PROCESS_ID": str(process),
+            "PYTHONPATH": str(ROOT),
+            **dict(variables),
+        }
+        fields = [f"--config.{name}={value}" for name, value in FIELDS.items()]
+        command = [f"--config={CONFIG}", *fields, f"--workdir={self._folder / 'run'}", *flags]
+        one = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(limit), *command],
+            env=os.environ | environment,
+            cwd=home, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self._processes.append(one)
+        self._said.append([])
+        self._threads.append(threading.Thread(target=self._listen, args=(one, self._said[-1])))
+        self._threads[-1].start()
+
+    def wait_until_said(self, words):
+        while not any(words in line for said in self._said for _, line in said):
+            assert all(process.poll() is None for process in self._processes), self._said
+            time.sleep(0.05)
+
+    def _listen(self, process, said):
+        with process.stderr:
+            for line in process.stderr:
+                said.append((time.monotonic(), line.rstrip()))
+
+    def ends_with(self, code, words):
+        """All end with this code and a line of these words, soon after the first has said it."""
+        codes = [process.wait(timeout=150) for process in self._processes]
+        end = time.monotonic()
+        for thread in self._threads:
+            thread.join()
+        lines = [[line for line in said if words in line[1]] for said in self._said]
+        assert codes == [code] * len(codes), self._said
+        assert all(lines), self._said
+        assert len({line[0][1] for line in lines}) == 1, lines
+        assert end - min(line[0][0] for line in lines) < SECONDS
+
+    def kill(self):
+        for process in self._processes:
+            process.kill()
+            process.wait()
+        for thread in self._threads:
+            thread.join()
+
+
+@pytest.fixture
+def pod(tmp_path):
+    pod = Pod(tmp_path)
+    yield pod
+    pod.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--nonsense", "unrecognized arguments: --nonsense"),
+        ("--config.optim.steps=-1", "optim.steps=-1: must be at least 1"),
+    ],
+)
+def test_one_host_fails_before_it_has_joined(pod, flag, words):
+    pod.start(0)
+    pod.start(2)
+    pod.wait_until_said("waiting for process")
+    pod.start(ODD, flag)
+    pod.ends_with(EXIT_CONFIG, words)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--config.optim.peak_lr=0.5", f"optim.peak_lr is 0.5 on process {ODD}"),
+        ("--workdir=elsewhere", f"which process {ODD} cannot see"),
+    ],
+)
+def test_one_host_has_another_config_or_workdir(pod, flag, words):
+    for process in range(PROCESSES):
+        pod.start(process, *([flag] if process == ODD else ()))
+    pod.ends_with(EXIT_CONFIG, words)
+
+
+def other_version(folder):
+    """Where another release of optax is installed, by its metadata."""
+    info = folder / "site" / "optax-9.9.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: optax\nVersion: 9.9\n")
+    return {"PYTHONPATH": f"{ROOT}:{info.parent}"}
+
+
+@pytest.mark.slow
+def test_one_host_has_another_version(pod, tmp_path):
+    for process in range(PROCESSES):
+        pod.start(process, variables=other_version(tmp_path) if process == ODD else ())
+    pod.ends_with(EXIT_CONFIG, f"package optax is '9.9' on process {ODD}")
+
+
+@pytest.mark.slow
+def test_one_host_has_no_such_device(pod):
+    """It fails after it has joined, while the others wait for its devices."""
+    for process in range(PROCESSES):
+        pod.start(process, variables={"JAX_PLATFORMS": "cuda"} if process == ODD else ())
+    pod.ends_with(EXIT_CONFIG, "JAX_PLATFORMS=cuda: JAX finds no such device on this machine")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("odd_text", "words"),
+    [("Another text. " * 100, f"on process {ODD}"), (None, "so it is not a token dataset")],
+)
+def test_one_host_has_other_data_or_none(pod, tmp_path, odd_text, words):
+    """Each reads `set` in its own folder, as on a disk of its own."""
+    for process in range(PROCESSES):
+        text = odd_text if process == ODD else TEXT
+        home = tmp_path / f"host{process}"
+        home.mkdir()
+        if text:
+            (home / "text.txt").write_text(text)
+            prepare(Corpus((str(home / "text.txt"),)), "bytes", home / "set")
+        pod.start(process, "--config.data.text=", "--config.data.path=set")
+    pod.ends_with(EXIT_CONFIG, words)
+
+
+@pytest.mark.slow
+def test_a_host_is_missing(pod):
+    pod.start(0, limit=5)
+    pod.start(1)
+    pod.ends_with(EXIT_FAULT, "process 2 of 3 did not come to")
+
+
+@pytest.mark.slow
+def test_a_host_too_many(pod):
+    pod.start(0)
+    pod.start(3, processes=4)
+    pod.start(1)
+    pod.ends_with(EXIT_CONFIG, "was started as one of 4 processes, but process 0")
