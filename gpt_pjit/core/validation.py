@@ -66,7 +66,7 @@ def validate(config: Config, source: str = "config") -> None:
     problems = [
         *_single_fields(flatten(config)),
         *_mesh(config),
-        *_block(config.model),
+        *block_problems(config.model),
         *_relations(config),
     ]
     if problems:
@@ -117,7 +117,8 @@ def _mesh(config: Config) -> Iterator[Problem]:
         )
 
 
-def _block(c: ModelConfig) -> Iterator[Problem]:
+def block_problems(c: ModelConfig) -> Iterator[Problem]:
+    """What is wrong between fields of the model, of a config or of an import."""
     if c.n_heads < 1:
         return
     if c.head_size == 0 and c.d_model % c.n_heads:

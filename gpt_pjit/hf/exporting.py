@@ -27,6 +27,7 @@ from gpt_pjit.hf.models import HFModel, Parameter, byte_tokenizer, hf_model, par
 from gpt_pjit.trained import find_checkpoint, run_tokenizer
 
 LONGEST = 4  # times the trained context: the default of ALiBi exports
+POSITIONS = {"alibi": "ALiBi", "learned": "learned", "rope": "rotary"}
 SHARD_BYTES = 10**9  # of a file of weights, which is in memory until it is written
 SPACE = "\u2581"  # sentencepiece's sign
 NamedTensors = Iterator[tuple[str, np.ndarray]]
@@ -67,8 +68,8 @@ def export(
     tokenizer = run_tokenizer(workdir, run)
     length = config.data.sequence_length
     hf = hf_model(config.model, length)
-    longest = length if hf.family == "gpt2" else max_length or LONGEST * length
-    if max_length not in (None, longest):
+    longest = max_length or length * (LONGEST if hf.model.positions == "alibi" else 1)
+    if hf.model.positions == "learned" and longest != length:
         constraint = f"learned positions are for exactly {length} tokens"
         problem = Problem("max_length", max_length, constraint, "leave it out")
         raise ConfigError([problem], "export")
@@ -114,9 +115,9 @@ def _tensors(directory: Path, step: int, config: Config, table: list[Parameter])
         if not np.isfinite(array).all():
             problem = f"step {step} of {directory.parent} holds NaN or infinity in {p.path}"
             raise ConfigError([problem], "export")
-        for name, layer in zip(p.names, array if p.stacked else [array], strict=True):
-            yield name, p.theirs(layer)
-        del array, layer  # before the next one is read
+        for name, part in p.parts(array):
+            yield name, p.theirs(part)
+        del array, part  # before the next one is read
 
 
 def write_tensors(
@@ -151,7 +152,6 @@ def write_tensors(
 def _card(title: str, origin: str, hf: HFModel, tokenizer: Tokenizer, max_length: int) -> str:
     """README.md; `origin` says where the weights come from."""
     c = hf.model
-    limit = "max_seq_len" if hf.family == "mpt" else "n_positions"
     vocabulary = f"The vocabulary is that of {tokenizer.name}, {tokenizer.vocab_size:,} tokens"
     if (padding := c.vocab_size - tokenizer.vocab_size) > 0:
         vocabulary += f", and {padding:,} rows of padding, which were never a target in training"
@@ -162,10 +162,10 @@ pipeline_tag: text-generation
 ---
 
 {title}: {c.n_layers} layers, {c.n_heads} heads, width {c.d_model:,}, \
-{"ALiBi" if c.positions == "alibi" else "learned"} positions. {origin}
+{POSITIONS[c.positions]} positions. {origin}
 
 Trained on contexts of {hf.sequence_length:,} tokens; this export takes up to {max_length:,} \
-(`{limit}`). {vocabulary}; each document ended with id {tokenizer.eot_id}.
+(`{hf.family.longest}`). {vocabulary}; each document ended with id {tokenizer.eot_id}.
 
 {USE}
 """

@@ -24,4 +24,8 @@ from gpt_pjit.core.model.model import (
     build_model as build_model,
     sharding_rules as sharding_rules,
 )
-from gpt_pjit.core.model.positions import alibi_slopes as alibi_slopes, rotation as rotation
+from gpt_pjit.core.model.positions import (
+    alibi_slopes as alibi_slopes,
+    rotary_frequencies as rotary_frequencies,
+    rotation as rotation,
+)
