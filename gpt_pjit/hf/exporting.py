@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import tokenizers
+from google.protobuf.message import DecodeError
 from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors.numpy import save_file
 from sentencepiece import sentencepiece_model_pb2 as proto
@@ -185,6 +186,7 @@ def tokenizer_files(tokenizer: Tokenizer, max_length: int) -> dict[str, bytes]:
     """
     eot: str | None = END_OF_TEXT
     if tokenizer.file == "tokenizer.json":
+        eot = tokenizers.Tokenizer.from_buffer(tokenizer.content).id_to_token(tokenizer.eot_id)
         files = {tokenizer.file: _text_only(tokenizer.content)}
     elif tokenizer.file == "tokenizer.model":
         model = _unigram(tokenizer.content)
@@ -214,14 +216,24 @@ def _text_only(content: bytes) -> bytes:
     return json.dumps(fields | dict.fromkeys(others)).encode() if others else content
 
 
-def _unigram(content: bytes) -> tokenizers.Tokenizer:
-    """From a sentencepiece unigram model that normalises nothing, as `train_tokenizer` makes."""
-    spec = proto.ModelProto.FromString(content)  # type: ignore[attr-defined]
+def is_plain_unigram(content: bytes) -> bool:
+    """Whether a sentencepiece model is a unigram that normalises nothing."""
+    try:
+        spec = proto.ModelProto.FromString(content)  # type: ignore[attr-defined]
+    except DecodeError:
+        return False
     trainer, plain = spec.trainer_spec, spec.normalizer_spec
     changes = plain.precompiled_charsmap or plain.add_dummy_prefix or plain.remove_extra_whitespaces
-    if trainer.model_type != trainer.UNIGRAM or changes:
+    return trainer.model_type == trainer.UNIGRAM and not changes
+
+
+def _unigram(content: bytes) -> tokenizers.Tokenizer:
+    """From a sentencepiece unigram model that normalises nothing, as `train_tokenizer` makes."""
+    if not is_plain_unigram(content):
         problem = "only a sentencepiece unigram that normalises nothing has an equal tokenizer.json"
         raise ConfigError([problem], "export")
+    spec = proto.ModelProto.FromString(content)  # type: ignore[attr-defined]
+    trainer = spec.trainer_spec
     kinds = proto.ModelProto.SentencePiece  # type: ignore[attr-defined]
     text = (kinds.NORMAL, kinds.USER_DEFINED)
     pieces = [(p.piece, p.score if p.type in text else NOT_TEXT) for p in spec.pieces]

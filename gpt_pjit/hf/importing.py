@@ -18,7 +18,8 @@ from gpt_pjit.config import Config, DataConfig
 from gpt_pjit.core.errors import ConfigError, Problem
 from gpt_pjit.core.model import rotary_frequencies
 from gpt_pjit.core.runtime import read_json
-from gpt_pjit.core.tokens import BytesTokenizer, Tokenizer, tokenizer_from_bytes
+from gpt_pjit.core.tokens import ENDS, BytesTokenizer, Tokenizer, tokenizer_from_bytes
+from gpt_pjit.hf.exporting import is_plain_unigram
 from gpt_pjit.hf.models import HFModel, Parameter, byte_level, byte_tokenizer, from_json, parameters
 
 DTYPES = ("F32", "BF16", "F16")  # as safetensors names them
@@ -185,16 +186,20 @@ def _wrong_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> list[str]:
 
 def read_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a folder of transformers; ConfigError if it has none that we can read."""
-    for name in ("tokenizer.model", "tokenizer.json"):  # some of our exports have both
-        if (folder / name).exists():
-            tokenizer = tokenizer_from_bytes(name, (folder / name).read_bytes())
-            return BytesTokenizer() if _is_bytes(tokenizer) else tokenizer
-    older = [folder / "vocab.json", folder / "merges.txt"]  # of GPT-2
+    names = [name for name in ("tokenizer.model", "tokenizer.json") if (folder / name).exists()]
+    if len(names) == 2 and not is_plain_unigram((folder / names[0]).read_bytes()):
+        names.reverse()  # the .model of Llama 2 has no equal tokenizer.json that we could export
+    if names:
+        tokenizer = tokenizer_from_bytes(names[0], (folder / names[0]).read_bytes())
+        return BytesTokenizer() if _is_bytes(tokenizer) else tokenizer
+    older = [folder / "vocab.json", folder / "merges.txt"]  # of GPT-2 and OPT
     if not all(file.exists() for file in older):
         files = "tokenizer.json, tokenizer.model, or vocab.json and merges.txt"
         raise ConfigError([f"{folder} has no tokenizer: {files}"], "import")
     try:
-        content = byte_level(models.BPE.from_file(*map(str, older)))
+        vocabulary = json.loads(older[0].read_bytes())
+        end = next((name for name in ENDS if name in vocabulary), ENDS[0])
+        content = byte_level(models.BPE.from_file(*map(str, older)), end)
     except Exception as error:  # the library has no class of its own
         problem = f"vocab.json and merges.txt in {folder} are damaged: {error}"
         raise ConfigError([problem], "import") from None

@@ -267,10 +267,10 @@ def byte_tokenizer() -> bytes:
     return byte_level(models.BPE(vocabulary, []), use_regex=False)
 
 
-def byte_level(model: models.Model, **options: bool) -> bytes:
-    """The tokenizer.json of a byte-level `model`."""
+def byte_level(model: models.Model, end: str = END_OF_TEXT, **options: bool) -> bytes:
+    """The tokenizer.json of a byte-level `model`, whose documents end with the token `end`."""
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, **options)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([END_OF_TEXT])
+    tokenizer.add_special_tokens([end])
     return tokenizer.to_str(pretty=True).encode()
