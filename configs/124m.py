@@ -17,7 +17,7 @@ def get_config():
     c.model.vocab_size = 50304
     c.model.positions = "learned"
     c.model.activation = "gelu_tanh"
-    c.model.bias = True
+    c.model.bias = "all"
     c.model.remat = "selective"
     c.data.path = "data/openwebtext"
     c.data.sequence_length = 1024

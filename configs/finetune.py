@@ -21,7 +21,7 @@ def get_config():
     c.model.vocab_size = 50257
     c.model.positions = "learned"
     c.model.activation = "gelu_tanh"
-    c.model.bias = True
+    c.model.bias = "all"
     c.model.dropout_residual = 0.1
     c.model.remat = "selective"
     c.data.text = "mine/*.jsonl"

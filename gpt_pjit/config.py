@@ -21,22 +21,43 @@ from gpt_pjit.core.errors import MOST_LISTED, ConfigError, Problem
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A pre-LN GPT with tied embedding. Head size is `d_model / n_heads`."""
+    """A pre-norm decoder; the defaults are the block of the 580M run."""
 
     n_layers: int = 4
     n_heads: int = 4
+    n_kv_heads: int = 0  # heads of keys and values, each for a group of queries; 0: n_heads
+    head_size: int = 0  # 0: d_model / n_heads
     d_model: int = 128
     d_ff: int = 512
     vocab_size: int = 512
-    positions: str = "alibi"  # alibi | learned | none
-    activation: str = "gelu"  # gelu (exact) | gelu_tanh
-    bias: bool = False  # biases on projections and norms
+    positions: str = "alibi"  # alibi | learned | rope | none
+    rope_theta: float = 10_000.0
+    rope_fraction: float = 1.0  # of each head that rotates
+    rope_scaling: tuple = ()  # Llama 3's: factor, low and high frequency factor, trained length
+    windows: tuple = ()  # how many last keys each layer's queries see, repeated; 0: all
+    norm: str = "layer"  # layer | rms
+    norm_gain: bool = True
+    norm_epsilon: float = 1e-5
+    qk_norm: bool = False  # norms of each head's queries and keys
+    activation: str = "gelu"  # gelu (exact) | gelu_tanh | relu | relu2 | swiglu
+    bias: str = "none"  # none | qkv | all projections and layer norms
+    parallel_residual: bool = False  # attention and MLP both read the block's input
+    tied: bool = True  # one matrix for embedding and logits
+    logit_softcap: float = 0.0  # logits stay within +-this, by tanh; 0: no limit
     dropout_residual: float = 0.0
     dropout_attention: float = 0.0
     dropout_embedding: float = 0.0
     dtype: str = "bfloat16"  # of matmul operands; BUILD.md lists what stays float32
     remat: str = "none"  # what the backward pass recomputes: none | selective | full
     scan_layers: bool = True  # False unrolls: longer compiles, faster steps for tiny models on CPU
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The size of each dimension, by its letter; `core/parameters.py` says what they are."""
+        head_size = self.head_size or self.d_model // self.n_heads
+        groups = self.n_kv_heads or self.n_heads
+        heads = {"H": self.n_heads, "G": groups, "K": head_size}
+        return heads | {"D": self.d_model, "F": self.d_ff, "V": self.vocab_size}
 
 
 @dataclass(frozen=True)
@@ -72,6 +93,7 @@ class OptimConfig:
     decay_rules: tuple = ()  # (regex, factor of weight_decay); empty: 1 for matrices, else 0
     lr_rules: tuple = ()  # (regex, factor), or one factor a layer; 0 freezes; empty: 1 for all
     clip_norm: float = 1.0
+    z_loss: float = 0.0  # weight in the loss of the squared logsumexp of the logits
     microbatches: int = 1
 
 
@@ -149,15 +171,10 @@ FREE_ON_RESUME = (
 )
 
 # Fields that imported or grown weights fix; a run that starts from them may choose the others.
-FIXED_BY_WEIGHTS = (
-    "model.n_layers",
-    "model.n_heads",
-    "model.d_model",
-    "model.d_ff",
-    "model.vocab_size",
-    "model.positions",
-    "model.activation",
-    "model.bias",
+FIXED_BY_WEIGHTS = tuple(
+    f"model.{field.name}"
+    for field in dataclasses.fields(ModelConfig)
+    if not field.name.startswith(("dropout_", "dtype", "remat", "scan_layers"))
 )
 
 
@@ -184,6 +201,9 @@ def from_record(recorded: Mapping[str, Any], source: str) -> Config:
         else recorded.get(section, values)
         for section, values in dataclasses.asdict(Config()).items()
     }
+    model = with_defaults["model"]
+    if isinstance(model, dict) and isinstance(model["bias"], bool):  # once only all or none
+        model["bias"] = "all" if model["bias"] else "none"
     return from_config_dict({**recorded, **with_defaults}, source)
 
 

@@ -54,7 +54,7 @@ def run_command_here(capsys: Any, command: str, *argv: object) -> tuple[int, str
 
 
 def tiny(**sections: dict) -> Config:
-    """Two layers, 64 wide, 32 tokens, batch 64; `tiny(model={"bias": True})` changes fields."""
+    """Two layers, 64 wide, 32 tokens, batch 64; `tiny(model={"bias": "all"})` changes fields."""
     fields = {
         "model.n_layers": 2,
         "model.n_heads": 4,
@@ -69,6 +69,53 @@ def tiny(**sections: dict) -> Config:
     for section, values in sections.items():
         fields |= {f"{section}.{name}": value for name, value in values.items()}
     return with_fields(Config(), fields)
+
+
+# Blocks that together use each word of `model`, most of them beside different others.
+BLOCKS: dict[str, dict[str, Any]] = {
+    "alibi": {},
+    "gpt2": {"positions": "learned", "bias": "all", "activation": "gelu_tanh"},
+    "llama": {
+        "positions": "rope",
+        "rope_scaling": (8.0, 1.0, 4.0, 16),
+        "norm": "rms",
+        "activation": "swiglu",
+        "n_kv_heads": 2,
+        "tied": False,
+    },
+    "qwen": {
+        "positions": "rope",
+        "rope_theta": 100.0,
+        "norm": "rms",
+        "norm_epsilon": 1e-6,
+        "activation": "swiglu",
+        "n_kv_heads": 1,
+        "head_size": 8,
+        "qk_norm": True,
+        "bias": "qkv",
+        "remat": "selective",
+    },
+    "neox": {
+        "positions": "rope",
+        "rope_fraction": 0.5,
+        "parallel_residual": True,
+        "bias": "all",
+        "qk_norm": True,
+        "tied": False,
+    },
+    "nanochat": {
+        "n_layers": 4,
+        "positions": "rope",
+        "windows": (8, 0),
+        "norm": "rms",
+        "norm_gain": False,
+        "qk_norm": True,
+        "activation": "relu2",
+        "tied": False,
+        "logit_softcap": 1.0,
+    },
+    "grouped": {"n_kv_heads": 2, "windows": (12,), "activation": "relu", "remat": "full"},
+}
 
 
 def load_config(name: str) -> Config:

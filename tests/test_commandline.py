@@ -89,10 +89,10 @@ def test_configs_and_flags_in_any_order_and_spelling(argv):
 
 def test_booleans_of_a_config_may_stand_alone():
     flags = parsed(
-        "--config=configs/580m.py", "--config.model.bias", "--noconfig.model.scan_layers"
+        "--config=configs/580m.py", "--config.model.qk_norm", "--noconfig.model.scan_layers"
     )
     config = flags.config.read()
-    assert config.model.bias
+    assert config.model.qk_norm
     assert not config.model.scan_layers
 
 

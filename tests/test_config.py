@@ -19,8 +19,30 @@ MISTAKES = [
     ({"model.n_layers": 0}, "model.n_layers=0", "at least 1"),
     ({"model.vocab_size": -5, "data.tokenizer": "x.json"}, "model.vocab_size=-5", "at least 2"),
     ({"model.vocab_size": 100}, "model.vocab_size=100", "try 257, padded: 264"),
-    ({"model.positions": "rotary"}, "model.positions='rotary'", "alibi, learned, none"),
-    ({"model.activation": "relu"}, "model.activation='relu'", "gelu, gelu_tanh"),
+    ({"model.positions": "rotary"}, "model.positions='rotary'", "alibi, learned, rope, none"),
+    ({"model.activation": "silu"}, "model.activation='silu'", "relu, relu2, swiglu"),
+    ({"model.bias": "some"}, "model.bias='some'", "none, qkv, all"),
+    ({"model.n_kv_heads": 3}, "model.n_kv_heads=3", "must divide model.n_heads=4; try 1, 2, 4"),
+    ({"model.head_size": -1}, "model.head_size=-1", "0 turns it off"),
+    (
+        {"model.positions": "rope", "model.rope_fraction": 0.3},
+        "model.rope_fraction=0.3",
+        "an even part of a head of 16, got 4.8",
+    ),
+    (
+        {"model.positions": "rope", "model.rope_fraction": 2.0},
+        "model.rope_fraction=2.0",
+        "1 rotates whole heads",
+    ),
+    ({"model.rope_theta": 0.0}, "model.rope_theta=0.0", "above 0"),
+    (
+        {"model.rope_scaling": (8.0, 4.0, 1.0, 8192)},
+        "model.rope_scaling=(8.0, 4.0, 1.0, 8192)",
+        "for example (8.0, 1.0, 4.0, 8192)",
+    ),
+    ({"model.windows": (8, 0, 8)}, "model.windows=(8, 0, 8)", "do not divide 2 layers"),
+    ({"model.windows": (-1, 0)}, "model.windows=(-1, 0)", "0 is a layer without one"),
+    ({"optim.z_loss": -1e-4}, "optim.z_loss=-0.0001", "0 turns it off"),
     ({"model.dtype": "float16"}, "model.dtype='float16'", "bfloat16, float32"),
     ({"model.remat": "some"}, "model.remat='some'", "none, selective, full"),
     ({"model.dropout_attention": 10.0}, "model.dropout_attention=10.0", "not a percentage"),
@@ -99,7 +121,7 @@ def test_a_locked_config_refuses_new_keys():
         default_config().model.n_layer = 3
 
 
-@pytest.mark.parametrize("name", ["quickstart", "124m", "350m", "580m", "1b1", "finetune"])
+@pytest.mark.parametrize("name", [p.stem for p in (ROOT / "configs").glob("*.py")])
 def test_the_configs_of_this_checkout_are_valid(name):
     config = load_config(name)
     validate(config, name)
@@ -115,7 +137,7 @@ def test_580m_is_the_published_run():
         "model.n_heads": 12,
         "model.vocab_size": 50304,
         "model.positions": "alibi",
-        "model.bias": False,
+        "model.bias": "none",
         "model.dropout_residual": 0.1,
         "model.dropout_attention": 0.1,
         "model.dropout_embedding": 0.0,

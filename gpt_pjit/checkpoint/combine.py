@@ -80,7 +80,7 @@ def grown_params(directory: Path, step: int, shapes: Any, sources: Sequence[int]
 
 
 def grown_config(config: Config, sources: Sequence[int]) -> Config:
-    """The config with as many layers as `sources`; its factors by layer are repeated too."""
+    """The config with as many layers as `sources`; what it has by layer is repeated too."""
 
     def repeated(factor: Any) -> Any:
         by_layer = isinstance(factor, tuple) and len(factor) == config.model.n_layers
@@ -90,8 +90,9 @@ def grown_config(config: Config, sources: Sequence[int]) -> Config:
         name: tuple((regex, repeated(factor)) for regex, factor in getattr(config.optim, name))
         for name in ("decay_rules", "lr_rules")
     }
-    return replaced(
-        config,
-        {f"optim.{name}": value for name, value in rules.items()}
-        | {"model.n_layers": len(sources)},
-    )
+    windows = config.model.windows
+    model = {
+        "model.n_layers": len(sources),
+        "model.windows": tuple(windows[s % len(windows)] for s in sources) if windows else (),
+    }
+    return replaced(config, {f"optim.{name}": value for name, value in rules.items()} | model)

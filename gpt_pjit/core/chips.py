@@ -1,4 +1,4 @@
-"""Published figures of chips, and the operations per token that utilisation is computed from.
+"""Published figures of chips.
 
 Sources. TPU v2, v3: Jouppi et al. 2020, A Domain-Specific Supercomputer for Training Deep Neural
 Networks (rates, clock, links). TPU v4: Jouppi et al. 2023, TPU v4. Later TPUs: Google Cloud's page
@@ -54,8 +54,3 @@ CHIPS = (
 
 def chip_of_kind(device_kind: str) -> Chip | None:
     return next((chip for chip in CHIPS if device_kind in chip.kinds), None)
-
-
-def flops_per_token(n_params: int, n_layers: int, d_model: int, sequence_length: int) -> int:
-    """6 N + 12 L d T, forward and backward; recomputation is not counted."""
-    return 6 * n_params + 12 * n_layers * d_model * sequence_length

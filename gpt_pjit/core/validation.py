@@ -7,12 +7,14 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from gpt_pjit.config import Config, flatten
+from gpt_pjit.config import Config, ModelConfig, flatten
 from gpt_pjit.core.errors import ConfigError, Problem, nearest_multiples
 
 CHOICES = {
-    "model.positions": ("alibi", "learned", "none"),
-    "model.activation": ("gelu", "gelu_tanh"),
+    "model.positions": ("alibi", "learned", "rope", "none"),
+    "model.norm": ("layer", "rms"),
+    "model.activation": ("gelu", "gelu_tanh", "relu", "relu2", "swiglu"),
+    "model.bias": ("none", "qkv", "all"),
     "model.dtype": ("bfloat16", "float32"),
     "model.remat": ("none", "selective", "full"),
     "data.validation_split": ("documents", "tail"),
@@ -21,13 +23,18 @@ CHOICES = {
 AT_LEAST = {
     "model.n_layers": 1,
     "model.n_heads": 1,
+    "model.n_kv_heads": 0,
+    "model.head_size": 0,
     "model.d_model": 1,
     "model.d_ff": 1,
     "model.vocab_size": 2,
+    "model.logit_softcap": 0,
     "data.sequence_length": 2,
     "data.batch_size": 1,
     "optim.steps": 1,
     "optim.warmup_steps": 0,
+    "optim.weight_decay": 0,
+    "optim.z_loss": 0,
     "optim.microbatches": 1,
     "eval.every": 1,
     "eval.batches": 0,
@@ -38,7 +45,13 @@ AT_LEAST = {
     "seed": 0,
 }
 ADDRESSABLE = 2**45  # float32: addresses have 47 bits
-POSITIVE = ("optim.peak_lr", "optim.clip_norm", "sample.temperature")
+POSITIVE = (
+    "model.rope_theta",
+    "model.norm_epsilon",
+    "optim.peak_lr",
+    "optim.clip_norm",
+    "sample.temperature",
+)
 FRACTIONS = (  # in [0, 1)
     "model.dropout_residual",
     "model.dropout_attention",
@@ -56,7 +69,8 @@ def validate(config: Config, source: str = "config", *, with_data: bool = True) 
     """
     if problems := [*_too_large(config)]:  # other checks would take for ever
         raise ConfigError(problems, source)
-    problems = [*_single_fields(flatten(config)), *_mesh(config), *_relations(config)]
+    problems = [*_single_fields(flatten(config)), *_mesh(config)]
+    problems += [*block_problems(config.model), *_relations(config)]
     problems += _data(config) if with_data else []
     if problems:
         raise ConfigError(problems, source)
@@ -68,7 +82,8 @@ def _single_fields(flat: dict[str, Any]) -> Iterator[Problem]:
             yield Problem(name, flat[name], "unknown choice", f"use one of {', '.join(choices)}")
     for name, least in AT_LEAST.items():
         if flat[name] < least:
-            yield Problem(name, flat[name], f"must be at least {least}", f"try {max(least, 1)}")
+            remedy = f"try {least}" if least else "0 turns it off"
+            yield Problem(name, flat[name], f"must be at least {least}", remedy)
     for name, value in flat.items():
         if isinstance(value, float) and not math.isfinite(value):
             yield Problem(name, value, "must be finite", "give a finite number")
@@ -89,10 +104,6 @@ def _single_fields(flat: dict[str, Any]) -> Iterator[Problem]:
             final,
             "must be in [0, 1]",
             "0.1 ends the cosine at 10 % of peak_lr",
-        )
-    if flat["optim.weight_decay"] < 0:
-        yield Problem(
-            "optim.weight_decay", flat["optim.weight_decay"], "must be at least 0", "0 turns it off"
         )
 
 
@@ -123,12 +134,43 @@ def _mesh(config: Config) -> Iterator[Problem]:
         )
 
 
+def block_problems(c: ModelConfig) -> Iterator[Problem]:
+    """What is wrong between fields of the model, of a config or of an import."""
+    if c.n_heads < 1:
+        return
+    if c.head_size == 0 and c.d_model % c.n_heads:
+        remedy = f"try {nearest_multiples(c.d_model, c.n_heads)}, or set model.head_size"
+        constraint = f"must be divisible by model.n_heads={c.n_heads}"
+        yield Problem("model.d_model", c.d_model, constraint, remedy)
+    if c.n_kv_heads > 0 and c.n_heads % c.n_kv_heads:
+        works = ", ".join(str(n) for n in range(1, c.n_heads + 1) if c.n_heads % n == 0)
+        constraint = f"must divide model.n_heads={c.n_heads}"
+        yield Problem("model.n_kv_heads", c.n_kv_heads, constraint, f"try {works}")
+    rotated = c.sizes["K"] * c.rope_fraction
+    if c.positions == "rope" and (not 0 < c.rope_fraction <= 1 or rotated % 2):
+        constraint = f"must rotate an even part of a head of {c.sizes['K']}, got {rotated:g}"
+        yield Problem("model.rope_fraction", c.rope_fraction, constraint, "1 rotates whole heads")
+    if c.rope_scaling and not _is_llama3_scaling(c.rope_scaling):
+        constraint = "must be (factor, low and high frequency factor, trained length)"
+        remedy = "for example (8.0, 1.0, 4.0, 8192)"
+        yield Problem("model.rope_scaling", c.rope_scaling, constraint, remedy)
+    if not all(type(window) is int and window >= 0 for window in c.windows):
+        remedy = "0 is a layer without one"
+        yield Problem("model.windows", c.windows, "must be numbers of keys", remedy)
+    elif c.windows and c.n_layers % len(c.windows):
+        constraint = f"has {len(c.windows)} entries, which do not divide {c.n_layers} layers"
+        yield Problem(
+            "model.windows", c.windows, constraint, "write one for each layer of a period"
+        )
+
+
+def _is_llama3_scaling(scaling: tuple) -> bool:
+    numbers = len(scaling) == 4 and all(type(n) in (int, float) and 0 < n < 1e9 for n in scaling)
+    return numbers and scaling[0] >= 1 and scaling[1] < scaling[2]
+
+
 def _relations(config: Config) -> Iterator[Problem]:
     model, data, optim = config.model, config.data, config.optim
-    if model.n_heads >= 1 and model.d_model % model.n_heads:
-        remedy = f"try {nearest_multiples(model.d_model, model.n_heads)}"
-        constraint = f"must be divisible by model.n_heads={model.n_heads}"
-        yield Problem("model.d_model", model.d_model, constraint, remedy)
     if optim.microbatches >= 1 and data.batch_size % optim.microbatches:
         remedy = f"try {nearest_multiples(data.batch_size, optim.microbatches)}"
         constraint = f"must be divisible by optim.microbatches={optim.microbatches}"

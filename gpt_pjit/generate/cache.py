@@ -6,6 +6,7 @@ sees the slots whose positions are not after its own; an empty slot is after eve
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -18,9 +19,11 @@ from gpt_pjit.core.model import (
     KeysAndValues,
     Model,
     alibi_slopes,
-    contract,
+    by_group,
+    contract_groups,
     open_block,
     open_ends,
+    rotation,
     scan_layers,
 )
 
@@ -30,8 +33,8 @@ EMPTY = 2**30  # the position of a slot without a token
 class Cache(NamedTuple):
     """Keys and values, in the compute dtype, and the position of the token in each slot, int32."""
 
-    keys_LHBSK: jax.Array
-    values_LHBSK: jax.Array
+    keys_LGBSK: jax.Array
+    values_LGBSK: jax.Array
     positions_BS: jax.Array
 
 
@@ -56,20 +59,21 @@ def extend(
     if c.positions == "learned":
         within_BT = jnp.minimum(positions_BT, ends.positions.embedding.shape[0] - 1)
     x_BTD = ends.enter(tokens_BT, within_BT)
+    angles = rotation(c, positions_BT)
     positions_BS = positions_BT if cache is None else put(cache.positions_BS, positions_BT, slot, 1)
 
-    def run(x_BTD: jax.Array, layer: tuple[Any, KeysAndValues | None]) -> Any:
+    def run(x_BTD: jax.Array, layer: tuple[Any, KeysAndValues | None], window: int) -> Any:
         block, past = layer
 
-        def attend(q_HBTK, k_HBSK, v_HBSK, key):  # no key: no dropout
+        def attend(q_HBTK, k_GBSK, v_GBSK, key):  # no key: no dropout
             if past is not None:
-                k_HBSK, v_HBSK = put(past[0], k_HBSK, slot, 2), put(past[1], v_HBSK, slot, 2)
-            alibi = c.positions == "alibi"
-            return attend_slots(alibi, q_HBTK, k_HBSK, v_HBSK, positions_BT, positions_BS)
+                k_GBSK, v_GBSK = put(past[0], k_GBSK, slot, 2), put(past[1], v_GBSK, slot, 2)
+            kind = c.positions == "alibi", window
+            return attend_slots(*kind, q_HBTK, k_GBSK, v_GBSK, positions_BT, positions_BS)
 
-        return open_block(c, model.gather_layer(block))(x_BTD, attend)
+        return open_block(c, model.gather_layer(block))(x_BTD, attend, angles)
 
-    past = None if cache is None else (cache.keys_LHBSK, cache.values_LHBSK)
+    past = None if cache is None else (cache.keys_LGBSK, cache.values_LGBSK)
     x_BTD, new = scan_layers(c, run, x_BTD, (weights["blocks"], past))
     if past is not None:
         # Once for all layers: a scan that returned whole caches would copy them at each token.
@@ -85,30 +89,36 @@ def with_slots(cache: Cache, slots: int) -> Cache:
     more = slots - cache.positions_BS.shape[1]
     heads = ((0, 0), (0, 0), (0, 0), (0, more), (0, 0))
     return Cache(
-        jnp.pad(cache.keys_LHBSK, heads),
-        jnp.pad(cache.values_LHBSK, heads),
+        jnp.pad(cache.keys_LGBSK, heads),
+        jnp.pad(cache.values_LGBSK, heads),
         jnp.pad(cache.positions_BS, ((0, 0), (0, more)), constant_values=EMPTY),
     )
 
 
 def attend_slots(
     alibi: bool,
+    window: int,
     q_HBTK: jax.Array,
-    k_HBSK: jax.Array,
-    v_HBSK: jax.Array,
+    k_GBSK: jax.Array,
+    v_GBSK: jax.Array,
     positions_BT: jax.Array,
     positions_BS: jax.Array,
 ) -> jax.Array:
-    """The weighted values, [H, B, T, K], of the slots at or before the queries' positions.
+    """The weighted values, [H, B, T, K], of the slots that are visible from the queries' positions.
 
     Blocks of queries run in a loop, so only the scores of one are in memory. Without the loop, XLA
     on CPU keeps the scores of all blocks.
     """
 
     def attend_block(block: tuple[jax.Array, jax.Array]) -> jax.Array:
-        weights_HBTS = attention_weights(alibi, block[0], k_HBSK, block[1], positions_BS)
+        q_HBTK, positions_BT = block
+        q_GRBTK = by_group(q_HBTK, k_GBSK.shape[0])
+        weights = attention_weights(alibi, window, q_GRBTK, k_GBSK, positions_BT, positions_BS)
         with jax.named_scope("attention_values"):
-            return contract("HBTS,HBSK->HBTK", weights_HBTS.astype(v_HBSK.dtype), v_HBSK)
+            weights = weights.astype(v_GBSK.dtype)
+            values_GRBTK = contract_groups("GRBTS,GBSK->GRBTK", weights, v_GBSK)
+            spec = jax.typeof(q_HBTK).sharding.spec
+            return values_GRBTK.reshape(q_HBTK.shape, out_sharding=spec)
 
     n_heads, batch, n_queries, head_size = q_HBTK.shape
     if n_queries <= QUERY_BLOCK:
@@ -125,26 +135,31 @@ def attend_slots(
 
 def attention_weights(
     alibi: bool,
-    q_HBTK: jax.Array,
-    k_HBSK: jax.Array,
+    window: int,
+    q_GRBTK: jax.Array,
+    k_GBSK: jax.Array,
     positions_BT: jax.Array,
     positions_BS: jax.Array,
 ) -> jax.Array:
-    """Softmax over the slots whose position is at or before each query's, float32 [H, B, T, S].
+    """Softmax over the slots whose position is at or before each query's, and within the window if
+    there is one, float32 [G, R, B, T, S].
 
     The bias equals `alibi_bias`, the slope times the key's position, to the bit.
     """
-    n_heads, _, _, head_size = q_HBTK.shape
+    *heads, _, _, head_size = q_GRBTK.shape
     with jax.named_scope("attention_scores"):
-        scores = contract("HBTK,HBSK->HBTS", q_HBTK, k_HBSK, jnp.float32)
+        scores = contract_groups("GRBTK,GBSK->GRBTS", q_GRBTK, k_GBSK, jnp.float32)
         scores = checkpoint_name(scores, "scores") / head_size**0.5
     with jax.named_scope("attention_softmax"):
         if alibi:
-            head_axis = jax.typeof(scores).sharding.spec[0]
-            slopes = jax.reshard(alibi_slopes(n_heads)[:, None, None, None], P(head_axis))
-            scores = scores + slopes * positions_BS.astype(jnp.float32)[None, :, None, :]
+            slopes = alibi_slopes(math.prod(heads)).reshape(*heads, 1, 1, 1)
+            slopes = jax.reshard(slopes, P(jax.typeof(scores).sharding.spec[0]))
+            keys_BS = positions_BS.astype(jnp.float32)
+            scores = scores + slopes * jnp.expand_dims(keys_BS[:, None], range(len(heads)))
         visible_BTS = positions_BS[:, None, :] <= positions_BT[:, :, None]
-        scores = jnp.where(visible_BTS[None], scores, -jnp.inf)
+        if window:
+            visible_BTS &= positions_BS[:, None, :] > positions_BT[:, :, None] - window
+        scores = jnp.where(jnp.expand_dims(visible_BTS, range(len(heads))), scores, -jnp.inf)
         return checkpoint_name(jax.nn.softmax(scores, axis=-1), "softmax")
 
 

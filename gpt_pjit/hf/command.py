@@ -41,7 +41,7 @@ def import_command(flags: argparse.Namespace) -> Answer:
     record = {"workdir": str(flags.out), "source": flags.source, **dataclasses.asdict(hf)}
     c = hf.model
     shown = (
-        f"{flags.out}: {hf.family}, {c.n_layers} layers, {c.n_heads} heads, width {c.d_model:,}, "
+        f"{flags.out}: {hf.name}, {c.n_layers} layers, {c.n_heads} heads, width {c.d_model:,}, "
         f"vocabulary {c.vocab_size:,}, context {hf.sequence_length:,}"
     )
     return Answer(EXIT_DONE, record, [shown])

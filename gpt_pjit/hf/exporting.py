@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import tokenizers
+from google.protobuf.message import DecodeError
 from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors.numpy import save_file
 from sentencepiece import sentencepiece_model_pb2 as proto
@@ -28,6 +29,7 @@ from gpt_pjit.hf.models import HFModel, Parameter, byte_tokenizer, hf_model, par
 from gpt_pjit.trained import find_checkpoint, run_tokenizer
 
 LONGEST = 4  # times the trained context: the default of ALiBi exports
+POSITIONS = {"alibi": "ALiBi", "learned": "learned", "rope": "rotary"}
 SHARD_BYTES = 10**9  # of a file of weights, which is in memory until it is written
 SPACE = "\u2581"  # sentencepiece's sign
 NamedTensors = Iterator[tuple[str, np.ndarray]]
@@ -68,8 +70,8 @@ def export(
     tokenizer = run_tokenizer(workdir, run)
     length = config.data.sequence_length
     hf = hf_model(config.model, length)
-    longest = length if hf.family == "gpt2" else max_length or LONGEST * length
-    if max_length not in (None, longest):
+    longest = max_length or length * (LONGEST if hf.model.positions == "alibi" else 1)
+    if hf.model.positions == "learned" and longest != length:
         constraint = f"learned positions are for exactly {length} tokens"
         problem = Problem("max_length", max_length, constraint, "leave it out")
         raise ConfigError([problem], "export")
@@ -115,9 +117,9 @@ def _tensors(directory: Path, step: int, config: Config, table: list[Parameter])
         if not np.isfinite(array).all():
             problem = f"step {step} of {directory.parent} holds NaN or infinity in {p.path}"
             raise ConfigError([problem], "export")
-        for name, layer in zip(p.names, array if p.stacked else [array], strict=True):
-            yield name, p.theirs(layer)
-        del array, layer  # before the next one is read
+        for name, part in p.parts(array):
+            yield name, p.theirs(part)
+        del array, part  # before the next one is read
 
 
 def write_tensors(
@@ -152,7 +154,6 @@ def write_tensors(
 def _card(title: str, origin: str, hf: HFModel, tokenizer: Tokenizer, max_length: int) -> str:
     """README.md; `origin` says where the weights come from."""
     c = hf.model
-    limit = "max_seq_len" if hf.family == "mpt" else "n_positions"
     vocabulary = f"The vocabulary is that of {tokenizer.name}, {tokenizer.vocab_size:,} tokens"
     if (padding := c.vocab_size - tokenizer.vocab_size) > 0:
         vocabulary += f", and {padding:,} rows of padding, which were never a target in training"
@@ -163,10 +164,10 @@ pipeline_tag: text-generation
 ---
 
 {title}: {c.n_layers} layers, {c.n_heads} heads, width {c.d_model:,}, \
-{"ALiBi" if c.positions == "alibi" else "learned"} positions. {origin}
+{POSITIONS[c.positions]} positions. {origin}
 
 Trained on contexts of {hf.sequence_length:,} tokens; this export takes up to {max_length:,} \
-(`{limit}`). {vocabulary}; each document ended with id {tokenizer.eot_id}.
+(`{hf.family.longest}`). {vocabulary}; each document ended with id {tokenizer.eot_id}.
 
 {USE}
 """
@@ -186,6 +187,7 @@ def tokenizer_files(tokenizer: Tokenizer, max_length: int) -> dict[str, bytes]:
     """
     eot: str | None = END_OF_TEXT
     if tokenizer.file == "tokenizer.json":
+        eot = tokenizers.Tokenizer.from_buffer(tokenizer.content).id_to_token(tokenizer.eot_id)
         files = {tokenizer.file: _text_only(tokenizer.content)}
     elif tokenizer.file == "tokenizer.model":
         model = _unigram(tokenizer.content)
@@ -215,14 +217,24 @@ def _text_only(content: bytes) -> bytes:
     return json.dumps(fields | dict.fromkeys(others)).encode() if others else content
 
 
-def _unigram(content: bytes) -> tokenizers.Tokenizer:
-    """From a sentencepiece unigram model that normalises nothing, as `train_tokenizer` makes."""
-    spec = proto.ModelProto.FromString(content)  # type: ignore[attr-defined]
+def is_plain_unigram(content: bytes) -> bool:
+    """Whether a sentencepiece model is a unigram that normalises nothing."""
+    try:
+        spec = proto.ModelProto.FromString(content)  # type: ignore[attr-defined]
+    except DecodeError:
+        return False
     trainer, plain = spec.trainer_spec, spec.normalizer_spec
     changes = plain.precompiled_charsmap or plain.add_dummy_prefix or plain.remove_extra_whitespaces
-    if trainer.model_type != trainer.UNIGRAM or changes:
+    return trainer.model_type == trainer.UNIGRAM and not changes
+
+
+def _unigram(content: bytes) -> tokenizers.Tokenizer:
+    """From a sentencepiece unigram model that normalises nothing, as `train_tokenizer` makes."""
+    if not is_plain_unigram(content):
         problem = "only a sentencepiece unigram that normalises nothing has an equal tokenizer.json"
         raise ConfigError([problem], "export")
+    spec = proto.ModelProto.FromString(content)  # type: ignore[attr-defined]
+    trainer = spec.trainer_spec
     kinds = proto.ModelProto.SentencePiece  # type: ignore[attr-defined]
     text = (kinds.NORMAL, kinds.USER_DEFINED)
     pieces = [(p.piece, p.score if p.type in text else NOT_TEXT) for p in spec.pieces]

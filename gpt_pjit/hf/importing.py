@@ -1,4 +1,4 @@
-"""A workdir from a model of transformers: GPT-2 of any size, MPT with ALiBi, or our export."""
+"""A workdir from a model of transformers, of a class in `families.py`."""
 
 from __future__ import annotations
 
@@ -23,15 +23,17 @@ from gpt_pjit.core.files import (
     read_regular,
     size_of_regular,
 )
-from gpt_pjit.core.tokens import BytesTokenizer, Tokenizer, tokenizer_from_bytes
+from gpt_pjit.core.model import rotary_frequencies
+from gpt_pjit.core.tokens import ENDS, BytesTokenizer, Tokenizer, tokenizer_from_bytes
 from gpt_pjit.core.validation import validate
+from gpt_pjit.hf.exporting import is_plain_unigram
 from gpt_pjit.hf.models import HFModel, Parameter, byte_level, byte_tokenizer, from_json, parameters
 
 DTYPES = ("F32", "BF16", "F16")  # as safetensors names them
-PREFIX = "transformer."  # some GPT-2 on the hub lack it
-EMBEDDING, HEAD = f"{PREFIX}wte.weight", "lm_head.weight"
-# Masks that old GPT-2 files hold.
-MASK = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")
+HEADS = ("lm_head.weight", "embed_out.weight")  # what versions call the output matrix
+# Buffers that older files hold: causal masks, and the frequencies of rotary positions.
+MASK = re.compile(r".*\.(attn|attention)\.(bias|masked_bias)")
+FREQUENCIES = re.compile(r".*\.rotary_emb\.inv_freq")
 MOST_PADDING = 1024  # rows of the embedding that no token has
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 HUB_FILES = [  # of the top folder of the repository only: a * would match in folders too
@@ -78,7 +80,9 @@ def import_model(source: str, out: Path, revision: str | None = None) -> HFModel
         problem = f"{hf.model.n_layers:,} layers, but only {len(tensors):,} tensors"
         raise ConfigError([problem], str(folder))
     table = list(parameters(hf))
-    problems = _wrong_tensors(table, tensors) + _wrong_tokenizer(tokenizer, hf.model.vocab_size)
+    tensors = _renamed(tensors, hf)
+    problems = _wrong_tensors(hf, table, tensors)
+    problems += _wrong_tokenizer(tokenizer, hf.model.vocab_size)
     if problems:
         raise ConfigError(problems, str(folder))
     provenance = {"kind": "import", "from": origin, "revision": commit}
@@ -89,7 +93,7 @@ def import_model(source: str, out: Path, revision: str | None = None) -> HFModel
 
 
 def stored_tensors(folder: Path, source: str = "") -> dict[str, Stored]:
-    """Every tensor in the safetensors of `folder`, by its full name; only headers are read.
+    """Every tensor in the safetensors of `folder`, by its name; only headers are read.
 
     Raises ConfigError if there are none, or a file is damaged, missing or ambiguous.
     """
@@ -103,8 +107,18 @@ def stored_tensors(folder: Path, source: str = "") -> dict[str, Stored]:
                     tensors.append(Stored(path, name, stored.get_dtype(), (*stored.get_shape(),)))
         except (SafetensorError, OSError):
             raise _damaged(path) from None
-    prefix = "" if any(t.name.startswith(PREFIX) for t in tensors) else PREFIX
-    return {t.name if t.name == HEAD else prefix + t.name: t for t in tensors}
+    return {tensor.name: tensor for tensor in tensors}
+
+
+def _renamed(tensors: dict[str, Stored], hf: HFModel) -> dict[str, Stored]:
+    """By the names of the table: some files lack the first word of all names but the head's."""
+    names = {path: name for path, name, *_ in hf.family.parameters}
+    first = names["embed/embedding"].split(".")[0] + "."
+    missing = "" if any(name.startswith(first) for name in tensors) else first
+    return {
+        names["head/kernel"] if name in HEADS else missing + name: tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def _weight_files(folder: Path, source: str) -> list[Path]:
@@ -131,15 +145,17 @@ def _damaged(path: Path) -> ConfigError:
 def _array(p: Parameter, tensors: dict[str, Stored]) -> np.ndarray:
     """Our array, float32, filled layer by layer."""
     array = np.empty(p.shape, np.float32)
-    for layer, name in zip(array if p.stacked else [array], p.names, strict=True):
-        layer[...] = p.ours(tensors[name].read())
-        if not np.isfinite(layer).all():
+    for name, part in p.parts(array):
+        part[...] = p.ours(tensors[name].read())
+        if not np.isfinite(part).all():
             raise ConfigError([f"{name} holds NaN or infinity"], str(tensors[name].file))
     return array
 
 
-def _wrong_tensors(table: list[Parameter], tensors: dict[str, Stored]) -> list[str]:
+def _wrong_tensors(hf: HFModel, table: list[Parameter], tensors: dict[str, Stored]) -> list[str]:
     """What is missing, of another shape or dtype, or no part of our model; in order of names."""
+    names = {path: name for path, name, *_ in hf.family.parameters}
+    embedding = names["embed/embedding"]
     expected = {name: p.their_shape for p in table for name in p.names}
     problems = []
     for name in sorted(expected.keys() | tensors.keys()):
@@ -149,13 +165,17 @@ def _wrong_tensors(table: list[Parameter], tensors: dict[str, Stored]) -> list[s
             problems.append(f"{name}: expected {' or '.join(DTYPES)}, got {tensors[name].dtype}")
         elif expected.get(name, tensors[name].shape) != tensors[name].shape:
             problems.append(f"{name}: expected shape {expected[name]}, got {tensors[name].shape}")
-        elif name == HEAD and EMBEDDING in tensors:
-            head, embedding = (tensors[n].read().astype(np.float32) for n in (HEAD, EMBEDDING))
-            if not np.array_equal(head, embedding):
-                problems.append(f"{HEAD} differs from {EMBEDDING}; our model has one for both")
+        elif hf.model.tied and name == names["head/kernel"] and embedding in tensors:
+            head, rows = (tensors[n].read().astype(np.float32) for n in (name, embedding))
+            if not np.array_equal(head, rows):
+                constraint = "config.json has one for both (tie_word_embeddings)"
+                problems.append(f"{name} differs from {embedding}; {constraint}")
         elif MASK.fullmatch(name):
             if not _is_causal_mask(tensors[name].read()):
                 problems.append(f"{name} is not the causal mask, and our model has no other")
+        elif FREQUENCIES.fullmatch(name) and hf.model.positions == "rope":
+            if not np.allclose(tensors[name].read(), rotary_frequencies(hf.model), rtol=1e-2):
+                problems.append(f"{name} has other frequencies than config.json")
         elif name not in expected:
             problems.append(f"tensor {name} is not part of this model")
     return problems
@@ -179,19 +199,23 @@ def _wrong_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> list[str]:
 
 def read_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a folder of transformers; ConfigError if it has none that we can read."""
-    for name in ("tokenizer.model", "tokenizer.json"):  # some of our exports have both
-        if (folder / name).exists():
-            content = read_regular(folder / name, LARGEST_TOKENIZER)
-            tokenizer = tokenizer_from_bytes(name, content)
-            return BytesTokenizer() if _is_bytes(tokenizer) else tokenizer
-    older = [folder / "vocab.json", folder / "merges.txt"]  # of GPT-2
+    names = [name for name in ("tokenizer.model", "tokenizer.json") if (folder / name).exists()]
+    contents = {name: read_regular(folder / name, LARGEST_TOKENIZER) for name in names}
+    if len(names) == 2 and not is_plain_unigram(contents[names[0]]):
+        names.reverse()  # the .model of Llama 2 has no equal tokenizer.json that we could export
+    if names:
+        tokenizer = tokenizer_from_bytes(names[0], contents[names[0]])
+        return BytesTokenizer() if _is_bytes(tokenizer) else tokenizer
+    older = [folder / "vocab.json", folder / "merges.txt"]  # of GPT-2 and OPT
     if not all(file.exists() for file in older):
         files = "tokenizer.json, tokenizer.model, or vocab.json and merges.txt"
         raise ConfigError([f"{folder} has no tokenizer: {files}"], "import")
     for file in older:
         check_size(file, size_of_regular(file), LARGEST_TOKENIZER)
     try:
-        content = byte_level(models.BPE.from_file(*map(str, older)))
+        vocabulary = json.loads(older[0].read_bytes())
+        end = next((name for name in ENDS if name in vocabulary), ENDS[0])
+        content = byte_level(models.BPE.from_file(*map(str, older)), end)
     except Exception as error:  # the library has no class of its own
         problem = f"vocab.json and merges.txt in {folder} are damaged: {error}"
         raise ConfigError([problem], "import") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,207 +13,215 @@ import tokenizers
 from flax.traverse_util import flatten_dict
 from tokenizers import decoders, models, pre_tokenizers
 
-from gpt_pjit.config import ModelConfig
+from gpt_pjit.config import FIXED_BY_WEIGHTS, ModelConfig
 from gpt_pjit.core.errors import ConfigError, Problem
-from gpt_pjit.core.model import NORM_EPSILON, param_shapes
+from gpt_pjit.core.model import param_shapes
 from gpt_pjit.core.parameters import gpt_dimensions
 from gpt_pjit.core.sharding import match_rules, paths_and_leaves, values
 from gpt_pjit.core.tokens import END_OF_TEXT
+from gpt_pjit.core.validation import block_problems
+from gpt_pjit.hf.families import ACTIVATIONS, FAMILIES, Family
 
-CLASSES = {"mpt": "MptForCausalLM", "gpt2": "GPT2LMHeadModel"}
 TRAINED_LENGTH = "trained_sequence_length"  # a field of our own, which transformers ignores
-MPT_WIDENING = 4  # d_ff / d_model, fixed in the code of transformers
-
-# Settings for which our model has only one value, which is also the default of transformers.
-FIXED: dict[str, dict[str, Any]] = {
-    "mpt": {
-        "layer_norm_epsilon": NORM_EPSILON,
-        "no_bias": True,
-        "expansion_ratio": MPT_WIDENING,
-        "logit_scale": None,
-        "tie_word_embeddings": True,
-        "attn_config": {
-            "alibi": True,
-            "alibi_bias_max": 8,
-            "clip_qkv": None,
-            "softmax_scale": None,
-            "prefix_lm": False,
-            "qk_ln": False,
-            "attn_type": "multihead_attention",
-        },
-    },
-    "gpt2": {
-        "layer_norm_epsilon": NORM_EPSILON,
-        "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False,
-        "add_cross_attention": False,
-        "tie_word_embeddings": True,
-    },
+WIDENING = 4  # d_ff / d_model of MPT, and of a GPT-2 that does not say
+SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+IN_ROPE = {"rope_theta": "rope_theta", "rope_fraction": "partial_rotary_factor"}  # since version 5
+DROPOUTS = {  # their default is 0.1; other classes have 0, or take no fraction
+    "resid_pdrop": "dropout_residual",
+    "attn_pdrop": "dropout_attention",
+    "embd_pdrop": "dropout_embedding",
 }
-SIZES = {
-    "mpt": ("n_layers", "n_heads", "d_model", "vocab_size", "max_seq_len"),
-    "gpt2": ("n_layer", "n_head", "n_embd", "vocab_size", "n_positions"),
-}
-TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")  # what GPT-2 calls it
-ACTIVATIONS = {"gelu": "gelu"} | dict.fromkeys(TANH, "gelu_tanh")
-
-# Their parameters: our path, their name with {} for the layer, and the letters of their dimensions;
-# letters that stand together are merged. `core/parameters.py` says what each letter is.
-MPT: tuple[tuple[str, str, str], ...] = (
-    ("embed/embedding", "transformer.wte.weight", "V D"),
-    ("blocks/norm_attention/scale", "transformer.blocks.{}.norm_1.weight", "D"),
-    ("blocks/attention/qkv/kernel", "transformer.blocks.{}.attn.Wqkv.weight", "CHK D"),
-    ("blocks/attention/out/kernel", "transformer.blocks.{}.attn.out_proj.weight", "D HK"),
-    ("blocks/norm_mlp/scale", "transformer.blocks.{}.norm_2.weight", "D"),
-    ("blocks/mlp/up/kernel", "transformer.blocks.{}.ffn.up_proj.weight", "F D"),
-    ("blocks/mlp/down/kernel", "transformer.blocks.{}.ffn.down_proj.weight", "D F"),
-    ("norm_final/scale", "transformer.norm_f.weight", "D"),
-)
-GPT2: tuple[tuple[str, str, str], ...] = (
-    ("embed/embedding", "transformer.wte.weight", "V D"),
-    ("positions/embedding", "transformer.wpe.weight", "T D"),
-    ("blocks/norm_attention/scale", "transformer.h.{}.ln_1.weight", "D"),
-    ("blocks/norm_attention/bias", "transformer.h.{}.ln_1.bias", "D"),
-    ("blocks/attention/qkv/kernel", "transformer.h.{}.attn.c_attn.weight", "D CHK"),
-    ("blocks/attention/qkv/bias", "transformer.h.{}.attn.c_attn.bias", "CHK"),
-    ("blocks/attention/out/kernel", "transformer.h.{}.attn.c_proj.weight", "HK D"),
-    ("blocks/attention/out/bias", "transformer.h.{}.attn.c_proj.bias", "D"),
-    ("blocks/norm_mlp/scale", "transformer.h.{}.ln_2.weight", "D"),
-    ("blocks/norm_mlp/bias", "transformer.h.{}.ln_2.bias", "D"),
-    ("blocks/mlp/up/kernel", "transformer.h.{}.mlp.c_fc.weight", "D F"),
-    ("blocks/mlp/up/bias", "transformer.h.{}.mlp.c_fc.bias", "F"),
-    ("blocks/mlp/down/kernel", "transformer.h.{}.mlp.c_proj.weight", "F D"),
-    ("blocks/mlp/down/bias", "transformer.h.{}.mlp.c_proj.bias", "D"),
-    ("norm_final/scale", "transformer.ln_f.weight", "D"),
-    ("norm_final/bias", "transformer.ln_f.bias", "D"),
-)
-PARAMETERS = {"mpt": MPT, "gpt2": GPT2}
 
 
 @dataclass(frozen=True)
 class HFModel:
     """A model of transformers: its `model_type`, its parts, and the length it was trained on."""
 
-    family: str
+    name: str
     model: ModelConfig
     sequence_length: int
+
+    @property
+    def family(self) -> Family:
+        return FAMILIES[self.name]
 
 
 def hf_model(c: ModelConfig, sequence_length: int) -> HFModel:
     """The model of the class that computes the same; ConfigError if there is none."""
-    if c.positions == "learned":
-        return HFModel("gpt2", c, sequence_length)
-    needed = {"positions": "alibi", "bias": False, "activation": "gelu"}
-    needed["d_ff"] = MPT_WIDENING * c.d_model
-    problems = [
-        Problem(f"model.{name}", got, "no class of transformers supports this", f"needs {value!r}")
-        for name, value in needed.items()
-        if (got := getattr(c, name)) != value
-    ]
-    if problems:
+    c = _shortest(c)
+    alike = [name for name, f in FAMILIES.items() if c.positions in f.words["positions"]]
+    unlike = {name: list(_unlike(c, FAMILIES[name])) for name in alike or FAMILIES}
+    name = min(unlike, key=lambda name: len(unlike[name]))
+    if unlike[name]:
         way_on = "to train on from its weights here, copy them: gpt_pjit checkpoint grow RUN"
-        raise ConfigError([*problems, f"{way_on} --layers={c.n_layers} --out=NEW"], "export")
-    return HFModel("mpt", c, sequence_length)
+        raise ConfigError([*unlike[name], f"{way_on} --layers={c.n_layers} --out=NEW"], "export")
+    return HFModel(name, c, sequence_length)
+
+
+def _unlike(c: ModelConfig, family: Family) -> Iterator[Problem]:
+    """Where our model is another than the class."""
+    for field in FIXED_BY_WEIGHTS:
+        name = field.removeprefix("model.")
+        value, standard = getattr(c, name), getattr(ModelConfig(), name)
+        if name == "activation" and name in family.settings.values():
+            allowed: tuple = tuple(dict.fromkeys(ACTIVATIONS.values()))
+        elif name == "d_ff" and name not in family.settings.values():
+            allowed = (WIDENING * c.d_model,)
+        elif name in family.settings.values() or (
+            name == "rope_scaling" and "rope" in family.words["positions"]
+        ):
+            continue
+        else:
+            allowed = family.words.get(name, (standard,))
+        if value not in allowed:
+            remedy = f"{family.cls} needs {' or '.join(map(repr, allowed))}"
+            yield Problem(field, value, "no class of transformers supports this", remedy)
 
 
 def to_json(hf: HFModel, max_length: int, eot_id: int, dtype: str) -> dict[str, Any]:
     """The config.json, for contexts up to `max_length`."""
-    c = hf.model
-    sizes = (c.n_layers, c.n_heads, c.d_model, c.vocab_size, max_length)
+    c, family = hf.model, hf.family
+    c = replace(c, n_kv_heads=c.sizes["G"], head_size=c.sizes["K"])
     fields = {
-        "architectures": [CLASSES[hf.family]],
-        "model_type": hf.family,
-        **dict(zip(SIZES[hf.family], sizes, strict=True)),
-        **FIXED[hf.family],
+        "architectures": [family.cls],
+        "model_type": hf.name,
+        **{theirs: getattr(c, ours) for theirs, ours in family.settings.items()},
+        family.longest: max_length,
+        **family.fixed,
         "dtype": dtype,
         "torch_dtype": dtype,  # the name of older versions
         "use_cache": True,
         **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), eot_id),
         TRAINED_LENGTH: hf.sequence_length,
     }
-    if hf.family == "gpt2":
-        fields |= {
-            "n_inner": c.d_ff,
-            "activation_function": TANH[0] if c.activation == "gelu_tanh" else c.activation,
-            # Their default is 0.1; MPT's is 0, and as an attn_pdrop it takes no fraction.
-            "resid_pdrop": c.dropout_residual,
-            "attn_pdrop": c.dropout_attention,
-            "embd_pdrop": c.dropout_embedding,
-        }
+    for theirs, ours in family.settings.items():
+        if ours == "activation":
+            fields[theirs] = next(name for name, own in ACTIVATIONS.items() if own == c.activation)
+    if c.rope_scaling:
+        scaling = dict(zip(SCALING, c.rope_scaling, strict=True))
+        fields["rope_scaling"] = {"rope_type": "llama3", **scaling}
+    if hf.name == "gpt2":
+        fields |= {theirs: getattr(c, ours) for theirs, ours in DROPOUTS.items()}
     return fields
 
 
 def from_json(fields: dict[str, Any], source: str) -> HFModel:
     """The model of a config.json; ConfigError with everything that ours does not support."""
-    family = fields.get("model_type")
-    if family not in tuple(CLASSES):
-        remedy = f"known: {', '.join(CLASSES)}"
-        raise ConfigError([Problem("model_type", family, "unknown", remedy)], source)
-    settings = flatten_dict(fields, sep=".")
+    name = fields.get("model_type")
+    if name not in tuple(FAMILIES):
+        remedy = f"known: {', '.join(FAMILIES)}"
+        raise ConfigError([Problem("model_type", name, "unknown", remedy)], source)
+    family = FAMILIES[name]
+    given = {theirs: value for theirs, value in fields.items() if value is not None}
+    rope = given.get("rope_parameters") or given.get("rope_scaling") or {}
+    for theirs, ours in family.settings.items():
+        if IN_ROPE.get(ours) in rope:
+            given[theirs] = rope[IN_ROPE[ours]]
+    settings = family.defaults | given
+    lengths = (family.longest, *({TRAINED_LENGTH} & given.keys()))
     problems = [
-        Problem(name, settings[name], f"our model supports only {only!r}", "choose another model")
-        for name, only in flatten_dict(FIXED[family], sep=".").items()
-        if settings.get(name, only) != only
+        *_unsupported(fields, rope, family),
+        *(p for theirs, ours in family.settings.items() for p in _mistyped(settings, theirs, ours)),
+        *(p for theirs in lengths for p in _mistyped(settings, theirs, "n_layers")),
     ]
-    optional = [name for name in ("n_inner", TRAINED_LENGTH) if fields.get(name) is not None]
-    problems += [
-        Problem(name, fields.get(name), "must be a positive integer", "fix the file")
-        for name in (*SIZES[family], *optional)
-        if type(fields.get(name)) is not int or fields[name] < 1
-    ]
-    activation = fields.get("activation_function", "gelu_new") if family == "gpt2" else "gelu"
-    if activation not in tuple(ACTIVATIONS):
-        remedy = f"known: {', '.join(ACTIVATIONS)}"
-        problems.append(Problem("activation_function", activation, "unknown", remedy))
     if problems:
         raise ConfigError(problems, source)
-    n_layers, n_heads, d_model, vocab_size, length = (fields[name] for name in SIZES[family])
-    if d_model % n_heads:
-        heads, width = SIZES[family][1:3]
-        constraint = f"must be divisible by {heads}={n_heads}"
-        raise ConfigError([Problem(width, d_model, constraint, "fix the file")], source)
+    words: dict[str, Any] = {word: allowed[0] for word, allowed in family.words.items()}
+    words |= {
+        ours: settings[theirs] for theirs, ours in family.settings.items() if theirs in settings
+    }
+    for word in {"rope_theta", "rope_fraction", "norm_epsilon"} & words.keys():
+        words[word] = float(words[word])
+    if "activation" in family.settings.values():
+        words["activation"] = ACTIVATIONS[words["activation"]]
+    words.setdefault("d_ff", WIDENING * words["d_model"])
+    if rope.get("rope_type", rope.get("type")) == "llama3":
+        words["rope_scaling"] = tuple(rope.get(key) for key in SCALING)
     # bfloat16 if the weights are; float16 is computed in float32.
-    theirs = fields.get("dtype") or fields.get("torch_dtype")
-    model = ModelConfig(
-        n_layers=n_layers,
-        n_heads=n_heads,
-        d_model=d_model,
-        d_ff=fields.get("n_inner") or MPT_WIDENING * d_model,
-        vocab_size=vocab_size,
-        dtype="bfloat16" if theirs == "bfloat16" else "float32",
-        positions="learned" if family == "gpt2" else "alibi",
-        activation=ACTIVATIONS[activation],
-        bias=family == "gpt2",
-    )
-    trained = length if family == "gpt2" else fields.get(TRAINED_LENGTH) or length
-    return HFModel(family, model, trained)
+    dtype = given.get("dtype", given.get("torch_dtype"))
+    c = _shortest(ModelConfig(**words, dtype="bfloat16" if dtype == "bfloat16" else "float32"))
+    if problems := list(block_problems(c)):
+        raise ConfigError(problems, source)
+    length = given[family.longest]
+    if c.positions != "learned":  # a model may take more than it was trained on
+        length = given.get(TRAINED_LENGTH, c.rope_scaling[-1] if c.rope_scaling else length)
+    return HFModel(name, c, length)
+
+
+def _unsupported(fields: dict[str, Any], rope: dict[str, Any], family: Family) -> Iterator[Problem]:
+    settings, remedy = flatten_dict(fields, sep="."), "choose another model"
+    for name, only in flatten_dict(family.fixed, sep=".").items():
+        if settings.get(name, only) != only:
+            yield Problem(name, settings[name], f"our model supports only {only!r}", remedy)
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "llama3"):
+        yield Problem("rope_scaling", kind, "our model supports only 'llama3'", remedy)
+
+
+def _mistyped(settings: dict[str, Any], theirs: str, ours: str) -> Iterator[Problem]:
+    value, default = settings.get(theirs), getattr(ModelConfig(), ours)
+    if value is None and ours in ("d_ff", "n_kv_heads", "head_size"):  # they follow from others
+        return
+    number = isinstance(value, int | float) and type(value) is not bool and value > 0
+    if ours == "activation" and value not in tuple(ACTIVATIONS):
+        yield Problem(theirs, value, "unknown", f"known: {', '.join(ACTIVATIONS)}")
+    elif type(default) is int and not (number and type(value) is int):
+        yield Problem(theirs, value, "must be a positive integer", "fix the file")
+    elif type(default) is float and not number:
+        yield Problem(theirs, value, "must be a positive number", "fix the file")
+    elif type(default) is bool and type(value) is not bool:
+        yield Problem(theirs, value, "must be true or false", "fix the file")
+
+
+def _shortest(c: ModelConfig) -> ModelConfig:
+    """The same model without the sizes that follow from others."""
+    groups = 0 if c.n_kv_heads == c.n_heads else c.n_kv_heads
+    head_size = 0 if c.head_size * c.n_heads == c.d_model else c.head_size
+    return replace(c, n_kv_heads=groups, head_size=head_size)
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """An array of ours and the names of theirs: one, or one for each layer if it is stacked."""
+    """An array of ours and the tensors of theirs that it holds."""
 
     path: str
     shape: tuple[int, ...]
-    stacked: bool
-    names: tuple[str, ...]
-    sizes: dict[str, int]  # of the dimensions of one layer of ours, by letter, in order
+    letters: str  # of its dimensions
+    names: tuple[str, ...]  # of their tensors, in the order of `parts`
+    split: str  # dimensions that theirs has a tensor for each of: layers, and maps that ours joins
     their_letters: str
+    skipped: int  # rows of theirs before ours
 
-    def theirs(self, array: np.ndarray) -> np.ndarray:
-        """One layer of ours in their layout, a view if possible."""
-        order = [[*self.sizes].index(letter) for letter in self._their_order]
-        return array.transpose(order).reshape(self.their_shape)
+    def parts(self, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        """Each name, and the part of our array that is in that tensor, a view."""
+        order = [self.letters.index(letter) for letter in (*self.split, *self._sizes)]
+        moved = array.transpose(order)
+        places = np.ndindex(moved.shape[: len(self.split)])
+        return ((name, moved[place]) for name, place in zip(self.names, places, strict=True))
 
-    def ours(self, array: np.ndarray) -> np.ndarray:
-        """One of their tensors as a layer of ours."""
-        split = array.reshape([self.sizes[letter] for letter in self._their_order])
-        return split.transpose([self._their_order.index(letter) for letter in self.sizes])
+    def theirs(self, part: np.ndarray) -> np.ndarray:
+        """A part in their layout, a view if possible."""
+        order = [[*self._sizes].index(letter) for letter in self._their_order]
+        return part.transpose(order).reshape(self.their_shape)
+
+    def ours(self, tensor: np.ndarray) -> np.ndarray:
+        """One of their tensors in the layout of a part."""
+        split = tensor[self.skipped :].reshape(
+            [self._sizes[letter] for letter in self._their_order]
+        )
+        return split.transpose([self._their_order.index(letter) for letter in self._sizes])
 
     @property
     def their_shape(self) -> tuple[int, ...]:
         groups = self.their_letters.split()
-        return tuple(math.prod(self.sizes[letter] for letter in group) for group in groups)
+        first, *rest = (math.prod(self._sizes[letter] for letter in group) for group in groups)
+        return (first + self.skipped, *rest)
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        """The dimensions of a part, in our order."""
+        sizes = dict(zip(self.letters, self.shape, strict=True))
+        return {letter: size for letter, size in sizes.items() if letter not in self.split}
 
     @property
     def _their_order(self) -> str:
@@ -220,17 +229,32 @@ class Parameter:
 
 
 def parameters(hf: HFModel) -> Iterator[Parameter]:
-    """Every parameter of the model, in the order of the table."""
-    c = replace(hf.model, bias=hf.family == "gpt2")  # GPT-2 always has biases
+    """Every parameter of the model, in the order of the table, and all that the class has."""
+    own: dict[str, Any] = {word: allowed[0] for word, allowed in hf.family.words.items()}
+    c = replace(hf.model, **own)
     shapes = param_shapes(c, hf.sequence_length)
     letters = dict(paths_and_leaves(values(match_rules(gpt_dimensions(c), shapes))))
     leaves = dict(paths_and_leaves(shapes))
-    for path, name, their_letters in PARAMETERS[hf.family]:
-        shape = leaves[path].shape
-        sizes = dict(zip(letters[path], shape, strict=True))
-        n_layers = sizes.pop("L", None)
-        names = (name,) if n_layers is None else tuple(name.format(i) for i in range(n_layers))
-        yield Parameter(path, shape, n_layers is not None, names, sizes, their_letters)
+    for path, name, their_letters, *skipped in hf.family.parameters:
+        if path in leaves:
+            yield Parameter(
+                path,
+                leaves[path].shape,
+                letters[path],
+                tuple(_names(name, c.n_layers)),
+                "".join(letter for letter in letters[path] if letter not in their_letters),
+                their_letters,
+                int(*skipped),
+            )
+
+
+def _names(name: str, n_layers: int) -> Iterator[str]:
+    """`h.{}.[qk]` for two layers is h.0.q, h.0.k, h.1.q, h.1.k."""
+    maps = re.search(r"\[(\w+)\]", name)
+    for layer in range(n_layers if "{}" in name else 1):
+        for letter in maps[1] if maps else [""]:
+            of_map = name.replace(maps[0], letter) if maps else name
+            yield of_map.replace("{}", str(layer))
 
 
 def byte_tokenizer() -> bytes:
@@ -243,10 +267,10 @@ def byte_tokenizer() -> bytes:
     return byte_level(models.BPE(vocabulary, []), use_regex=False)
 
 
-def byte_level(model: models.Model, **options: bool) -> bytes:
-    """The tokenizer.json of a byte-level `model`."""
+def byte_level(model: models.Model, end: str = END_OF_TEXT, **options: bool) -> bytes:
+    """The tokenizer.json of a byte-level `model`, whose documents end with the token `end`."""
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, **options)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([END_OF_TEXT])
+    tokenizer.add_special_tokens([end])
     return tokenizer.to_str(pretty=True).encode()

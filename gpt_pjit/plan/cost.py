@@ -11,9 +11,9 @@ from collections.abc import Iterable
 import jax.numpy as jnp
 
 from gpt_pjit.config import Config, flatten, replaced
-from gpt_pjit.core.chips import flops_per_token
 from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.model import QUERY_BLOCK
+from gpt_pjit.core.parameters import flops_per_token
 from gpt_pjit.pages import Record
 from gpt_pjit.partition import explain_config
 from gpt_pjit.plan.compile import Executable, Topology, larger
@@ -93,8 +93,11 @@ def estimate_activations(config: Config, devices: int) -> int:
     keys = (length + min(QUERY_BLOCK, length)) // 2  # a block of queries reads, on average
     masks = tokens * keys * c.n_heads // tensor * (c.dropout_attention > 0)
     masks += 2 * tokens * c.d_model * (c.dropout_residual > 0)
-    attention = tokens * (c.d_model + 4 * c.d_model // tensor) * item + masks
-    inside = attention + tokens * (6 * c.d_model + 2 * c.d_ff // tensor) * item
+    # Heads of keys and values that `tensor` does not divide are copied until it does.
+    heads = (c.n_heads + math.lcm(c.sizes["G"], tensor)) * c.sizes["K"] // tensor
+    attention = tokens * (c.d_model + 2 * heads) * item + masks
+    hidden = (4 if c.activation == "swiglu" else 2) * c.d_ff // tensor + heads * c.qk_norm
+    inside = attention + tokens * (6 * c.d_model + hidden) * item
     scores = tokens * min(QUERY_BLOCK, length) * c.n_heads // tensor * (8 + item)
     logits = tokens * c.vocab_size // tensor * (4 + item)
     kept = {"full": 0, "selective": attention, "none": inside}[c.remat]
@@ -152,7 +155,7 @@ def cost_record(
     Without a `module`, or where no compiler counts cycles, times are those at the chip's peak.
     """
     c, chip, length = config.model, topology.chip, config.data.sequence_length
-    per_token = flops_per_token(n_params, c.n_layers, c.d_model, length)
+    per_token = flops_per_token(c, n_params, length)
     tokens = config.data.batch_size * length
     peak = topology.devices * chip.peak_flops
     operations = roll_up(module) if module and chip.clock else []

@@ -21,7 +21,7 @@ NO_ESTIMATE = 2**63 - 1  # what the compiler writes where its cost model gives u
 SCOPES = (
     "gather_weights|gather_layer|reduce_gradients|accumulate_gradients|optimizer|embedding|"
     "loss_head|attention_projections|attention_scores|attention_softmax|attention_values|dropout|"
-    "mlp|norms|layers"
+    "mlp|norms|rotary|layers"
 )
 UNSCOPED = "unscoped"
 SCOPE = re.compile(rf"(?<![\w.])(?<!jit\()({SCOPES})(?![\w.])")

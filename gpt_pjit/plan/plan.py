@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import jax.numpy as jnp
 
@@ -136,7 +136,8 @@ def broken_promises(
     rows = config.data.batch_size // config.optim.microbatches // parts
     logits = rows * config.data.sequence_length, c.vocab_size // sizes["tensor"]
     matches = values(match_rules(matrix_rules(c), training.state.params))
-    matrices = sorted(path for path, is_matrix in paths_and_leaves(matches) if is_matrix)
+    whole = whole_shapes(training.model)
+    matrices = {path: whole[path] for path, is_matrix in paths_and_leaves(matches) if is_matrix}
     dtype = XLA_DTYPES[jnp.dtype(c.dtype).name]
     over_batch = [one for one in collectives if set(one["axes"]) & set(BATCH_AXES)]
     named = [one for one in over_batch if one["parameters"]]
@@ -179,13 +180,21 @@ def _not_in(dtype: str, collectives: Sequence[Record]) -> Iterator[str]:
     return (_say(c) for c in collectives if c["dtype"] != dtype)
 
 
-def _not_once(matrices: Sequence[str], collectives: Sequence[Record]) -> Iterator[str]:
-    """Each matrix must be in exactly one, which runs once a step."""
+def _not_once(
+    matrices: Mapping[str, tuple[int, ...]], collectives: Sequence[Record]
+) -> Iterator[str]:
+    """Each matrix must be in exactly one, which runs once a step.
+
+    Matrices of one shape, as an untied head and the embedding, are told apart by number alone.
+    """
     yield from (f"{_say(c)} runs {c['times']} times a step" for c in collectives if c["times"] != 1)
-    for path in matrices:
-        holding = sum(path in c["parameters"] for c in collectives)
-        if holding != 1:
-            yield f"{path} is in {holding} collectives, not one"
+    alike = Counter(matrices.values())
+    for path, shape in matrices.items():
+        holding = [c["shapes"].count(list(shape)) for c in collectives if path in c["parameters"]]
+        arrays = sum(max(1, count) for count in holding)
+        if arrays != alike[shape]:
+            others = ", ".join(p for p in matrices if matrices[p] == shape)
+            yield f"{others}: {arrays} collectives, not {alike[shape]}"
 
 
 def _layers_outside_their_loop(gathers: Sequence[Record]) -> Iterator[str]:

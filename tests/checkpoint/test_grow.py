@@ -19,7 +19,7 @@ from gpt_pjit.core.tokens import open_data
 from gpt_pjit.core.train import train
 from gpt_pjit.data import prepare_text
 from gpt_pjit.generate import sample
-from tests.helpers import tiny, with_fields
+from tests.helpers import BLOCKS, tiny, with_fields
 from tests.hf.ours import write_run
 
 
@@ -42,15 +42,16 @@ def test_a_model_does_not_shrink():
         layer_sources(2, 1)
 
 
-@pytest.mark.parametrize("bias", [False, True])
-def test_the_grown_model_computes_the_same(tmp_path, call, bias):
-    positions = "learned" if bias else "alibi"
-    config = tiny(model={"bias": bias, "positions": positions})
+@pytest.mark.parametrize("block", ["alibi", "gpt2", "neox", "windows"])
+def test_the_grown_model_computes_the_same(tmp_path, call, block):
+    windows = BLOCKS["nanochat"] | {"n_layers": 2}
+    config = tiny(model=BLOCKS.get(block, windows))
     params = write_run(tmp_path / "run", config)[1]
     made = f"--out={tmp_path / 'grown'}"
     assert call("grow", tmp_path / "run", "--layers=5", made, "--noloss")[0] == EXIT_DONE
     grown, record = read_run(tmp_path / "grown")
     assert grown.model.n_layers == 5
+    assert grown.model.windows == ((8, 8, 8, 0, 0) if block == "windows" else ())
     assert record["source"]["layers"] == [0, 0, 0, 1, 1]
     assert record["source"]["source"]["from"] == "a/test"  # what was grown had been imported
     shapes = param_shapes(grown.model, 32)

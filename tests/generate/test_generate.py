@@ -14,6 +14,7 @@ from gpt_pjit.generate.decode import decode, draw, prefill
 from tests.core.training.test_step import equations
 from tests.generate.conftest import LEARNED, model
 from tests.generate.reference import generate, recompute
+from tests.helpers import BLOCKS
 
 PROMPTS = [[1, 2, 3], [], [9] * 5 + list(range(30)), [7]]
 TOKENS = 48  # the same in several tests, which so share their programs
@@ -29,8 +30,12 @@ def until_end(ids):
     "fields",
     [
         {"n_layers": 3, "scan_layers": True},
-        {"positions": "learned", "bias": True, "activation": "gelu_tanh"},
+        BLOCKS["gpt2"],
         {"positions": "none", "n_heads": 2, "remat": "full"},
+        BLOCKS["llama"],
+        BLOCKS["neox"],
+        BLOCKS["nanochat"] | {"scan_layers": True},
+        BLOCKS["grouped"],
     ],
     ids=str,
 )
@@ -110,6 +115,12 @@ def test_a_mesh_changes_nothing(trained, shape, layout):
     assert generate(model(shape, layout), PROMPTS, **flags) == generate(trained, PROMPTS, **flags)
 
 
+def test_few_heads_of_keys_and_values_are_copied_to_more_devices():
+    flags = {"max_new_tokens": TOKENS, "temperature": 1.0}
+    one, four = (model(shape, **BLOCKS["llama"]) for shape in ((1, 1, 1), (1, 1, 4)))
+    assert generate(four, PROMPTS, **flags) == generate(one, PROMPTS, **flags)
+
+
 def test_the_cache_is_split_over_batch_and_heads():
     trained = model((2, 2, 2))
     rows = jax.device_put(
@@ -118,7 +129,7 @@ def test_the_cache_is_split_over_batch_and_heads():
     with jax.set_mesh(trained.mesh):
         state = prefill(trained.model, trained.weights, rows, rows[:, 0], rows[:, 0], slots=32)
     layers, heads, head_size = 2, 4, 16
-    for part in (state.cache.keys_LHBSK, state.cache.values_LHBSK):
+    for part in (state.cache.keys_LGBSK, state.cache.values_LGBSK):
         assert part.shape == (layers, heads, 4, 32, head_size)
         assert {shard.data.shape for shard in part.addressable_shards} == {
             (layers, heads // 2, 1, 32, head_size)
@@ -227,7 +238,7 @@ def test_scores_softmax_logits_and_norms_are_float32():
             for equation in equations(jaxpr(state).jaxpr)
             if equation.primitive.name == "name"
         }
-    assert state.cache.keys_LHBSK.dtype == jnp.bfloat16
+    assert state.cache.keys_LGBSK.dtype == jnp.bfloat16
     assert state.logits_BV.dtype == jnp.float32
     names = ("scores", "softmax", "logits", "norm_mean", "norm_square")
     assert {name: named[name] for name in names} == dict.fromkeys(names, jnp.float32)

@@ -20,33 +20,39 @@ SOME = slice(7, None, 8)  # the places whose logits are kept
 REFERENCE = Path(__file__).parent / "reference.npz"
 
 
-def _mpt(n_heads: int, d_model: int) -> HFModel:
-    model = ModelConfig(
-        n_layers=2, n_heads=n_heads, d_model=d_model, d_ff=4 * d_model, vocab_size=VOCABULARY
-    )
-    return HFModel("mpt", model, TRAINED)
+SIZES = {"n_layers": 2, "n_heads": 4, "d_model": 32, "d_ff": 96, "vocab_size": VOCABULARY}
+SIX, TWELVE = {"n_heads": 6, "d_model": 96}, {"n_heads": 12, "d_model": 96}
+LEARNED: dict[str, Any] = {"positions": "learned", "bias": "all"}
+ROPE: dict[str, Any] = {"positions": "rope", "tied": False}
+LLAMA: dict[str, Any] = ROPE | {"norm": "rms", "activation": "swiglu"}
+QWEN2 = LLAMA | {"bias": "qkv", "norm_epsilon": 1e-6}
+QWEN3 = LLAMA | {"qk_norm": True, "norm_epsilon": 1e-6}
+NEOX = ROPE | {"bias": "all", "rope_fraction": 0.25}
 
 
-def _gpt2(activation: str) -> HFModel:
-    model = ModelConfig(
-        n_layers=2,
-        n_heads=4,
-        d_model=32,
-        d_ff=96,
-        vocab_size=VOCABULARY,
-        positions="learned",
-        activation=activation,
-        bias=True,
-    )
-    return HFModel("gpt2", model, LONGEST)
+def _model(name: str, length: int, **fields: Any) -> HFModel:
+    return HFModel(name, ModelConfig(**SIZES | fields), length)
 
 
 MODELS = {
-    "mpt-4": _mpt(4, 32),
-    "mpt-6": _mpt(6, 96),
-    "mpt-12": _mpt(12, 96),
-    "gpt2": _gpt2("gelu_tanh"),
-    "gpt2-erf": _gpt2("gelu"),
+    "mpt-4": _model("mpt", TRAINED, d_ff=128),
+    "mpt-6": _model("mpt", TRAINED, d_ff=384, **SIX),
+    "mpt-12": _model("mpt", TRAINED, d_ff=384, **TWELVE),
+    "gpt2": _model("gpt2", LONGEST, **LEARNED, activation="gelu_tanh"),
+    "gpt2-erf": _model("gpt2", LONGEST, **LEARNED),
+    "gpt2-untied": _model("gpt2", LONGEST, **LEARNED, activation="gelu_tanh", tied=False),
+    "opt": _model("opt", LONGEST, **LEARNED, activation="relu"),
+    "neox": _model("gpt_neox", TRAINED, **NEOX, parallel_residual=True),
+    "neox-6-serial": _model("gpt_neox", TRAINED, **NEOX | {"rope_fraction": 0.5}, **SIX),
+    "llama-4-2": _model(
+        "llama", TRAINED, **LLAMA, n_kv_heads=2, rope_scaling=(8.0, 1.0, 4.0, TRAINED)
+    ),
+    "llama-6": _model("llama", TRAINED, **LLAMA | {"tied": True}, **SIX),
+    "llama-12-1": _model("llama", TRAINED, **LLAMA, **TWELVE, n_kv_heads=1, rope_theta=500.0),
+    "qwen2-4": _model("qwen2", TRAINED, **QWEN2),
+    "qwen2-6-2": _model("qwen2", TRAINED, **QWEN2 | {"tied": True}, **SIX, n_kv_heads=2),
+    "qwen3-12-2": _model("qwen3", TRAINED, **QWEN3, **TWELVE, n_kv_heads=2, head_size=16),
+    "qwen3-4-1": _model("qwen3", TRAINED, **QWEN3 | {"tied": True}, n_kv_heads=1),
 }
 
 

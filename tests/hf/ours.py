@@ -59,8 +59,12 @@ def write_run(
     with derived_workdir(folder, config, loaded, source) as draft:
         for step in steps:
             random = np.random.default_rng(step)
-            made[step] = jax.tree.map(
-                lambda s, random=random: 0.1 * random.standard_normal(s.shape, np.float32), shapes
+            made[step] = jax.tree_util.tree_map_with_path(
+                lambda path, s, random=random: (
+                    0.1 * random.standard_normal(s.shape, np.float32)
+                    + np.float32(path[-1].key == "scale")
+                ),  # gains are around 1
+                shapes,
             )
             write_state(draft / "checkpoints", step, {"params": made[step]})
     return made

@@ -90,7 +90,7 @@ def test_missing_biases_are_written_as_zeros(tmp_path):
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert [config[f"{part}_pdrop"] for part in ("resid", "attn", "embd")] == [0, 0.25, 0]
     import_model(str(tmp_path / "out"), tmp_path / "again")
-    assert read_run(tmp_path / "again")[0].model.bias
+    assert read_run(tmp_path / "again")[0].model.bias == "all"
     tokens = np.arange(64).reshape(2, 32)
     before, after = (logits_of(tmp_path / at)(tokens) for at in ("run", "again"))
     np.testing.assert_allclose(after, before, atol=1e-6)
@@ -99,7 +99,7 @@ def test_missing_biases_are_written_as_zeros(tmp_path):
 
 
 def test_what_has_no_class_is_refused_with_all_reasons(tmp_path):
-    write_run(tmp_path / "run", tiny(model={"activation": "gelu_tanh", "bias": True}))
+    write_run(tmp_path / "run", tiny(model={"activation": "gelu_tanh", "bias": "all"}))
     with pytest.raises(ConfigError) as raised:
         export(tmp_path / "run", tmp_path / "out", dtype="float32")
     assert len(raised.value.problems) == 4  # and the way on

@@ -48,7 +48,7 @@ def test_an_import_names_every_tensor_that_is_wrong(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"model_type": "llama"}, "model_type='llama': unknown; known: mpt, gpt2"),
+        ({"model_type": "bert"}, "model_type='bert': unknown; known: mpt, gpt2"),
         ({"model_type": ["mpt"]}, r"model_type=\['mpt'\]: unknown; known: mpt, gpt2"),
         ({"attn_config": {"clip_qkv": 6}}, "attn_config.clip_qkv=6: our model supports only None"),
         ({"trained_sequence_length": "x"}, "trained_sequence_length='x': must be a positive"),
@@ -57,7 +57,7 @@ def test_an_import_names_every_tensor_that_is_wrong(tmp_path):
             "attn_config.alibi=False: our model supports only True",
         ),
         ({"d_model": None}, "d_model=None: must be a positive integer"),
-        ({"n_heads": 5}, "d_model=32: must be divisible by n_heads=5"),
+        ({"n_heads": 5}, "model.d_model=32: must be divisible by model.n_heads=5"),
     ],
 )
 def test_a_config_that_ours_does_not_support_is_refused(fields, message):

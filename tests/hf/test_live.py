@@ -14,7 +14,7 @@ from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.tokens import load_tokenizer
 from gpt_pjit.data import prepare_text, train_bpe, train_unigram
 from gpt_pjit.hf import export, import_model
-from tests.helpers import tiny
+from tests.helpers import BLOCKS, tiny
 from tests.hf.checkpoints import REFERENCE, SOME, some_tokens, write_checkpoint
 from tests.hf.make_reference import logits_and_greedy
 from tests.hf.ours import greedy, logits_of, write_run
@@ -36,8 +36,14 @@ SHAPES = {
     "alibi-4": {"n_heads": 4},
     "alibi-6": {"n_heads": 6, "d_model": 96, "d_ff": 384},
     "alibi-12": {"n_heads": 12, "d_model": 96, "d_ff": 384},
-    "learned": LEARNED | {"activation": "gelu_tanh", "bias": True},
+    "learned": LEARNED | {"activation": "gelu_tanh", "bias": "all"},
     "learned-plain": LEARNED,
+    "llama-scaled": BLOCKS["llama"],
+    "llama": BLOCKS["llama"] | {"n_heads": 12, "n_kv_heads": 4, "d_model": 96, "rope_scaling": ()},
+    "llama-tied": BLOCKS["llama"] | {"n_kv_heads": 0, "tied": True, "rope_scaling": ()},
+    "qwen2": BLOCKS["llama"] | {"bias": "qkv", "n_kv_heads": 1, "tied": True, "rope_scaling": ()},
+    "qwen3": BLOCKS["qwen"] | {"bias": "none", "n_heads": 6, "d_model": 96, "n_kv_heads": 2},
+    "neox": BLOCKS["neox"] | {"qk_norm": False},
 }
 
 
@@ -47,8 +53,9 @@ def exported(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     config = tiny(model={"d_ff": 256, "vocab_size": 264} | SHAPES[request.param])
     write_run(folder / "run", config)
-    done = export(folder / "run", folder / "hf", dtype="float32")
-    assert done["max_length"] == TRAINED * (TIMES if done["family"].startswith("Mpt") else 1)
+    longest = TRAINED if config.model.positions == "learned" else TRAINED * TIMES
+    done = export(folder / "run", folder / "hf", dtype="float32", max_length=longest)
+    assert done["max_length"] == longest
     return folder / "run", folder / "hf", done["max_length"]
 
 
@@ -142,13 +149,17 @@ def test_prompts_in_a_batch_continue_as_they_do_alone(exported):
         assert alone.tolist() == row.tolist()
 
 
-def test_ctranslate2_converts_and_continues_a_gpt2_export(tmp_path):
-    """A C++ runtime, with its own converter: its logits, and its greedy text with its own cache."""
+@pytest.mark.parametrize("shape", ["learned", "llama", "llama-tied", "qwen2", "qwen3"])
+def test_ctranslate2_converts_and_continues_an_export(tmp_path, shape):
+    """A C++ runtime, with its own converter: its logits, and its greedy text with its own cache.
+
+    Not with the scaling of Llama 3, which CTranslate2 4.8.5 computes otherwise than transformers.
+    """
     ctranslate2 = pytest.importorskip("ctranslate2")
     from ctranslate2.converters import TransformersConverter
 
     run, folder, length = tmp_path / "run", tmp_path / "hf", TRAINED
-    write_run(run, tiny(model=SHAPES["learned"]))
+    write_run(run, tiny(model={"vocab_size": 257} | SHAPES[shape]))
     export(run, folder, dtype="float32")
     TransformersConverter(str(folder)).convert(str(tmp_path / "ct2"))
     runtime = ctranslate2.Generator(str(tmp_path / "ct2"), intra_threads=1)

@@ -1,8 +1,10 @@
 """The exported tokenizer.json gives our ids, and an import finds our tokenizer again."""
 
+import io
 import json
 
 import pytest
+import sentencepiece
 import tokenizers
 
 from gpt_pjit.core.errors import ConfigError
@@ -78,6 +80,22 @@ def test_a_tokenizer_without_the_fields_that_have_a_default_is_read(tmp_path):
     assert again.encode(TEXTS[0]).tolist() == ours.encode(TEXTS[0]).tolist()
 
 
+def test_of_two_files_the_one_that_can_be_exported_is_read(tmp_path):
+    """The .model of Llama 2 puts a space before a text, and is no unigram."""
+    ours = tokenizer_of("bpe", tmp_path)
+    content = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS * 60),
+        model_writer=content,
+        vocab_size=90,
+        model_type="bpe",
+        minloglevel=2,
+    )
+    for model in (content.getvalue(), b"damaged"):
+        (tmp_path / "tokenizer.model").write_bytes(model)
+        assert read_tokenizer(tmp_path).sha256 == ours.sha256
+
+
 def test_the_older_files_of_gpt2_are_read(tmp_path):
     ours = tokenizer_of("bpe", tmp_path)
     model = tokenizers.Tokenizer.from_buffer(ours.content).model
@@ -88,6 +106,12 @@ def test_the_older_files_of_gpt2_are_read(tmp_path):
     for text in TEXTS:
         assert again.encode(text).tolist() == ours.encode(text).tolist()
     assert again.eot_id == ours.eot_id
+    vocabulary = json.loads((folder / "vocab.json").read_text())
+    vocabulary["</s>"] = vocabulary.pop("<|endoftext|>")  # as OPT calls it
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    assert read_tokenizer(folder).eot_id == ours.eot_id
+    settings = tokenizer_files(read_tokenizer(folder), 96)["tokenizer_config.json"]
+    assert b'"eos_token": "</s>"' in settings
     (folder / "merges.txt").write_text("#version: 0.2\nno such\n")
     with pytest.raises(ConfigError, match=r"vocab.json and merges.txt in .* are damaged: "):
         read_tokenizer(folder)

@@ -19,7 +19,7 @@ from gpt_pjit.core.sharding import (
     values,
 )
 from gpt_pjit.partition import COLLECTIVES, TREES, explain_config
-from tests.helpers import load_config, program_on, tiny
+from tests.helpers import BLOCKS, load_config, program_on, tiny
 
 CONFIG_580M = load_config("580m")
 
@@ -50,7 +50,7 @@ def test_580m_bytes_are_those_of_real_arrays_on_32_devices():
 
 @pytest.mark.parametrize("layout", ["zero1", "fsdp"])
 def test_stored_and_optimizer_bytes_are_the_arguments_of_the_compiled_step(layout):
-    config = tiny(partition={"layout": layout}, mesh={"tensor": 2}, model={"bias": True})
+    config = tiny(partition={"layout": layout}, mesh={"tensor": 2}, model={"bias": "all"})
     program = program_on(config, (1, 4, 2))
     with jax.set_mesh(program.mesh):
         compiled = program.train_step.lower(program.state, program.tokens).compile()
@@ -75,14 +75,13 @@ def test_replication_is_told_by_rule():
     }
 
 
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("positions", ["alibi", "learned"])
-def test_letters_name_the_dimensions(bias, positions):
-    fields = {"n_layers": 3, "n_heads": 5, "d_model": 40, "d_ff": 70, "vocab_size": 100}
-    config = tiny(
-        model=fields | {"bias": bias, "positions": positions}, data={"sequence_length": 9}
-    )
-    sizes = {"L": 3, "H": 5, "D": 40, "K": 8, "F": 70, "V": 100, "C": 3, "T": 9}
+@pytest.mark.parametrize("block", BLOCKS)
+def test_letters_name_the_dimensions(block):
+    fields = {"n_layers": 4, "n_heads": 6, "head_size": 8, "d_model": 40}
+    fields |= {"d_ff": 70, "vocab_size": 100}
+    config = tiny(model=BLOCKS[block] | fields, data={"sequence_length": 9})
+    sizes = {"L": 4, "H": 6, "D": 40, "K": 8, "F": 70, "V": 100, "T": 9}
+    sizes |= {"G": config.model.n_kv_heads, "C": 2 if config.model.n_kv_heads else 3}
     params = param_shapes(config.model, 9)
     letters = values(match_rules(gpt_dimensions(config.model), params))
     for (path, leaf), names in zip(paths_and_leaves(params), jax.tree.leaves(letters), strict=True):

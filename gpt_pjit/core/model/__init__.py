@@ -1,6 +1,10 @@
 """The GPT and its loss, pure functions of a tree of parameters; `Model` puts it on a mesh."""
 
-from gpt_pjit.core.model.attention import QUERY_BLOCK as QUERY_BLOCK
+from gpt_pjit.core.model.attention import (
+    QUERY_BLOCK as QUERY_BLOCK,
+    by_group as by_group,
+    contract_groups as contract_groups,
+)
 from gpt_pjit.core.model.gpt import (
     KeysAndValues as KeysAndValues,
     count_params as count_params,
@@ -11,11 +15,17 @@ from gpt_pjit.core.model.gpt import (
     param_shapes as param_shapes,
     scan_layers as scan_layers,
 )
-from gpt_pjit.core.model.layers import NORM_EPSILON as NORM_EPSILON, contract as contract
-from gpt_pjit.core.model.loss import token_nll as token_nll
+from gpt_pjit.core.model.loss import (
+    nll_and_logsumexp as nll_and_logsumexp,
+    token_nll as token_nll,
+)
 from gpt_pjit.core.model.model import (
     Model as Model,
     build_model as build_model,
     sharding_rules as sharding_rules,
 )
-from gpt_pjit.core.model.positions import alibi_slopes as alibi_slopes
+from gpt_pjit.core.model.positions import (
+    alibi_slopes as alibi_slopes,
+    rotary_frequencies as rotary_frequencies,
+    rotation as rotation,
+)

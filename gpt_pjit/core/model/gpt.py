@@ -1,4 +1,4 @@
-"""The GPT: pre-LN blocks, run by a scan over layers, between the two uses of a tied embedding.
+"""The GPT: pre-norm blocks, run by a scan over layers, between an embedding and logits.
 
 Parameters are a nested dict of arrays; those of the blocks are stacked over layers. nnx
 modules say how parameters are made and used: they are built once per config, and opened over the
@@ -20,15 +20,9 @@ from jax.ad_checkpoint import checkpoint_name, checkpoint_policies
 from gpt_pjit.config import ModelConfig
 from gpt_pjit.core.model.attention import Attend, Attention, attend_causally
 from gpt_pjit.core.model.dropout import dropout
-from gpt_pjit.core.model.layers import (
-    INIT_STD,
-    Embedding,
-    LayerNorm,
-    Projection,
-    gelu,
-    project,
-)
-from gpt_pjit.core.model.positions import token_positions
+from gpt_pjit.core.model.layers import INIT_STD, Embedding, Norm, Projection, activate, project
+from gpt_pjit.core.model.loss import softcap
+from gpt_pjit.core.model.positions import Rotation, rotation, token_positions
 
 # Activations cheaper to keep than to recompute. Those of the MLP are excluded: they are wide, and
 # storing them costs more time than recomputing them.
@@ -46,42 +40,51 @@ REMAT_POLICIES = {
     "selective": checkpoint_policies.save_only_these_names(*SAVED),
 }
 
-KeysAndValues = tuple[jax.Array, jax.Array]  # [H, B, T, K] each
+KeysAndValues = tuple[jax.Array, jax.Array]  # [G, B, T, K] each
 
 
 class MLP(nnx.Module):
     def __init__(self, c: ModelConfig, *, rngs: nnx.Rngs):
-        sizes = {"D": c.d_model, "F": c.d_ff}
+        sizes, biases = c.sizes, c.bias == "all"
         residual_std = INIT_STD / (2 * c.n_layers) ** 0.5
-        self.approximate = c.activation == "gelu_tanh"
-        self.up = Projection("ND,DF->NF", sizes, INIT_STD, c.bias, rngs)
-        self.down = Projection("NF,FD->ND", sizes, residual_std, c.bias, rngs)
+        self.activation = c.activation
+        self.up = Projection("ND,DF->NF", sizes, INIT_STD, biases, rngs)
+        self.down = Projection("NF,FD->ND", sizes, residual_std, biases, rngs)
+        gated = c.activation == "swiglu"
+        self.gate = Projection("ND,DF->NF", sizes, INIT_STD, biases, rngs) if gated else None
 
     @jax.named_scope("mlp")
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        return self.down(gelu(self.up(x_BTD), self.approximate))
+        if self.gate is None:
+            return self.down(activate(self.activation, self.up(x_BTD)))
+        return self.down(activate(self.activation, self.gate(x_BTD)) * self.up(x_BTD))
 
 
 class Block(nnx.Module):
     """One layer. Training and generation run the same code, with another `attend`."""
 
     def __init__(self, c: ModelConfig, *, rngs: nnx.Rngs):
-        self.dropout_residual = c.dropout_residual
-        self.norm_attention = LayerNorm(c.d_model, c.bias)
+        self.dropout_residual, self.parallel = c.dropout_residual, c.parallel_residual
+        self.norm_attention = Norm(c, c.d_model, c.bias == "all")
         self.attention = Attention(c, rngs=rngs)
-        self.norm_mlp = LayerNorm(c.d_model, c.bias)
+        self.norm_mlp = Norm(c, c.d_model, c.bias == "all")
         self.mlp = MLP(c, rngs=rngs)
 
     def __call__(
-        self, x_BTD: jax.Array, attend: Attend, key: jax.Array | None = None
+        self,
+        x_BTD: jax.Array,
+        attend: Attend,
+        rotation: Rotation | None,
+        key: jax.Array | None = None,
     ) -> tuple[jax.Array, KeysAndValues]:
         """The residual stream after the block, and the keys and values of its tokens."""
         keys = (None,) * 3 if key is None else jax.random.split(key, 3)
         normed = self.norm_attention(x_BTD)
-        attended, keys_and_values = self.attention(normed, partial(attend, key=keys[0]))
+        attended, keys_and_values = self.attention(normed, partial(attend, key=keys[0]), rotation)
         attended = checkpoint_name(attended, "attended")
-        x_BTD = x_BTD + dropout(attended, self.dropout_residual, keys[1])
-        x_BTD = x_BTD + dropout(self.mlp(self.norm_mlp(x_BTD)), self.dropout_residual, keys[2])
+        before_BTD, x_BTD = x_BTD, x_BTD + dropout(attended, self.dropout_residual, keys[1])
+        normed = self.norm_mlp(before_BTD if self.parallel else x_BTD)
+        x_BTD = x_BTD + dropout(self.mlp(normed), self.dropout_residual, keys[2])
         return x_BTD, keys_and_values
 
 
@@ -93,7 +96,9 @@ class Ends(nnx.Module):
         self.embed = Embedding(c.vocab_size, c.d_model, rngs=rngs)
         if c.positions == "learned":
             self.positions = Embedding(sequence_length, c.d_model, rngs=rngs)
-        self.norm_final = LayerNorm(c.d_model, c.bias)
+        self.norm_final = Norm(c, c.d_model, c.bias == "all")
+        if not c.tied:
+            self.head = Projection("ND,VD->NV", c.sizes, INIT_STD, False, rngs)
 
     def enter(self, tokens_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
         """The residual stream [B, T, D] before the first block."""
@@ -105,9 +110,12 @@ class Ends(nnx.Module):
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """Logits, float32 [B, T, V], of the residual stream after the last block."""
-        normed_BTD = self.norm_final(x_BTD)
+        c, normed_BTD = self.config, self.norm_final(x_BTD)
         with jax.named_scope("loss_head"):
-            logits_BTV = project("ND,VD->NV", normed_BTD, self.embed.embedding[...], jnp.float32)
+            head_VD = self.embed.embedding[...] if c.tied else self.head.kernel[...]
+            logits_BTV = project("ND,VD->NV", normed_BTD, head_VD, jnp.float32)
+            if c.logit_softcap:
+                logits_BTV = softcap(c.logit_softcap, logits_BTV)
             return checkpoint_name(logits_BTV, "logits")
 
 
@@ -146,28 +154,53 @@ def forward(
     """
     ends = open_ends(c, params)
     embed_key, block_key = (None, None) if key is None else jax.random.split(key)
-    x_BTD = ends.enter(tokens_BT, token_positions(tokens_BT, segments_BT))
+    positions_BT = token_positions(tokens_BT, segments_BT)
+    x_BTD = ends.enter(tokens_BT, positions_BT)
     x_BTD = dropout(x_BTD, c.dropout_embedding, embed_key)
-    attend = partial(attend_causally, c.positions == "alibi", c.dropout_attention, segments_BT)
+    alibi, rate = c.positions == "alibi", c.dropout_attention
+    angles = rotation(
+        c, jnp.arange(tokens_BT.shape[1])[None] if segments_BT is None else positions_BT
+    )
 
-    def run(x_BTD: jax.Array, layer: tuple[Any, jax.Array]) -> tuple[jax.Array, None]:
+    def run(x_BTD: jax.Array, layer: tuple[Any, jax.Array], window: int) -> tuple[jax.Array, None]:
         block, number = open_block(c, gather_layer(layer[0])), layer[1]
         layer_key = None if block_key is None else jax.random.fold_in(block_key, number)
-        return block(x_BTD, attend, layer_key)[0], None
+        attend = partial(attend_causally, alibi, rate, window, segments_BT)
+        return block(x_BTD, attend, angles, layer_key)[0], None
 
     if c.remat != "none":
         # Inside a scan, CSE cannot merge the recomputation with the forward pass: the barriers of
         # prevent_cse would only block fusion.
         policy = REMAT_POLICIES[c.remat]
-        run = jax.checkpoint(run, policy=policy, prevent_cse=not c.scan_layers)
+        run = jax.checkpoint(run, policy=policy, prevent_cse=not c.scan_layers, static_argnums=2)
     x_BTD, _ = scan_layers(c, run, x_BTD, (params["blocks"], jnp.arange(c.n_layers)))
     return ends.logits(x_BTD)
 
 
 def scan_layers(c: ModelConfig, run: Callable[..., Any], x_BTD: jax.Array, layers: Any) -> Any:
-    """`jax.lax.scan` of `run` over `layers`, whose leaves have a leading dimension of layers."""
+    """`jax.lax.scan` of `run(x, layer, window)`; leaves of `layers` have a leading dimension of
+    layers. Each step runs one layer for each of the windows, which so are constants.
+    """
+    windows = c.windows or (0,)
+    period = len(windows)
+    steps = c.n_layers // period
+
+    def run_period(x_BTD: jax.Array, layers: Any) -> tuple[jax.Array, Any]:
+        made = []
+        for i, window in enumerate(windows):
+            x_BTD, one = run(x_BTD, jax.tree.map(lambda leaf, i=i: leaf[i], layers), window)
+            made.append(one)
+        return x_BTD, jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
+
     with jax.named_scope("layers"):
-        return jax.lax.scan(run, x_BTD, layers, unroll=1 if c.scan_layers else c.n_layers)
+        unroll = 1 if c.scan_layers else steps
+        if period == 1:
+            return jax.lax.scan(
+                lambda x, one: run(x, one, windows[0]), x_BTD, layers, unroll=unroll
+            )
+        split = jax.tree.map(lambda leaf: leaf.reshape(steps, period, *leaf.shape[1:]), layers)
+        x_BTD, made = jax.lax.scan(run_period, x_BTD, split, unroll=unroll)
+        return x_BTD, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), made)
 
 
 def open_ends(c: ModelConfig, params: Any) -> Ends:

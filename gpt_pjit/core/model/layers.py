@@ -1,7 +1,7 @@
 """Building blocks: contractions and norms. They name no mesh axis: specs follow their inputs.
 
-Shape suffixes: B batch, T sequence, S keys, D model, H heads, K head size, F feed-forward,
-V vocabulary, L layers.
+Shape suffixes: B batch, T sequence, S keys, D model, H heads, G heads of keys and values,
+K head size, F feed-forward, V vocabulary, L layers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
-NORM_EPSILON = 1e-5
+from gpt_pjit.config import ModelConfig
+from gpt_pjit.core.sharding import axes_of
+
 INIT_STD = 0.02
 
 
@@ -79,12 +81,18 @@ def linear(equation: str, x: jax.Array, w: jax.Array, bias: jax.Array | None) ->
     return y if bias is None else add_bias(y, bias)
 
 
-def gelu(x: jax.Array, approximate: bool) -> jax.Array:
-    """GELU in float32, by tanh or exact; on CPU, erf is cheaper than the library's erfc."""
-    if approximate:
+def activate(name: str, x: jax.Array) -> jax.Array:
+    """The activation function of a config; that of `swiglu` is SiLU."""
+    if name == "gelu_tanh":
         return jax.nn.gelu(x, approximate=True)
     y = x.astype(jnp.float32)
-    return (0.5 * y * (1 + jax.lax.erf(y * 0.5**0.5))).astype(x.dtype)
+    if name == "gelu":  # on CPU, erf is cheaper than the library's erfc
+        y = 0.5 * y * (1 + jax.lax.erf(y * 0.5**0.5))
+    elif name == "swiglu":
+        y = y * jax.nn.sigmoid(y)
+    else:
+        y = jnp.maximum(y, 0) ** {"relu": 1, "relu2": 2}[name]
+    return y.astype(x.dtype)
 
 
 class Embedding(nnx.Module):
@@ -118,26 +126,46 @@ class Projection(nnx.Module):
         )
 
 
-class LayerNorm(nnx.Module):
-    """Layer norm with statistics, gain and bias in float32; returns the dtype of its input."""
+def reduced_like(x: jax.Array, w: jax.Array) -> jax.Array:
+    """`w`, if it is `reduced`, reduced over all axes that split `x`.
 
-    def __init__(self, d_model: int, bias: bool):
-        self.scale = nnx.Param(jnp.ones(d_model, jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(d_model, jnp.float32)) if bias else None
+    Devices that share a gain but not the heads have each a summand of its gradient.
+    """
+    spec, axes = jax.typeof(w).sharding.spec, set(axes_of(jax.typeof(x).sharding.spec))
+    if not spec.reduced or axes <= spec.reduced:
+        return w
+    return jax.reshard(w, P(*spec.partitions, reduced=spec.reduced | axes))
+
+
+class Norm(nnx.Module):
+    """Layer norm, or RMS norm, of the last dimension; returns the dtype of its input.
+
+    Statistics, gain and bias are float32.
+    """
+
+    def __init__(self, c: ModelConfig, size: int, bias: bool):
+        self.is_rms, self.epsilon = c.norm == "rms", c.norm_epsilon
+        self.scale = nnx.Param(jnp.ones(size, jnp.float32)) if c.norm_gain else None
+        has_bias = bias and c.norm_gain and not self.is_rms
+        self.bias = nnx.Param(jnp.zeros(size, jnp.float32)) if has_bias else None
 
     @jax.named_scope("norms")
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        x = x_BTD.astype(jnp.float32)
-        mean = checkpoint_name(jnp.mean(x, axis=-1, keepdims=True), "norm_mean")
+    def __call__(self, x_D: jax.Array) -> jax.Array:
+        x = x_D.astype(jnp.float32)
+        if not self.is_rms:
+            mean = checkpoint_name(jnp.mean(x, axis=-1, keepdims=True), "norm_mean")
         # Both means in one pass; rounding may leave the difference just below zero.
-        square = checkpoint_name(jnp.mean(x * x, axis=-1, keepdims=True), "norm_square")
-        variance = jnp.maximum(square - mean * mean, 0)
-        normed = (x - mean) * jax.lax.rsqrt(variance + NORM_EPSILON)
-        # An einsum, since explicit sharding refuses to multiply a `reduced` vector elementwise.
-        normed = jnp.einsum("BTD,D->BTD", normed, self.scale[...])
+        variance = checkpoint_name(jnp.mean(x * x, axis=-1, keepdims=True), "norm_square")
+        if not self.is_rms:
+            variance = jnp.maximum(variance - mean * mean, 0)
+            x = x - mean
+        normed = x * jax.lax.rsqrt(variance + self.epsilon)
+        if self.scale is not None:
+            # An einsum: explicit sharding refuses to multiply a `reduced` vector elementwise.
+            normed = jnp.einsum("...D,D->...D", normed, reduced_like(x_D, self.scale[...]))
         if self.bias is not None:
             normed = add_bias(normed, self.bias[...])
-        return normed.astype(x_BTD.dtype)
+        return normed.astype(x_D.dtype)
 
 
 def _normal(rngs: nnx.Rngs, shape: Sequence[int]) -> jax.Array:

@@ -1,4 +1,6 @@
-"""Positions of tokens, and Attention with Linear Biases (Press et al., 2021)."""
+"""Positions of tokens; Attention with Linear Biases (Press et al., 2021), and rotary embeddings
+(Su et al., 2021).
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,11 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+
+from gpt_pjit.config import ModelConfig
+
+Rotation = tuple[jax.Array, jax.Array]  # cosines and sines, float32 [B, T, R]; B may be 1
 
 
 def token_positions(tokens_BT: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
@@ -36,3 +43,43 @@ def alibi_bias(n_heads: int, n_keys: int) -> np.ndarray:
     reason positions need not restart where documents begin.
     """
     return alibi_slopes(n_heads)[:, None, None] * np.arange(n_keys, dtype=np.float32)
+
+
+@jax.named_scope("rotary")
+def rotation(c: ModelConfig, positions_BT: jax.Array) -> Rotation | None:
+    """The angles by which heads rotate at each position, if they do."""
+    if c.positions != "rope":
+        return None
+    frequencies = jnp.asarray(rotary_frequencies(c), jnp.float32)
+    angles_BTR = positions_BT.astype(jnp.float32)[..., None] * frequencies
+    cos, sin = jnp.cos(angles_BTR), jnp.sin(angles_BTR)
+    return checkpoint_name(cos, "rotation"), checkpoint_name(sin, "rotation")
+
+
+def rotary_frequencies(c: ModelConfig) -> np.ndarray:
+    """Radians a position of each pair, float32 [1, 1, R], with the scaling of Llama 3."""
+    rotated = rotated_size(c)
+    frequencies = c.rope_theta ** -(np.arange(0, rotated, 2) / rotated)
+    if c.rope_scaling:
+        factor, low, high, trained_length = c.rope_scaling
+        turns = trained_length * frequencies / (2 * np.pi)
+        kept = np.clip((turns - low) / (high - low), 0, 1)  # the rest is slowed down
+        frequencies = frequencies * (kept + (1 - kept) / factor)
+    return frequencies.astype(np.float32)[None, None]
+
+
+def rotated_size(c: ModelConfig) -> int:
+    """How many elements of each head rotate, in pairs that are half of them apart."""
+    return int(c.sizes["K"] * c.rope_fraction)
+
+
+@jax.named_scope("rotary")
+def rotate(x_HBTK: jax.Array, rotation: Rotation) -> jax.Array:
+    """Heads with their first elements rotated, in float32; the others as they are."""
+    cos_HBTR, sin_HBTR = (angle[None] for angle in rotation)
+    n_pairs = cos_HBTR.shape[-1]
+    x = x_HBTK[..., : 2 * n_pairs].astype(jnp.float32)
+    a, b = x[..., :n_pairs], x[..., n_pairs:]
+    turned = [a * cos_HBTR - b * sin_HBTR, b * cos_HBTR + a * sin_HBTR]
+    rest = x_HBTK[..., 2 * n_pairs :]
+    return jnp.concatenate([part.astype(x_HBTK.dtype) for part in turned] + [rest], axis=-1)

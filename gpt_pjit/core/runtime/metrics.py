@@ -13,10 +13,11 @@ from typing import TypeVar
 import jax
 
 from gpt_pjit.config import Config
-from gpt_pjit.core.chips import chip_of_kind, flops_per_token
+from gpt_pjit.core.chips import chip_of_kind
 from gpt_pjit.core.console import Progress, say, warn
 from gpt_pjit.core.errors import ConfigError, IntegrityError
 from gpt_pjit.core.files import Mirror, write_whole
+from gpt_pjit.core.parameters import flops_per_token
 from gpt_pjit.core.runtime.together import everyone
 
 MAX_SKIPPED = 10  # steps in a row that are not finite: the run has diverged
@@ -95,16 +96,13 @@ class Throughput:
     """Tokens a second, the share of time spent waiting for data, and MFU where the chip's peak is
     known, between two calls of `measure`.
 
-    MFU counts 6 N + 12 L d T floating-point operations a token (N parameters, d model width, T
-    sequence length; recomputation is not counted), over the peak of all devices.
+    MFU counts the floating-point operations of `flops_per_token`, over the peak of all devices.
     """
 
     def __init__(self, config: Config, n_params: int):
-        c = config.model
-        self.tokens_per_step = config.data.batch_size * config.data.sequence_length
-        self.flops_per_token = flops_per_token(
-            n_params, c.n_layers, c.d_model, config.data.sequence_length
-        )
+        length = config.data.sequence_length
+        self.tokens_per_step = config.data.batch_size * length
+        self.flops_per_token = flops_per_token(config.model, n_params, length)
         chip = chip_of_kind(jax.devices()[0].device_kind)
         self.peak = chip.peak_flops * jax.device_count() if chip else 0.0
         self.restart(0)

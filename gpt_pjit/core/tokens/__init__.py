@@ -32,6 +32,7 @@ from gpt_pjit.core.tokens.stream import (
 )
 from gpt_pjit.core.tokens.tokenizers import (
     END_OF_TEXT as END_OF_TEXT,
+    ENDS as ENDS,
     BytesTokenizer as BytesTokenizer,
     HuggingFaceTokenizer as HuggingFaceTokenizer,
     Tokenizer as Tokenizer,

@@ -21,6 +21,7 @@ from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.files import LARGEST_TOKENIZER, as_path, read_regular
 
 END_OF_TEXT = "<|endoftext|>"
+ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>")  # what others call it: Llama 3, OPT and Llama 2
 UNICODE_FORMS: dict[str, Any] = {form: form for form in ("NFC", "NFD", "NFKC", "NFKD")}
 
 
@@ -87,12 +88,14 @@ class HuggingFaceTokenizer(Tokenizer):
         self._model.encode_special_tokens = True  # as text
         vocabulary = self._model.get_vocab()
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
-        if END_OF_TEXT not in vocabulary:
+        end = next((name for name in ENDS if name in vocabulary), None)
+        if end is None:
             added = self._model.get_added_tokens_decoder().values()
             special = ", ".join(token.content for token in added if token.special) or "none"
-            problem = f"has no token {END_OF_TEXT} to end documents; its special tokens: {special}"
+            names = " or ".join(ENDS)
+            problem = f"has no token {names} to end documents; its special tokens: {special}"
             raise ConfigError([problem], f"tokenizer {name}")
-        self.eot_id = vocabulary[END_OF_TEXT]
+        self.eot_id = vocabulary[end]
         self.can_cut = _splits_into_words(json.loads(content))
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec as P
 
-from gpt_pjit.config import Config
-from gpt_pjit.core.model import Model, token_nll
+from gpt_pjit.config import Config, OptimConfig
+from gpt_pjit.core.model import Model, nll_and_logsumexp
 from gpt_pjit.core.sharding import BATCH_AXES, over_batch_axes
 from gpt_pjit.core.training.optimizer import learning_rate
 
@@ -45,9 +45,7 @@ def make_train_step(
     def train_step(state: TrainState, tokens: jax.Array, segments: jax.Array | None = None):
         key = jax.random.fold_in(jax.random.key(config.seed), state.step) if has_dropout else None
         weights = gather(model, state.params)
-        loss, summands = accumulate(
-            model, weights, tokens, segments, key, config.optim.microbatches
-        )
+        loss, summands = accumulate(model, weights, tokens, segments, key, config.optim)
         gradient = reduce(model, summands)
         with jax.named_scope("optimizer"):
             norm = optax.tree.norm(gradient)
@@ -78,7 +76,7 @@ def accumulate(
     tokens: jax.Array,
     segments: jax.Array | None,
     key: jax.Array | None,
-    microbatches: int,
+    c: OptimConfig,
 ) -> tuple[jax.Array, Any]:
     """Mean loss, and each device's float32 summand of its gradient, over all microbatches."""
     n_predictions: Any = tokens.shape[0] * (tokens.shape[1] - 1)
@@ -87,7 +85,7 @@ def accumulate(
 
     def one(tokens: jax.Array, segments: jax.Array | None, number: Any) -> tuple[jax.Array, Any]:
         dropout_key = None if key is None else jax.random.fold_in(key, number)
-        return microbatch(model, weights, tokens, segments, dropout_key, n_predictions)
+        return microbatch(model, weights, tokens, segments, dropout_key, n_predictions, c.z_loss)
 
     def add(total: Any, numbered: tuple[jax.Array, jax.Array | None, jax.Array]):
         nll_B, summands = one(*numbered)
@@ -96,13 +94,13 @@ def accumulate(
     def zeros(w: jax.Array, spec: P) -> jax.Array:
         return jax.reshard(jnp.zeros(w.shape, jnp.float32), spec)
 
-    if microbatches == 1:  # the TPU compiler runs the forward pass of a loop of one step twice
+    if c.microbatches == 1:  # the TPU compiler runs the forward pass of a loop of one step twice
         nll_B, summands = one(tokens, segments, 0)
         return jnp.sum(nll_B) / n_predictions, summands
     with jax.named_scope("accumulate_gradients"):
-        split = jax.tree.map(lambda rows: _split(rows, microbatches), (tokens, segments))
+        split = jax.tree.map(lambda rows: _split(rows, c.microbatches), (tokens, segments))
         total = jax.tree.map(zeros, weights, _over_batch_axes(model, "unreduced"))
-        total, nll_MB = jax.lax.scan(add, total, (*split, jnp.arange(microbatches)))
+        total, nll_MB = jax.lax.scan(add, total, (*split, jnp.arange(c.microbatches)))
         return jnp.sum(nll_MB) / n_predictions, total
 
 
@@ -113,21 +111,27 @@ def microbatch(
     segments_BT: jax.Array | None,
     key: jax.Array | None,
     n_predictions: Any,
+    z_loss: float,
 ) -> tuple[jax.Array, Any]:
     """The losses of one microbatch, float32 [B], and float32 summands of the gradient of their
     sum over `n_predictions`.
+
+    The gradient is also that of `z_loss`, which keeps logits from drifting (PaLM, Chowdhery et al.,
+    2022); the losses leave it out, so that they compare with those of validation.
     """
 
-    def nll_of(weights: Any) -> jax.Array:
+    def losses_of(weights: Any) -> tuple[jax.Array, jax.Array]:
         inputs = None if segments_BT is None else segments_BT[:, :-1]
         logits = model.differentiable(weights, tokens_BT[:, :-1], key, inputs)
-        nll_BT = token_nll(logits, tokens_BT[:, 1:])
+        nll_BT, lse_BT = nll_and_logsumexp(logits, tokens_BT[:, 1:])
+        loss_BT = nll_BT + z_loss * lse_BT**2 if z_loss else nll_BT
         if segments_BT is not None:
-            nll_BT *= within_documents(segments_BT)
-        return nll_BT.sum(axis=-1)
+            inside_BT = within_documents(segments_BT)
+            nll_BT, loss_BT = nll_BT * inside_BT, loss_BT * inside_BT
+        return loss_BT.sum(axis=-1), nll_BT.sum(axis=-1)
 
     # A vector of losses, not their sum: no collective for a scalar inside the loop.
-    nll_B, vjp = jax.vjp(nll_of, weights)
+    _, vjp, nll_B = jax.vjp(losses_of, weights, has_aux=True)
     (gradient,) = vjp(jnp.full_like(nll_B, 1 / n_predictions))
     with jax.named_scope("accumulate_gradients"):
         return nll_B, jax.tree.map(lambda g: g.astype(jnp.float32), gradient)

@@ -23,52 +23,66 @@ def one_device():
 DOCUMENTS = np.repeat(np.arange(3), (2, 8, 6))[None].repeat(B, axis=0)
 
 
-def plain(alibi, q, k, v, kept, documents):
+def plain(alibi, window, q, k, v, kept, documents):
+    k, v = (jnp.repeat(x, H // len(x), axis=0) for x in (k, v))
     scores = jnp.einsum("hbtk,hbsk->hbts", q, k) / K**0.5
     if alibi:
         scores += alibi_bias(H, T)[:, None]
-    scores = jnp.where(np.tril(np.ones((T, T), bool)), scores, -jnp.inf)
+    seen = np.tril(np.ones((T, T), bool)) & ~np.tril(np.ones((T, T), bool), -(window or T))
+    scores = jnp.where(seen, scores, -jnp.inf)
     if documents is not None:
         same = documents[:, :, None] == documents[:, None, :]
         scores = jnp.where(same[None], scores, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1)
     if kept is not None:
-        wide = [jnp.pad(m, [(0, 0)] * 3 + [(0, T - m.shape[3])]) for m in kept]
-        weights = jnp.where(jnp.concatenate(wide, axis=2), weights / (1 - RATE), 0)
+        weights = jnp.where(kept, weights / (1 - RATE), 0)
     return jnp.einsum("hbts,hbsk->hbtk", weights, v)
+
+
+def wide(kept, window, q, k):
+    """The masks of all blocks as one, [H, B, T, T]."""
+    blocks = zip(kept, attention._blocks(window, q, k), strict=True)
+    rows = [jnp.pad(m, [(0, 0)] * (m.ndim - 1) + [(s.start, T - s.stop)]) for m, (_, s) in blocks]
+    return jnp.concatenate(rows, axis=-2).reshape(H, B, T, T)
 
 
 @pytest.mark.parametrize("block", [5, 8, 256])
 @pytest.mark.parametrize("alibi", [True, False])
 @pytest.mark.parametrize("with_dropout", [True, False])
 @pytest.mark.parametrize("documents", [None, DOCUMENTS], ids=["one", "documents"])
+@pytest.mark.parametrize(("groups", "window"), [(H, 0), (1, 6)], ids=["whole", "window"])
 def test_blocks_give_the_plain_formula_and_its_gradients(
-    monkeypatch, block, alibi, with_dropout, documents
+    monkeypatch, block, alibi, with_dropout, documents, groups, window
 ):
     monkeypatch.setattr(attention, "QUERY_BLOCK", block)
     q, k, v, target = jax.random.normal(jax.random.key(0), (4, H, B, T, K))
+    k, v = k[:groups], v[:groups]
+    key = jax.random.key(1) if with_dropout else None
     kept = None
     if with_dropout:
-        kept = attention.draw_weights_kept(RATE, q, k, jax.random.key(1))
+        by_group = attention.by_group(q, groups)
+        kept = attention.draw_weights_kept(RATE, window, by_group, k, key)
+        kept = wide(kept, window, by_group, k)
 
     def loss(attend, q, k, v):
         return jnp.sum(attend(q, k, v) * target)
 
     def mine(q, k, v):
-        return attention.attend(alibi, RATE, q, k, v, kept, documents)
+        return attention.attend_causally(alibi, RATE, window, documents, q, k, v, key)
 
     def theirs(q, k, v):
-        return plain(alibi, q, k, v, kept, documents)
+        return plain(alibi, window, q, k, v, kept, documents)
 
     np.testing.assert_allclose(mine(q, k, v), theirs(q, k, v), atol=1e-5)
     gradients = [jax.grad(loss, (1, 2, 3))(f, q, k, v) for f in (mine, theirs)]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *gradients)
 
 
-def test_fewer_queries_than_keys_are_the_last_ones():
+@pytest.mark.parametrize("window", [0, 6])
+def test_fewer_queries_than_keys_are_the_last_ones(window):
     q, k, v = jax.random.normal(jax.random.key(0), (3, H, B, T, K))
-    whole = attention.attend(True, 0.0, q, k, v, None, None)
-    last = attention.attend(True, 0.0, q[:, :, -3:], k, v, None, None)
+    whole = attention.attend(True, 0.0, window, q, k, v, None, None)
+    last = attention.attend(True, 0.0, window, q[:, :, -3:], k, v, None, None)
     np.testing.assert_allclose(last, whole[:, :, -3:], atol=1e-6)
 
 

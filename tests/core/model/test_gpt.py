@@ -3,10 +3,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_pjit.core.model import forward, init_params, token_nll
-from gpt_pjit.core.model.positions import alibi_bias, alibi_slopes
+from gpt_pjit.core.model import forward, init_params, nll_and_logsumexp, token_nll
+from gpt_pjit.core.model.layers import Norm, activate
+from gpt_pjit.core.model.loss import softcap
+from gpt_pjit.core.model.positions import (
+    alibi_bias,
+    alibi_slopes,
+    rotary_frequencies,
+    rotate,
+    rotation,
+)
 from gpt_pjit.core.sharding import make_mesh
-from tests.helpers import tiny, with_fields
+from gpt_pjit.core.validation import CHOICES
+from tests.helpers import BLOCKS, tiny, with_fields
 
 LENGTH = 16
 
@@ -41,9 +50,9 @@ def test_alibi_bias_is_the_papers_up_to_a_constant_for_each_query():
 
 
 @pytest.mark.usefixtures("one_device")
-@pytest.mark.parametrize("positions", ["alibi", "learned", "none"])
-def test_no_position_sees_a_later_one(positions):
-    config = tiny(model={"positions": positions, "bias": True})
+@pytest.mark.parametrize("block", [*BLOCKS, "none"])
+def test_no_position_sees_a_later_one(block):
+    config = tiny(model=BLOCKS.get(block, {"positions": "none", "bias": "all"}))
     params = init_params(config.model, LENGTH, jax.random.key(0))
     embedding = params["embed"]["embedding"]
     tokens = jnp.arange(LENGTH, dtype=jnp.int32)[None]  # each id once: row i is position i
@@ -53,8 +62,9 @@ def test_no_position_sees_a_later_one(positions):
         hidden = forward(config.model, untied, tokens)
         return jnp.sum(hidden[0, position, 100:])  # ids that the input does not use
 
+    gradient_of = jax.jit(jax.grad(logit))
     for position in (0, LENGTH // 2, LENGTH - 1):
-        gradient = jax.grad(logit)(embedding, position)
+        gradient = gradient_of(embedding, position)
         influence = np.abs(np.asarray(gradient[:LENGTH])).sum(axis=-1)
         assert (influence[: position + 1] > 0).all()
         assert (influence[position + 1 :] == 0).all()
@@ -85,8 +95,10 @@ def test_initialisation_is_gpt2s():
 
 
 @pytest.mark.usefixtures("one_device")
-def test_scanned_unrolled_and_rematerialised_are_the_same_function():
-    base = tiny(model={"dropout_residual": 0.1, "dropout_attention": 0.1})
+@pytest.mark.parametrize("block", ["alibi", pytest.param("nanochat", marks=pytest.mark.slow)])
+def test_scanned_unrolled_and_rematerialised_are_the_same_function(block):
+    dropouts = {"dropout_residual": 0.1, "dropout_attention": 0.1}
+    base = tiny(model=BLOCKS[block] | dropouts)
     results = []
     for fields in ({}, {"scan_layers": False}, {"remat": "full"}, {"remat": "selective"}):
         config = with_fields(base, {f"model.{name}": value for name, value in fields.items()})
@@ -98,7 +110,7 @@ def test_scanned_unrolled_and_rematerialised_are_the_same_function():
                 forward(config.model, params, tokens, jax.random.key(1)), tokens
             ).mean()
 
-        results.append(jax.value_and_grad(loss)(params))
+        results.append(jax.jit(jax.value_and_grad(loss))(params))
     for other in results[1:]:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), results[0], other)
 
@@ -127,13 +139,86 @@ def test_token_nll_and_its_gradient_match_the_plain_formula():
     theirs = jax.grad(lambda x: jnp.sum(plain(x) ** 2))(logits)
     np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
 
+    def with_z_loss(logits):
+        nll, lse = nll_and_logsumexp(logits, targets)
+        return jnp.sum(nll**2 + 0.1 * lse**2)
 
-@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
-def test_gelu(activation):
-    from gpt_pjit.core.model.layers import gelu
+    mine = jax.grad(with_z_loss)(logits)
+    theirs += jax.grad(lambda x: jnp.sum(0.1 * jax.nn.logsumexp(x, axis=-1) ** 2))(logits)
+    np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
 
+
+@pytest.mark.usefixtures("one_device")
+def test_softcap_and_its_gradient_match_the_plain_formula():
+    x = jnp.linspace(-100, 100, 41)
+    gradients = [
+        jax.vmap(jax.grad(f))(x)
+        for f in (lambda x: softcap(15.0, x), lambda x: 15 * jnp.tanh(x / 15))
+    ]
+    np.testing.assert_allclose(softcap(15.0, x), 15 * jnp.tanh(x / 15), rtol=1e-6)
+    np.testing.assert_allclose(*gradients, atol=1e-6)
+
+
+ACTIVATIONS = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": jax.nn.gelu,
+    "relu": jax.nn.relu,
+    "relu2": lambda x: jax.nn.relu(x) ** 2,
+    "swiglu": jax.nn.silu,
+}
+
+
+@pytest.mark.parametrize("name", CHOICES["model.activation"])
+def test_activations(name):
     x = jnp.linspace(-6, 6, 101)
-    approximate = activation == "gelu_tanh"
-    np.testing.assert_allclose(
-        gelu(x, approximate), jax.nn.gelu(x, approximate=approximate), atol=1e-6
+    np.testing.assert_allclose(activate(name, x), ACTIVATIONS[name](x), atol=1e-6)
+
+
+@pytest.mark.usefixtures("one_device")
+def test_rotated_scores_depend_on_the_distance_alone():
+    config = tiny(model={"positions": "rope", "rope_fraction": 0.5}).model
+    q, k = jax.random.normal(jax.random.key(0), (2, 16))
+    places = jnp.arange(LENGTH)[None]
+    turned = [rotate(jnp.tile(x, (1, 1, LENGTH, 1)), rotation(config, places)) for x in (q, k)]
+    scores = jnp.einsum("hbtk,hbsk->ts", *turned)
+    for distance in range(-LENGTH + 1, LENGTH):
+        along = jnp.diagonal(scores, distance)
+        np.testing.assert_allclose(along, along[0], atol=1e-5)
+    assert np.abs(np.diff(scores[0])).min() > 1e-3  # and on it they do depend
+    np.testing.assert_array_equal(turned[0][0, 0, :, 8:], jnp.tile(q[8:], (LENGTH, 1)))
+
+
+def test_llama_3_slows_low_frequencies_alone():
+    """As published for 8192 trained positions: wavelengths to 2048 stay, beyond 8192 are 8 times
+    as long, and between the two the change is smooth.
+    """
+    fields = {"positions": "rope", "rope_theta": 5e5, "head_size": 128}
+    before, after = (
+        rotary_frequencies(tiny(model=fields | {"rope_scaling": scaling}).model)[0, 0]
+        for scaling in ((), (8.0, 1.0, 4.0, 8192))
     )
+    wavelengths = 2 * np.pi / before
+    slower = before / after
+    np.testing.assert_allclose(slower[wavelengths < 2048], 1, rtol=1e-6)
+    np.testing.assert_allclose(slower[wavelengths > 8192], 8, rtol=1e-6)
+    assert (np.diff(slower) >= -1e-6).all()
+    assert ((slower > 1.01) & (slower < 7.99)).any()
+
+
+@pytest.mark.usefixtures("one_device")
+@pytest.mark.parametrize("norm_gain", [True, False])
+@pytest.mark.parametrize("kind", ["layer", "rms"])
+def test_norms_match_the_plain_formula(kind, norm_gain):
+    c = tiny(model={"norm": kind, "norm_gain": norm_gain, "norm_epsilon": 1e-3}).model
+    x = 2 + jax.random.normal(jax.random.key(0), (2, 3, 8))
+    norm = Norm(c, 8, bias=True)
+    assert (norm.scale is not None, norm.bias is not None) == (
+        norm_gain,
+        norm_gain and kind == "layer",
+    )
+    centred = x - x.mean(axis=-1, keepdims=True) if kind == "layer" else x
+    expected = centred / jnp.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-3)
+    if norm_gain:
+        gain = jnp.arange(1.0, 9)
+        norm.scale[...], expected = gain, expected * gain[None, None]
+    np.testing.assert_allclose(norm(x), expected, atol=1e-4)

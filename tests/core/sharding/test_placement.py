@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -119,9 +121,17 @@ def test_gpt_tables_cover_every_variant():
     from gpt_pjit.core.model import param_shapes
     from gpt_pjit.core.parameters import gpt_rules
 
-    for bias in (False, True):
-        for positions in ("alibi", "learned", "none"):
-            c = ModelConfig(bias=bias, positions=positions)
+    words = {
+        "n_kv_heads": (0, 1),
+        "bias": ("none", "qkv", "all"),
+        "norm": ("layer", "rms"),
+        "norm_gain": (True, False),
+        "qk_norm": (False, True),
+    }
+    for values in itertools.product(*words.values()):
+        model = dict(zip(words, values, strict=True))
+        for others in ({}, {"positions": "learned", "activation": "swiglu", "tied": False}):
+            c = ModelConfig(**model, **others)
             place(gpt_rules(c), param_shapes(c, 64), "zero", SIZES)
 
 

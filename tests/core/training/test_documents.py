@@ -9,7 +9,7 @@ from gpt_pjit.core.model import forward, init_params
 from gpt_pjit.core.sharding import make_mesh
 from gpt_pjit.core.tokens.stream import segments
 from gpt_pjit.core.training import eval_step
-from tests.helpers import program_on, random_tokens, tiny
+from tests.helpers import BLOCKS, program_on, random_tokens, tiny
 
 EOT = 0
 LENGTHS = (1, 7, 2, 12, 11)  # 33 tokens, a row of `tiny`
@@ -28,9 +28,9 @@ def documents(row):
     return np.split(row, np.flatnonzero(row == EOT)[:-1] + 1)
 
 
-@pytest.fixture(params=["alibi", "learned"])
+@pytest.fixture(params=["alibi", "gpt2", "llama", "nanochat"])
 def config(request):
-    model = {"positions": request.param}
+    model = BLOCKS[request.param]
     return tiny(model=model, data={"batch_size": 8}, optim={"warmup_steps": 1})
 
 

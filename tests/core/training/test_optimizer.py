@@ -31,7 +31,7 @@ def updates_of(config, tx=None, steps=3):
 
 
 def test_without_tables_it_is_optax_adamw_to_the_bit():
-    config = tiny(model={"bias": True})
+    config = tiny(model={"bias": "all"})
     c = config.optim
     tx = optax.chain(
         optax.clip_by_global_norm(c.clip_norm),

@@ -1,5 +1,7 @@
 """Equal losses on every mesh and layout, precision, accumulation, placement of the state."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,44 +10,74 @@ import pytest
 from gpt_pjit.core.model import attention, dropout
 from gpt_pjit.core.model.gpt import SAVED
 from gpt_pjit.core.sharding import LAYOUTS, axes_of, paths_and_leaves
-from tests.helpers import load_config, program_on, random_tokens, run_steps, tiny, with_fields
+from tests.helpers import (
+    BLOCKS,
+    load_config,
+    program_on,
+    random_tokens,
+    run_steps,
+    tiny,
+    with_fields,
+)
 
 STEPS = 5
 MESHES = [(1, 8, 1), (1, 4, 2), (1, 2, 4), (1, 32, 1)]
 
 
-def with_dropout(**sections):
+def with_dropout(block="alibi", layout="zero", **optim):
     dropouts = {f"dropout_{place}": 0.1 for place in ("residual", "attention", "embedding")}
-    sections = {"model": dropouts, "optim": {"microbatches": 2, "warmup_steps": 2}} | sections
-    return tiny(**sections)
+    return tiny(
+        model=dropouts | BLOCKS[block],
+        optim={"microbatches": 2, "warmup_steps": 2} | optim,
+        partition={"layout": layout},
+    )
 
 
-@pytest.fixture(scope="module")
-def on_one_device():
-    _, history = run_steps(with_dropout(), program_on(with_dropout(), (1, 1, 1)), STEPS)
-    return history
+@functools.cache
+def on_one_device(config):
+    return run_steps(config, program_on(config, (1, 1, 1)), STEPS)[1]
 
 
-@pytest.mark.parametrize("shape", MESHES, ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_losses_are_equal_on_every_mesh_and_layout(on_one_device, shape, layout):
-    config = with_dropout(partition={"layout": layout})
+# Quick are all layouts and meshes with the default block, and four blocks with one of them.
+QUICK = {
+    ("gpt2", "fsdp", (2, 2, 2)),
+    ("llama", "fsdp", (1, 2, 4)),  # 2 heads of keys and values on 4 devices
+    ("qwen", "zero", (1, 4, 2)),
+    ("nanochat", "zero1", (1, 8, 1)),
+}
+
+
+@pytest.mark.parametrize(
+    ("block", "layout", "shape"),
+    [
+        pytest.param(*case, marks=[] if block == "alibi" or case in QUICK else pytest.mark.slow)
+        for block in BLOCKS
+        for layout in LAYOUTS
+        for shape in MESHES + [(2, 2, 2)] * (block != "alibi")
+        for case in [(block, layout, shape)]
+    ],
+    ids=str,
+)
+def test_losses_are_equal_on_every_mesh_and_layout(block, layout, shape):
+    z_loss = {"z_loss": 1e-3} if block in ("llama", "nanochat") else {}
+    config = with_dropout(block, layout, **z_loss)
+    expected = on_one_device(with_dropout(block, **z_loss))
     state, history = run_steps(config, program_on(config, shape), STEPS)
     for name in ("train/loss", "train/grad_norm"):
-        expected = [metrics[name] for metrics in on_one_device]
-        np.testing.assert_allclose([m[name] for m in history], expected, rtol=0, atol=1e-5)
+        wanted = [metrics[name] for metrics in expected]
+        np.testing.assert_allclose([m[name] for m in history], wanted, rtol=0, atol=1e-5)
     assert int(state.step) == STEPS
 
 
-@pytest.mark.parametrize("layout", [pytest.param("zero", marks=pytest.mark.slow), "fsdp"])
-def test_optional_parameters_train_on_a_mesh_of_three_axes(layout):
-    """Biases and learned positions, on replica x data x tensor, against one device."""
-    optional = {"bias": True, "positions": "learned", "activation": "gelu_tanh"}
-    config = with_dropout(model=optional, partition={"layout": layout})
-    _, one = run_steps(config, program_on(config, (1, 1, 1)), 2)
-    _, many = run_steps(config, program_on(config, (2, 2, 2)), 2)
-    assert many[1]["train/loss"] == pytest.approx(one[1]["train/loss"], abs=1e-5)
-    assert many[1]["train/grad_norm"] == pytest.approx(one[1]["train/grad_norm"], abs=1e-5)
+def test_z_loss_is_in_the_gradient_and_not_in_the_loss():
+    """A logsumexp is about log(512), so the weight multiplies the gradient of it by 12."""
+    model = {"n_layers": 1, "d_model": 16, "d_ff": 16, "vocab_size": 512}
+    plain, pulled = (
+        run_steps(config, program_on(config, (1, 1, 1)), 1)[1][0]
+        for config in (tiny(model=model, optim={"z_loss": weight}) for weight in (0.0, 1.0))
+    )
+    assert pulled["train/loss"] == plain["train/loss"]
+    assert pulled["train/grad_norm"] > 1.1 * plain["train/grad_norm"]
 
 
 def test_every_dropout_draw_has_its_own_key_and_the_same_one_again(monkeypatch):
@@ -143,7 +175,7 @@ def test_decay_and_schedule():
 
 # Precision: tensors that are named in the program, and what must never be narrower than float32.
 NAMED = {"scores", "softmax", "weights_logsumexp", "logits", "logsumexp"}
-NAMED |= {"norm_mean", "norm_square"}
+NAMED |= {"norm_mean", "norm_square", "rotation"}
 
 
 def equations(jaxpr):
@@ -174,19 +206,25 @@ def narrow_tensors(config):
             for variable in equation.invars[consts : consts + carries]:
                 if variable.aval.dtype != jnp.float32:
                     narrow.add("gradient accumulator")
-    assert seen | set(SAVED) == NAMED | set(SAVED)
-    assert seen >= NAMED
+    c = config.model
+    absent = {"norm_mean"} if c.norm == "rms" else set()
+    absent |= set() if c.positions == "rope" else {"rotation"}
+    assert seen | set(SAVED) == NAMED - absent | set(SAVED)
+    assert seen >= NAMED - absent
     for path, leaf in paths_and_leaves(program.state):
         if leaf.dtype not in (jnp.float32, jnp.int32):
             narrow.add(path)
     return narrow
 
 
-BF16 = {"model": {"dtype": "bfloat16", "n_layers": 3}, "optim": {"microbatches": 2}}
+def bfloat16(block="alibi"):
+    sizes = {"dtype": "bfloat16", "n_layers": 6 if BLOCKS[block].get("windows") else 3}
+    return tiny(model=BLOCKS[block] | sizes, optim={"microbatches": 2, "z_loss": 1e-4})
 
 
-def test_what_must_be_float32_is():
-    assert narrow_tensors(tiny(**BF16)) == set()
+@pytest.mark.parametrize("block", BLOCKS)
+def test_what_must_be_float32_is(block):
+    assert narrow_tensors(bfloat16(block)) == set()
 
 
 @pytest.mark.parametrize(
@@ -195,6 +233,7 @@ def test_what_must_be_float32_is():
         ("attention", {"scores"}),
         ("gpt", {"logits", "logsumexp"}),
         ("layers", {"norm_mean", "norm_square"}),
+        ("positions", {"rotation"}),
     ],
 )
 def test_a_planted_bfloat16_is_caught(monkeypatch, module, caught):
@@ -209,11 +248,12 @@ def test_a_planted_bfloat16_is_caught(monkeypatch, module, caught):
             return getattr(jnp, name)
 
     monkeypatch.setattr(target, "jnp", Narrow())
-    assert caught <= narrow_tensors(tiny(**BF16))
+    assert caught <= narrow_tensors(bfloat16("neox"))
 
 
-def test_matrix_products_take_bfloat16():
-    program = program_on(tiny(**BF16), (1, 1, 1))
+@pytest.mark.parametrize("block", BLOCKS)
+def test_matrix_products_take_bfloat16(block):
+    program = program_on(bfloat16(block), (1, 1, 1))
     with jax.set_mesh(program.mesh):
         jaxpr = jax.make_jaxpr(program.train_step)(program.state, program.tokens)
     products = [e for e in equations(jaxpr.jaxpr) if is_matrix_product(e)]
@@ -223,11 +263,11 @@ def test_matrix_products_take_bfloat16():
 
 
 def is_matrix_product(equation):
-    """A dot_general with dimensions that only one operand has, on both sides."""
+    """A dot_general that sums, with dimensions that only one operand has, on both sides."""
     if equation.primitive.name != "dot_general":
         return False
     contracted, batched = equation.params["dimension_numbers"]
-    return all(
+    return bool(contracted[0]) and all(
         variable.aval.ndim > len(summed) + len(shared)
         for variable, summed, shared in zip(equation.invars, contracted, batched, strict=True)
     )
@@ -247,7 +287,7 @@ ONES = [
 DROPOUTS = {"dropout_attention": 0.1, "dropout_residual": 0.1}
 KINDS = [
     {"n_layers": 1},
-    pytest.param({"bias": True, "positions": "learned"}, marks=pytest.mark.slow),
+    pytest.param({"bias": "all", "positions": "learned"}, marks=pytest.mark.slow),
     pytest.param({"scan_layers": False}, marks=pytest.mark.slow),
     pytest.param({"dtype": "bfloat16", "remat": "full"} | DROPOUTS, marks=pytest.mark.slow),
 ]
