@@ -170,7 +170,7 @@ def _is_llama3_scaling(scaling: tuple) -> bool:
 
 
 def _relations(config: Config) -> Iterator[Problem]:
-    model, data, optim = config.model, config.data, config.optim
+    data, optim = config.data, config.optim
     if optim.microbatches >= 1 and data.batch_size % optim.microbatches:
         remedy = f"try {nearest_multiples(data.batch_size, optim.microbatches)}"
         constraint = f"must be divisible by optim.microbatches={optim.microbatches}"
