@@ -33,7 +33,6 @@ FAILED, HEARD = f"{ROOT}/failed", f"{ROOT}/heard"
 A_DAY = 24 * 60 * 60 * 1000  # milliseconds: tokenising a corpus takes hours; a failure ends a wait
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_TO_HEAR = 5.0
-SECONDS_TO_NAME = 11.0  # until a lost host is noticed (watch.py), and a little
 
 _meetings = itertools.count()
 _state = distributed.global_state  # unlike jax.process_index(), it does not touch a device
@@ -185,8 +184,6 @@ def ending_together() -> Iterator[None]:
         code, line = _code_and_line(error)
         if not isinstance(error, ConfigError | HostFailedError | KeyboardInterrupt):
             traceback.print_exception(error)
-        if isinstance(error, jax.errors.JaxRuntimeError):
-            time.sleep(SECONDS_TO_NAME)  # perhaps another host is lost; whoever knows it, ends all
         end_all(code, line)
 
 

@@ -121,7 +121,11 @@ class Watch:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, *_: object) -> None:
+        if isinstance(error, jax.errors.JaxRuntimeError) and coordinator() is not None:
+            # A collective has failed, perhaps since a host is lost: then the beats will name it,
+            # and end all. Otherwise the error is our own.
+            time.sleep(LOST_AFTER + 2)
         self._over.set()
         signal.set_wakeup_fd(self._wakeup)
         for number, handler in self._handlers.items():
