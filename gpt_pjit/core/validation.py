@@ -44,6 +44,7 @@ AT_LEAST = {
     "sample.tokens": 0,
     "seed": 0,
 }
+MOST_HEADS = 2**16  # whose divisors are soon listed
 ADDRESSABLE = 2**45  # float32: addresses have 47 bits
 POSITIVE = (
     "model.rope_theta",
@@ -108,14 +109,18 @@ def _single_fields(flat: dict[str, Any]) -> Iterator[Problem]:
 
 
 def _too_large(config: Config) -> Iterator[Problem]:
-    sizes = {name: n for name, n in flatten(config).items() if type(n) is int and name != "seed"}
-    if large := {name: size for name, size in sizes.items() if size >= 2**31}:
-        for name, size in large.items():
-            yield Problem(name, size, "must be below 2**31", "check the number")
+    most = {"seed": math.inf, "model.n_heads": MOST_HEADS}
+    large = False
+    for name, size in flatten(config).items():
+        if type(size) is int and size >= (bound := most.get(name, 2**31)):
+            large = True
+            yield Problem(name, size, f"must be below {bound:,}", "check the number")
+    if large:
         return
     c = config.model
+    width = max(c.d_model, c.n_heads * c.head_size)
     rows = c.vocab_size + config.data.sequence_length * (c.positions == "learned")
-    count = c.d_model * (c.n_layers * (4 * c.d_model + 2 * c.d_ff) + rows)
+    count = c.d_model * (c.n_layers * (4 * width + 3 * c.d_ff) + rows)
     if count >= ADDRESSABLE:
         constraint = "has more parameters than a machine can address"
         yield Problem("model", count, constraint, "check n_layers, d_model, d_ff and vocab_size")
@@ -143,7 +148,8 @@ def block_problems(c: ModelConfig) -> Iterator[Problem]:
         constraint = f"must be divisible by model.n_heads={c.n_heads}"
         yield Problem("model.d_model", c.d_model, constraint, remedy)
     if c.n_kv_heads > 0 and c.n_heads % c.n_kv_heads:
-        works = ", ".join(str(n) for n in range(1, c.n_heads + 1) if c.n_heads % n == 0)
+        tried = range(1, min(c.n_heads, MOST_HEADS) + 1)
+        works = ", ".join(str(n) for n in tried if c.n_heads % n == 0)
         constraint = f"must divide model.n_heads={c.n_heads}"
         yield Problem("model.n_kv_heads", c.n_kv_heads, constraint, f"try {works}")
     rotated = c.sizes["K"] * c.rope_fraction

@@ -114,6 +114,9 @@ def from_json(fields: dict[str, Any], source: str) -> HFModel:
     family = FAMILIES[name]
     given = {theirs: value for theirs, value in fields.items() if value is not None}
     rope = given.get("rope_parameters") or given.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        problem = Problem("rope_scaling", rope, "must be an object", "fix the file")
+        raise ConfigError([problem], source)
     for theirs, ours in family.settings.items():
         if IN_ROPE.get(ours) in rope:
             given[theirs] = rope[IN_ROPE[ours]]

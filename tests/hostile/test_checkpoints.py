@@ -205,9 +205,13 @@ RUNS = {
     ),
     "a width below 0": (config(d_model_in_model=-16), "model.d_model=-16: must be at least 1"),
     "no heads": (config(n_heads_in_model=0), "model.n_heads=0: must be at least 1"),
-    "a huge vocabulary": (config(vocab_size_in_model=2**62), "vocab_size=.* must be below 2"),
+    "a huge vocabulary": (config(vocab_size_in_model=2**62), "vocab_size=.* must be below 2,147"),
     "a huge context": (config(sequence_length_in_data=2**62), "sequence_length=.* must be below"),
-    "a huge width": (config(d_model_in_model=2**30, n_heads_in_model=2**30), "more parameters"),
+    "a huge width": (config(d_model_in_model=2**30), "more parameters"),
+    "many heads": (
+        config(n_heads_in_model=2**30, head_size_in_model=2, n_kv_heads_in_model=7),
+        "n_heads=1073741824: must be below 65,536",
+    ),
     "huge numbers": (
         config(d_ff_in_model=10**4000, vocab_size_in_model=10**4000),
         "d_ff=.* must be below",

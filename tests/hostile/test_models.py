@@ -1,5 +1,6 @@
 """Folders of transformers, and tokenizers, that nobody exported."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -10,6 +11,8 @@ from safetensors.numpy import load_file, save_file
 
 from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.tokens import tokenizer_from_bytes
+from gpt_pjit.hf.models import from_json, to_json
+from tests.hf.checkpoints import MODELS
 from tests.hostile.conftest import Touch, some
 from tests.hostile.sandbox import run
 
@@ -109,18 +112,30 @@ def pipe_for_merges(model):
     pipe("merges.txt")(model)
 
 
+def zeros(model):
+    (model / "tokenizer.json").unlink()
+    (model / "tokenizer.model").write_bytes(bytes(1000))
+
+
+def many_heads(model):
+    fields = to_json(MODELS["llama-4-2"], 96, 256, "float32")
+    heads = {"num_attention_heads": 2**30, "num_key_value_heads": 7, "head_dim": 2}
+    (model / "config.json").write_text(json.dumps(fields | heads))
+
+
 def halved(found):
     return {name: array[: len(array) // 2] for name, array in found.items()}
 
 
 MODEL = {
     "30,000,000 layers": (config(n_layer=30_000_000), "30,000,000 layers, but only 28 tensors"),
-    "a huge width": (config(n_embd=2**62, n_head=2**60), "must be below 2"),
-    "a huge vocabulary": (config(vocab_size=2**62), "vocab_size=.* must be below 2"),
+    "a huge width": (config(n_embd=2**62, n_head=2**60), "must be below 2,147"),
+    "a huge vocabulary": (config(vocab_size=2**62), "vocab_size=.* must be below 2,147"),
     "a large vocabulary": (config(vocab_size=2**30), "vocab_size=.* is far larger"),
     "a large context": (config(n_positions=2**30), "wpe.weight: expected shape"),
     "a large inner width": (config(n_inner=2**30), "expected shape"),
     "a width below 0": (config(n_embd=-32), "n_embd=-32: must be a positive integer"),
+    "many heads": (many_heads, "must divide model.n_heads=1073741824"),
     "words": (config(n_layer="2", n_head=None, vocab_size=[1]), "3 problems"),
     "a long word": (config(activation_function="x" * 10**7), "activation_function='xxx"),
     "code of its own": (config(model_type="ours", auto_map={"AutoConfig": "code.C"}), "unknown"),
@@ -154,7 +169,7 @@ MODEL = {
     "a nested tokenizer": (written("tokenizer.json", b'{"a":' * 10**6), "not a valid tokenizer"),
     "an empty tokenizer": (written("tokenizer.json", b"{}"), "not a valid tokenizer"),
     "a tokenizer of code": (tokenizer(decoder={"type": "Custom", "code": "os"}), "not a valid"),
-    "a tokenizer of zeros": (written("tokenizer.model", bytes(1000)), "not a valid tokenizer"),
+    "a tokenizer of zeros": (zeros, "not a valid tokenizer"),
     "a pipe for tokenizer.model": (pipe("tokenizer.model"), "not a regular file"),
     "no end of text": (tokenizer(added_tokens=[]), "no token <.endoftext.>|not a valid"),
     "a pipe for merges": (pipe_for_merges, "not a regular file"),
@@ -167,6 +182,32 @@ def test_a_forged_model_is_refused(sandbox, refused, name):
     forge, match = MODEL[name]
     forge(sandbox / "model")
     refused(["hf", "import", f"--source={sandbox / 'model'}", f"--out={sandbox / 'new'}"], match)
+
+
+ANYTHING = (
+    *(None, True, -1, 0, 7, 2**30, 2**62, 1.5, float("nan"), float("inf"), "", "x", "llama3"),
+    *(
+        [],
+        [1],
+        [[1]],
+        ["x"],
+        {},
+        {"a": 1},
+        {"rope_type": {}},
+        {"rope_type": "llama3", "factor": "x"},
+    ),
+    *({"rope_theta": "x"}, {"partial_rotary_factor": []}),
+)
+OTHER_FIELDS = ("rope_parameters", "rope_scaling", "layer_types", "sliding_window", "head_dim")
+
+
+@pytest.mark.parametrize("name", ["mpt-4", "gpt2", "opt", "neox", "llama-4-2", "qwen2-6-2"])
+def test_a_config_with_anything_in_a_field_is_read_or_refused(name):
+    fields = to_json(MODELS[name], 96, 256, "float32")
+    for field in {*fields, *OTHER_FIELDS}:
+        for value in ANYTHING:
+            with contextlib.suppress(ConfigError):
+                from_json(fields | {field: value}, "config.json")
 
 
 @pytest.mark.slow
