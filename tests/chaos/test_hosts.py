@@ -19,14 +19,14 @@ AT = {"at": "train", "step": 10}
 @pytest.mark.parametrize(
     ("fault", "victim", "processes"),
     [
-        ("sleep", 0, 2),
+        pytest.param("sleep", 0, 2, marks=pytest.mark.long),
         ("sleep", 1, 2),
-        ("sleep", 2, 4),
+        pytest.param("sleep", 2, 4, marks=pytest.mark.long),
         ("SIGSTOP", 0, 2),
-        ("SIGSTOP", 1, 4),
-        ("SIGKILL", 0, 2),
+        pytest.param("SIGSTOP", 1, 4, marks=pytest.mark.long),
+        pytest.param("SIGKILL", 0, 2, marks=pytest.mark.long),
         ("SIGKILL", 1, 2),
-        ("SIGKILL", 2, 4),
+        pytest.param("SIGKILL", 2, 4, marks=pytest.mark.long),
     ],
 )
 def test_all_are_out_within_20_seconds(trainer, golden, processes, victim, fault):
@@ -65,6 +65,7 @@ def test_one_process_that_is_stuck_shows_its_stack(trainer):
     assert "in fire" in ended.errors[0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("event", ["compile", "evaluate", "save", "data"])
 def test_what_is_slow_is_not_stuck(trainer, event):
     """Twice the patience in a place that may take long."""

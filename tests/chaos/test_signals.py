@@ -17,8 +17,11 @@ EVENTS = {
 ONE = [("SIGTERM", "train", 1)]
 MANY = [(number, event, 1) for event in EVENTS for number in CODES]
 MANY += [("SIGTERM", event, 4) for event in EVENTS] + [(number, "train", 4) for number in CODES]
+SOME = [("SIGTERM", event, 1) for event in EVENTS] + [("SIGINT", "train", 4)]
 SLOW = [
-    pytest.param(*case, marks=pytest.mark.slow) for case in dict.fromkeys(MANY) if case not in ONE
+    pytest.param(*case, marks=[pytest.mark.slow] + [pytest.mark.long] * (case not in SOME))
+    for case in dict.fromkeys(MANY)
+    if case not in ONE
 ]
 
 

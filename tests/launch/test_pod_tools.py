@@ -12,7 +12,12 @@ from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_DONE, EXIT_FAULT
 from tests.helpers import ROOT, make_workdir, tiny
 
 pytest.importorskip("libtpu", reason="wants libtpu, of the extra `plan`")
-pytestmark = [pytest.mark.tpu_compiler, pytest.mark.slow, pytest.mark.xdist_group("pods")]
+pytestmark = [
+    pytest.mark.tpu_compiler,
+    pytest.mark.slow,
+    pytest.mark.long,
+    pytest.mark.xdist_group("pods"),
+]
 
 PODS = [("v4-32", 1), ("v4-32", 4), ("v5e-16", 2), ("v6e-8", 4)]
 TEXT = "".join(f"sentence {i} of a text for several processes.\n" for i in range(80))
