@@ -128,13 +128,14 @@ def plant():
     setattr(sys.modules[module], name, commit_with_faults)
 
     if (token := os.environ.get("CHAOS_NAN_TOKEN")) is not None:
-        nll = training_step.token_nll
+        nll_and_lse = training_step.nll_and_logsumexp
 
         def nll_with_nan(logits, targets):
             found = jnp.any(targets == int(token), axis=-1, keepdims=True)
-            return jnp.where(found, jnp.nan, nll(logits, targets))
+            nll, lse = nll_and_lse(logits, targets)
+            return jnp.where(found, jnp.nan, nll), lse
 
-        training_step.token_nll = nll_with_nan
+        training_step.nll_and_logsumexp = nll_with_nan
 
     def nothing(*_, **__):
         return None

@@ -135,10 +135,12 @@ def test_results_of_another_checkpoint_are_refused(run, tmp_path):
     assert not (tmp_path / "5").exists()
 
 
-def test_weights_that_are_not_finite_are_not_exported(run, tmp_path):
+def test_weights_that_are_not_finite_are_not_exported(run, tmp_path, monkeypatch):
     folder, params = run
     params[5]["norm_final"]["scale"][3] = np.inf
-    write_state(tmp_path / "run" / "checkpoints", 7, {"params": params[5]})
+    with monkeypatch.context() as patch:  # our own runs save no such state
+        patch.setattr("gpt_pjit.core.checkpointer._check_sound", lambda *_: None)
+        write_state(tmp_path / "run" / "checkpoints", 7, {"params": params[5]})
     (tmp_path / "run" / "run.json").write_bytes((folder / "run.json").read_bytes())
     with pytest.raises(ConfigError, match=r"step 7 of .* holds NaN or infinity in norm_final"):
         export(tmp_path / "run", tmp_path / "out", dtype="float32")
