@@ -28,7 +28,13 @@ def documents(row):
     return np.split(row, np.flatnonzero(row == EOT)[:-1] + 1)
 
 
-@pytest.fixture(params=["alibi", "gpt2", "llama", "nanochat"])
+@pytest.fixture(
+    params=[
+        "alibi",
+        "nanochat",
+        *(pytest.param(b, marks=pytest.mark.slow) for b in ("gpt2", "llama")),
+    ]
+)
 def config(request):
     model = BLOCKS[request.param]
     return tiny(model=model, data={"batch_size": 8}, optim={"warmup_steps": 1})
