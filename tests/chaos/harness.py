@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,7 +98,9 @@ class Trainer:
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
                 "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
             }
-        self.logs = [Path(f"{self.workdir}.{number}.log") for number in range(self.processes)]
+        name = f"{self.workdir.name}-{id(self)}"  # not beside it: that disk may be full
+        folder = Path(tempfile.gettempdir())
+        self.logs = [folder / f"{name}.{number}.log" for number in range(self.processes)]
         self.started = time.monotonic()
         self.running = []
         for number, log in enumerate(self.logs):

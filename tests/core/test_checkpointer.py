@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gpt_pjit.core import checkpointer as module
 from gpt_pjit.core.checkpointer import Checkpointer, read_part, restore_params, saved_steps
 from gpt_pjit.core.errors import FaultError, IntegrityError
 from gpt_pjit.core.fingerprint import fingerprints
@@ -145,6 +146,21 @@ def test_damage_to_any_file_is_found_or_harmless(tmp_path, damage, capsys):
     assert len(found) >= 4  # the files with arrays, and those that say where they are
     save(found[-1], 2, 3, keep=2)  # the run continues as if step 2 had never been
     assert saved_steps(found[-1]) == [2, 3]
+
+
+def test_without_fingerprints_flipped_bits_are_read_in_silence(tmp_path, monkeypatch):
+    save(tmp_path / "whole", 1, 2)
+    monkeypatch.setattr(module, "_check_same", lambda *_: None)
+    silent = 0
+    for number in range(24):
+        directory = tmp_path / str(number)
+        shutil.copytree(tmp_path / "whole", directory)
+        largest = max((directory / "2").rglob("d/*"), key=lambda file: file.stat().st_size)
+        flip(largest, np.random.default_rng(number))
+        step, state = Checkpointer(directory, None).restore_newest(TARGET)
+        saved = jax.tree.leaves(state_of(step))
+        silent += not all(map(np.array_equal, jax.tree.leaves(state), saved))
+    assert silent > 0
 
 
 def test_a_flipped_bit_of_an_array_is_found_on_any_mesh():
