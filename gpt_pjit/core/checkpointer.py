@@ -19,7 +19,13 @@ import orbax.checkpoint as ocp
 
 from gpt_pjit.core.console import warn
 from gpt_pjit.core.errors import ConfigError, FaultError, HostFailedError, IntegrityError
-from gpt_pjit.core.files import LARGEST_JSON, is_remote, read_regular, remove_folder
+from gpt_pjit.core.files import (
+    LARGEST_JSON,
+    check_writable,
+    is_remote,
+    read_regular,
+    remove_folder,
+)
 from gpt_pjit.core.fingerprint import fingerprints
 from gpt_pjit.core.orbax_paths import COMMIT, orbax_folder
 from gpt_pjit.core.runtime import all_or_none, everyone
@@ -92,6 +98,11 @@ class Checkpointer:
         found = fingerprints(state)
         _check_sound(found, step, self.directory.parent)
         about = {"step": step, "fingerprints": found.numbers}
+        where = self.directory.parent
+        # Orbax would wait for a host that cannot write, and so would all others.
+        with all_or_none(), one_sentence(f"step {step} of {where} cannot be saved", FaultError):
+            if where.is_dir() and not is_remote(where):
+                check_writable(where, jax.process_index())
         with one_sentence(f"step {step} of {self.directory.parent} cannot be saved", FaultError):
             saved = self._manager.save(
                 step, args=ocp.args.StandardSave(state), custom_metadata=about

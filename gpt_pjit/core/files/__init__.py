@@ -24,6 +24,7 @@ from gpt_pjit.core.files.buckets import (
 )
 from gpt_pjit.core.files.mirror import Mirror as Mirror
 from gpt_pjit.core.files.whole import (
+    check_writable as check_writable,
     file_errors as file_errors,
     read_json as read_json,
     write_json as write_json,

@@ -23,6 +23,7 @@ from gpt_pjit.core.console import warn
 from gpt_pjit.core.errors import ConfigError, FaultError, IntegrityError, Problem
 from gpt_pjit.core.files import (
     check_bucket,
+    check_writable,
     file_errors,
     is_remote,
     read_json,
@@ -63,12 +64,14 @@ def open_workdir(workdir: Path, config: Config) -> None:
         if jax.process_index() == 0 and not path.exists():
             workdir.mkdir(parents=True, exist_ok=True)
             _write_record(workdir, {"config": dataclasses.asdict(config), "starts": []})
-    with all_or_none():
+    with all_or_none(), file_errors(cannot_be_used, "--workdir"):
         if not path.exists():
             problem = (
                 f"process 0 has written {path}, which process {jax.process_index()} cannot see"
             )
             raise ConfigError([f"{problem}; choose a folder that all hosts share"], "--workdir")
+        if not is_remote(workdir):
+            check_writable(workdir, jax.process_index())
 
 
 def record_start(
