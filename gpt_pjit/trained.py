@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -19,9 +18,10 @@ from gpt_pjit.config import Config, MeshConfig
 from gpt_pjit.core.checkpointer import newest_whole, other_steps, restore_params, saved_steps
 from gpt_pjit.core.errors import ConfigError, IntegrityError, Problem
 from gpt_pjit.core.files import as_path
+from gpt_pjit.core.fingerprint import fingerprints
 from gpt_pjit.core.model import Model, build_model
 from gpt_pjit.core.runtime import initialize_devices, pod_devices, read_run
-from gpt_pjit.core.sharding import make_mesh, mesh_shape, paths_and_leaves
+from gpt_pjit.core.sharding import make_mesh, mesh_shape
 from gpt_pjit.core.tokens import Tokenizer, TrainingData, held_out_batches, saved_tokenizer
 from gpt_pjit.core.training import validation_metrics
 from gpt_pjit.core.validation import CHOICES
@@ -68,11 +68,7 @@ def load_trained(checkpoint: str | Path, *, tensor: int = 1, dtype: str = "") ->
     mesh = make_mesh(mesh_shape(1, -1, tensor, jax.device_count()), pod_devices())
     model = build_model(c, config.data.sequence_length, config.partition, mesh)
     with jax.set_mesh(mesh):
-        step, params = _newest_or_wanted(
-            workdir,
-            wanted,
-            lambda step: restore_params(workdir / "checkpoints", step, model.params),
-        )
+        step, params = _restored(workdir, wanted, model)
         _check_finite(params, workdir, step)
         tokenizer = run_tokenizer(workdir, record)
         return Trained(model, model.weights(params), tokenizer, config, workdir, step)
@@ -80,14 +76,14 @@ def load_trained(checkpoint: str | Path, *, tensor: int = 1, dtype: str = "") ->
 
 def held_out_metrics(checkpoint: str | Path, data: TrainingData) -> dict[str, float]:
     """The run's own validation of `checkpoint`: loss, perplexity, bits per byte."""
-    workdir, step = find_checkpoint(as_path(checkpoint))
+    workdir, wanted = split_step(as_path(checkpoint))
     config, _ = read_run(workdir)
     rows = config.data.batch_size
     devices = max(n for n in range(1, jax.device_count() + 1) if rows % n == 0)
     mesh = make_mesh((1, devices, 1), jax.devices()[:devices])
     model = build_model(config.model, config.data.sequence_length, config.partition, mesh)
     with jax.set_mesh(mesh):
-        params = restore_params(workdir / "checkpoints", step, model.params)
+        _, params = _restored(workdir, wanted, model)
         batches = held_out_batches(data, config, np.arange(rows))
         per_byte = data.held_out_tokens / data.held_out_bytes
         return validation_metrics(model, params, batches, rows, per_byte)
@@ -109,6 +105,12 @@ def find_checkpoint(path: Path) -> tuple[Path, int]:
     read_run(workdir)
     step, _ = _newest_or_wanted(workdir, wanted, partial(verify, workdir / "checkpoints"))
     return workdir, step
+
+
+def _restored(workdir: Path, wanted: int | None, model: Model) -> tuple[int, Any]:
+    """The step `wanted`, or the newest that can be read, and its parameters on the model's mesh."""
+    read = partial(restore_params, workdir / "checkpoints", target=model.params)
+    return _newest_or_wanted(workdir, wanted, read)
 
 
 def _newest_or_wanted(workdir: Path, wanted: int | None, read: Callable[[int], T]) -> tuple[int, T]:
@@ -146,10 +148,8 @@ def _check(n_heads: int, tensor: int, dtype: str) -> None:
 
 
 def _check_finite(params: Any, workdir: Path, step: int) -> None:
-    """Raises ConfigError where a run has diverged."""
-    finite = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.isfinite(x).all(), tree))(params)
-    bad = [path for path, whole in paths_and_leaves(jax.device_get(finite)) if not whole]
-    if bad:
+    """Raises IntegrityError where a run has diverged, which older versions saved."""
+    if bad := fingerprints(params).not_finite:
         problem = f"step {step} of {workdir} holds NaN or infinity in {', '.join(bad)}"
         remedy = other_steps(workdir / "checkpoints", step)
         raise IntegrityError([f"{problem}; {remedy}"], "checkpoint")

@@ -32,6 +32,14 @@ def free_address() -> str:
         return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
+def write_texts(folder: Path, files: int, lines: int) -> Path:
+    """A corpus in `folder`: so many files of so many lines, no two alike."""
+    for number in range(files):
+        text = "".join(f"line {i} of file {number}: {i * number}\n" for i in range(lines))
+        (folder / f"{number}.txt").write_text(text)
+    return folder
+
+
 def without_reader(command: Sequence[str], **options: Any) -> tuple[int, str]:
     """Exit code and standard error of a process whose standard output nobody reads."""
     with subprocess.Popen(

@@ -21,14 +21,14 @@ from gpt_pjit.core.console import warn
 from gpt_pjit.core.errors import ConfigError, FaultError, HostFailedError, IntegrityError
 from gpt_pjit.core.files import (
     LARGEST_JSON,
-    check_writable,
     is_remote,
     read_regular,
     remove_folder,
+    write_probe,
 )
 from gpt_pjit.core.fingerprint import fingerprints
 from gpt_pjit.core.orbax_paths import COMMIT, orbax_folder
-from gpt_pjit.core.runtime import all_or_none, everyone
+from gpt_pjit.core.runtime import all_or_none, everyone, from_process_0
 from gpt_pjit.core.step_files import check_arrays, check_files
 
 T = TypeVar("T")
@@ -95,15 +95,15 @@ class Checkpointer:
         that should hold the same differ.
         """
         self.wait()
-        found = fingerprints(state)
-        _check_sound(found, step, self.directory.parent)
+        found, workdir = fingerprints(state), self.directory.parent
+        _check_sound(found, step, workdir)
         about = {"step": step, "fingerprints": found.numbers}
-        where = self.directory.parent
+        cannot_be_saved = f"step {step} of {workdir} cannot be saved"
         # Orbax would wait for a host that cannot write, and so would all others.
-        with all_or_none(), one_sentence(f"step {step} of {where} cannot be saved", FaultError):
-            if where.is_dir() and not is_remote(where):
-                check_writable(where, jax.process_index())
-        with one_sentence(f"step {step} of {self.directory.parent} cannot be saved", FaultError):
+        with all_or_none(), one_sentence(cannot_be_saved, FaultError):
+            if workdir.is_dir() and not is_remote(workdir):
+                write_probe(workdir, jax.process_index())
+        with one_sentence(cannot_be_saved, FaultError):
             saved = self._manager.save(
                 step, args=ocp.args.StandardSave(state), custom_metadata=about
             )
@@ -179,13 +179,13 @@ def newest_whole(
     Warns of newer steps, and with `set_aside` renames them, `STEP.damaged`. Raises IntegrityError
     if no step can be read. Process 0 lists the steps; a step counts if all processes can read it.
     """
-    steps = everyone(saved_steps(directory) if jax.process_index() == 0 else None)[0]
+    steps = from_process_0(saved_steps(directory) if jax.process_index() == 0 else None)
     problem = ""
     for step in reversed(steps):
         try:
             return step, read(step)
         except (IntegrityError, HostFailedError) as error:
-            found = str(error).removeprefix("checkpoint has 1 problem:\n  ")
+            found = str(error.problems[0] if isinstance(error, IntegrityError) else error)
             problem = problem or found
             warn(f"{found}; trying the step before it")
         if set_aside and jax.process_index() == 0:

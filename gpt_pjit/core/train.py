@@ -23,6 +23,7 @@ from gpt_pjit.core.runtime import (
     check_none_saved,
     code_facts,
     finished_steps,
+    from_process_0,
     global_batch,
     local_rows,
     note_finished,
@@ -84,7 +85,8 @@ def _run(
     total = config.optim.steps
     checkpoints = workdir / "checkpoints"
     checkpointer = Checkpointer(checkpoints, config.checkpoint.keep, partial(note_saved, workdir))
-    if finished_steps(workdir) == total in saved_steps(checkpoints):
+    looks = jax.process_index() == 0  # the others may not yet see what it sees
+    if from_process_0(looks and finished_steps(workdir) == total in saved_steps(checkpoints)):
         say(f"this run is finished: {workdir} holds all {total} steps")
         return EXIT_DONE
     state, start = _first_state(config, workdir, training, checkpointer)

@@ -1,3 +1,6 @@
+import os
+import signal
+
 import pytest
 
 from tests.chaos.harness import Trainer, write_corpus
@@ -41,5 +44,7 @@ def trainer(tmp_path, corpus, cache):
         return made[-1]
 
     yield make
-    for run in made:
-        assert run.survivors() == [], "orphans"
+    orphans = [process for run in made for process in run.survivors()]
+    for process in orphans:
+        os.kill(int(process), signal.SIGKILL)
+    assert orphans == []

@@ -18,7 +18,7 @@ from gpt_pjit.checkpoint_arrays import read_arrays, saved_shapes
 from gpt_pjit.config import Config, replaced
 from gpt_pjit.core.checkpointer import saved_steps
 from gpt_pjit.data import prepare_text
-from tests.helpers import ROOT
+from tests.helpers import ROOT, write_texts
 
 STEPS, EVERY, EVAL_EVERY = 24, 4, 6
 FLAGS = {
@@ -48,9 +48,7 @@ FLAGS = {
 
 def write_corpus(folder):
     """Texts, and in `tokens` the set made of them."""
-    for number in range(40):
-        lines = [f"line {i} of file {number}: {i * number}\n" for i in range(40)]
-        (folder / f"{number}.txt").write_text("".join(lines))
+    write_texts(folder, files=40, lines=40)
     text = {"data.text": f"{folder}/*.txt"}
     prepare_text(replaced(Config(), FLAGS | text), folder / "tokens")
     return folder

@@ -78,13 +78,9 @@ def plant():
 
         def train_step(state, *arrays):
             number = int(jax.device_get(state.step)) + 1 if FAULTS else None
-            if number == 1 or (number and not started):
-                fire("first step", number)
-            started.append(number)
             fire("train", number)
             return training.train_step(state_changes(number, state), *arrays)
 
-        started = []
         return dataclasses.replace(training, train_step=train_step)
 
     def compile_with_faults(*args, **kwargs):
@@ -133,7 +129,7 @@ def plant():
         def nll_with_nan(logits, targets):
             found = jnp.any(targets == int(token), axis=-1, keepdims=True)
             nll, lse = nll_and_lse(logits, targets)
-            return jnp.where(found, jnp.nan, nll), lse
+            return nll * jnp.where(found, jnp.nan, 1), lse  # the gradient too
 
         training_step.nll_and_logsumexp = nll_with_nan
 

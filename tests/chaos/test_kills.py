@@ -49,7 +49,6 @@ def test_kills_change_no_bit(trainer, golden, processes, layout, kills):
             steps = saved_steps(run.workdir / "checkpoints")
             done = steps[-1] if steps else 0
             faults = [random_fault(rng, done, processes)] if killed < kills else []
-            before = done
             ended = run.run(faults)
             finished = ended.codes == [EXIT_DONE] * processes
             killed += not finished
@@ -58,7 +57,7 @@ def test_kills_change_no_bit(trainer, golden, processes, layout, kills):
             reached = max([line["step"] for line in run.lines()], default=0) if steps else 0
             steps = saved_steps(run.workdir / "checkpoints")
             # One interval may be under way, and one more not yet be written.
-            assert reached - (steps[-1] if steps else 0) <= 2 * EVERY, (before, reached, steps)
+            assert reached - (steps[-1] if steps else 0) <= 2 * EVERY, (reached, steps)
         assert run.losses() == expected.losses()
         assert list(run.losses()) == list(range(1, STEPS + 1))
         assert run.losses("validation/loss") == expected.losses("validation/loss")

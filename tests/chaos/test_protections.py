@@ -1,5 +1,7 @@
 """Each protection, switched off, lets its fault through: the tests beside it can fail."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,27 @@ from gpt_pjit.core.errors import EXIT_DONE, EXIT_INTEGRITY
 from tests.chaos.harness import STEPS
 
 pytestmark = pytest.mark.slow
+END_OF_TEXT = 256  # of the tokenizer of bytes
+
+
+@pytest.mark.parametrize("off", ["", "skipping"])
+def test_a_step_that_is_not_finite(trainer, off):
+    """Steps that hold the end of a document, some of all, have a loss of NaN."""
+    run = trainer(environment={"CHAOS_NAN_TOKEN": str(END_OF_TEXT)})
+    ended = run.run(off=off)
+    steps = {line["step"]: line for line in run.lines() if "train/loss" in line}
+    skipped = [step for step, line in steps.items() if line.get("train/skipped")]
+    finite = [step for step, line in steps.items() if line["train/loss"] is not None]
+    assert skipped
+    if off:
+        assert max(finite, default=0) < min(skipped)  # it never recovers
+        assert ended.codes == [EXIT_INTEGRITY]
+    else:
+        assert all(f"step {step} is skipped" in ended.errors[0] for step in skipped)
+        assert max(finite) > min(skipped)
+    text = (run.workdir / "metrics.jsonl").read_text()
+    assert "NaN" not in text
+    assert all(json.loads(line) for line in text.splitlines())
 
 
 @pytest.mark.parametrize("off", ["", "soundness,divergence,skipping"])

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_DONE, EXIT_INTERRUPTED
-from tests.helpers import ROOT, without_reader
+from tests.helpers import ROOT, without_reader, write_texts
 
 NAMES = {
     "train/loss",
@@ -47,11 +47,7 @@ FLAGS = {
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpus")
-    for number in range(40):
-        lines = [f"line {i} of file {number}: {i * number}\n" for i in range(120)]
-        (folder / f"{number}.txt").write_text("".join(lines))
-    return folder
+    return write_texts(tmp_path_factory.mktemp("corpus"), files=40, lines=120)
 
 
 def flags(corpus, workdir, **changes):

@@ -12,7 +12,7 @@ import pytest
 from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_DONE
 from gpt_pjit.core.files import as_path
 from gpt_pjit.core.orbax_paths import COMMIT
-from tests.helpers import ROOT
+from tests.helpers import ROOT, write_texts
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.xdist_group("pods")]
 
@@ -38,11 +38,7 @@ FIELDS = {
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpus")
-    for number in range(30):
-        lines = [f"line {i} of file {number}: {i * number}\n" for i in range(120)]
-        (folder / f"{number}.txt").write_text("".join(lines))
-    return folder
+    return write_texts(tmp_path_factory.mktemp("corpus"), files=30, lines=120)
 
 
 def start(module, *flags):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from gpt_pjit.core.errors import EXIT_DONE
-from tests.helpers import ROOT
+from tests.helpers import ROOT, write_texts
 
 pytest.importorskip("libtpu", reason="wants libtpu, of the extra `plan`")
 pytestmark = [pytest.mark.tpu_compiler, pytest.mark.slow, pytest.mark.xdist_group("pods")]
@@ -48,11 +48,7 @@ PODS = [
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpus")
-    for number in range(30):
-        lines = [f"line {i} of file {number}: {i * number}\n" for i in range(120)]
-        (folder / f"{number}.txt").write_text("".join(lines))
-    return folder
+    return write_texts(tmp_path_factory.mktemp("corpus"), files=30, lines=120)
 
 
 def train(corpus, workdir, topology=None, **changes):

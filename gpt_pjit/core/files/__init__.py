@@ -21,10 +21,10 @@ from gpt_pjit.core.files.buckets import (
     is_remote as is_remote,
     remove_folder as remove_folder,
     tensorstore_spec as tensorstore_spec,
+    write_probe as write_probe,
 )
 from gpt_pjit.core.files.mirror import Mirror as Mirror
 from gpt_pjit.core.files.whole import (
-    check_writable as check_writable,
     file_errors as file_errors,
     read_json as read_json,
     write_json as write_json,

@@ -95,12 +95,19 @@ def is_remote(path: Path) -> bool:
     return isinstance(path, BucketPath)
 
 
-def check_bucket(folder: Path, process: int) -> None:
-    """Raises ConfigError if `folder`, of a bucket, cannot be written; `process` is this one."""
+def write_probe(folder: Path, process: int) -> None:
+    """Writes a file and deletes it; raises what the store or the file system raises. `process` is
+    this one.
+    """
     probe = folder / f"probe-{process}"
+    probe.write_bytes(bytes(4096))
+    probe.unlink()
+
+
+def check_bucket(folder: Path, process: int) -> None:
+    """Raises ConfigError if `folder`, of a bucket, cannot be written by this `process`."""
     try:
-        probe.write_bytes(b"")
-        probe.unlink()
+        write_probe(folder, process)
     except FileNotFoundError:
         problem = f"there is no bucket {'/'.join(str(folder).split('/')[:3])}; create it"
         raise ConfigError([problem], str(folder)) from None

@@ -32,13 +32,6 @@ CLIENT_PACKAGES = {"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "s3f
 DEEPEST_JSON = 100  # levels
 
 
-def check_writable(folder: Path, process: int) -> None:
-    """Raises OSError if `process`, this one, cannot write in a local folder."""
-    probe = folder / f"probe-{process}"
-    probe.write_bytes(bytes(4096))
-    probe.unlink()
-
-
 def write_whole(path: Path, text: str) -> None:
     """Replaces a file in one step, which a power failure survives; ConfigError if it cannot."""
     draft = path.with_name(f"{path.name}.tmp")

@@ -18,7 +18,7 @@ from gpt_pjit.core.console import Progress, say, warn
 from gpt_pjit.core.errors import ConfigError, IntegrityError
 from gpt_pjit.core.files import Mirror, write_whole
 from gpt_pjit.core.parameters import flops_per_token
-from gpt_pjit.core.runtime.together import everyone
+from gpt_pjit.core.runtime.together import from_process_0
 
 MAX_SKIPPED = 10  # steps in a row that are not finite: the run has diverged
 
@@ -133,7 +133,7 @@ class StepLog:
         self.every, self.total = config.log.every, config.optim.steps
         self.first, self.good = start + 1, start
         self.writer = MetricsWriter(workdir, start)
-        self.validated: bool = everyone(self.writer.validated)[0]
+        self.validated: bool = from_process_0(self.writer.validated)
         self.progress = Progress("step", self.total, done=start, on_stdout=True)
         self.throughput = Throughput(config, n_params)
         self.pending: tuple[int, dict[str, jax.Array]] | None = None

@@ -4,7 +4,7 @@ The run ticks: after every step, and after every batch of an evaluation. All pro
 so a tick is where they can stop together. A thread follows the ticks. It sees a signal even while
 the main thread waits for a device, and hears of one that reached another process.
 
-With several processes each tells the others, every second, that it lives, how far it is, and
+With several processes each tells the others, twice a second, that it lives, how far it is, and
 whether it waits for its devices: one that is stuck outside of them is the one that others wait for.
 """
 
@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import jax
 
@@ -52,6 +52,7 @@ class Watch:
     """Use as a context manager around all of a run, in the main thread.
 
     `patience` is how many seconds, and ten of the slowest tick so far, may pass without a tick.
+    `code` is the exit code of a run that was stopped, the same on all processes.
     """
 
     def __init__(self, patience: float):
@@ -65,12 +66,7 @@ class Watch:
         self._slowest = 0.0
         self._since = time.monotonic()
         self._signals: list[int] = []
-        self._code = EXIT_PREEMPTED
-
-    @property
-    def code(self) -> int:
-        """The exit code of a run that was stopped; the same on all processes."""
-        return self._code
+        self.code = EXIT_PREEMPTED
 
     def tick(self) -> bool:
         """Call after each piece of work; True once the run must stop, which is the same tick on
@@ -172,7 +168,7 @@ class Watch:
             if not self._over.is_set():  # the main thread is in C, such as a compile
                 end_all(CODES[signal.Signals(number)], f"{_name(number)}: nothing to save")
             return
-        request = {"signal": number, "host": socket.gethostname(), "process": jax.process_index()}
+        request = {"signal": number, "host": socket.gethostname()}
         if (client := coordinator()) is None:
             self._agree(request)
             return
@@ -188,10 +184,23 @@ class Watch:
                 while len(ticks) < jax.process_count() and not self._over.wait(0.02):
                     ticks = [int(text) for _, text in client.key_value_dir_get(TICKS)]
             self._stop_at = max(ticks) + 1
-            self._code = CODES[signal.Signals(request["signal"])]
+            self.code = CODES[signal.Signals(request["signal"])]
         where = f" on {request['host']}" if jax.process_count() > 1 else ""
         again = "; again to stop without saving" if request["signal"] == signal.SIGINT else ""
         say(f"{_name(request['signal'])}{where}: saving{again}")
+
+
+class _Beat(NamedTuple):
+    """A sign of life: `stuck` without progress, perhaps while `waiting` for devices; the `stop` is
+    a signal that some process has received.
+    """
+
+    number: int
+    ticks: int
+    stuck: bool
+    waiting: bool
+    host: str
+    stop: dict[str, Any] | None
 
 
 class _Beats:
@@ -203,23 +212,23 @@ class _Beats:
     def __init__(self) -> None:
         self._count = 0
         self._last = 0.0
-        self.stop: dict[str, Any] | None = None  # a signal that some process has received
-        self._seen: dict[int, tuple[str, float]] = {}  # the last beat of each, and when it came
+        self.stop: dict[str, Any] | None = None
+        self._heard: dict[int, tuple[_Beat, float]] = {}  # the last beat of each, and when it came
 
     def beat(self, ticks: int, stuck: bool, waiting: bool) -> None:
         now = time.monotonic()
         if now - self._last < SECONDS_BETWEEN_BEATS:
             return
         if now - self._last > LOST_AFTER / 2:
-            self._seen = {}  # this process was asleep, and heard nobody
+            self._heard = {}  # this process was asleep, and heard nobody
         self._last, self._count = now, self._count + 1
         client, me = coordinator(), jax.process_index()
         if me == 0:
             self.stop = self.stop or _get(STOP)
         elif not self._process_0_answers(now):
             return
-        beat = json.dumps([self._count, ticks, stuck, waiting, socket.gethostname(), self.stop])
-        client.key_value_set(f"{BEATS}/{me}", beat, allow_overwrite=True)
+        own = _Beat(self._count, ticks, stuck, waiting, socket.gethostname(), self.stop)
+        client.key_value_set(f"{BEATS}/{me}", json.dumps(own), allow_overwrite=True)
         if me == 0:
             for key, text in client.key_value_dir_get(BEATS):
                 self._hear(int(key.rsplit("/", 1)[1]), text, now)
@@ -229,40 +238,46 @@ class _Beats:
         """The last beat: silence from now on means nothing."""
         if coordinator() is not None:
             key = f"{BEATS}/{jax.process_index()}"
-            coordinator().key_value_set(key, "null", allow_overwrite=True)
+            coordinator().key_value_set(key, json.dumps(None), allow_overwrite=True)
 
     def _hear(self, process: int, text: str, now: float) -> None:
-        if text == "null":
-            self._seen.pop(process, None)
-        elif self._seen.get(process, ("", 0.0))[0] != text:
-            self._seen[process] = (text, now)
+        fields, (last, _) = json.loads(text), self._heard.get(process, (None, 0.0))
+        if fields is None:
+            self._heard.pop(process, None)
+        elif (beat := _Beat(*fields)) != last:
+            self._heard[process] = beat, now
 
     def _process_0_answers(self, now: float) -> bool:
         answered = True
         try:  # with a limit, unlike other questions, which a cut network would hold for ever
             self._hear(0, coordinator().blocking_key_value_get(f"{BEATS}/0", 2000), now)
         except jax.errors.JaxRuntimeError:
-            answered = 0 not in self._seen  # it has not begun, or has ended
-        if 0 in self._seen:
-            self.stop = json.loads(self._seen[0][0])[5]
-        if 0 in self._seen and time.monotonic() - self._seen[0][1] > LOST_AFTER:
-            host = json.loads(self._seen[0][0])[4]
-            print(f"process 0 ({host}) is lost: it is silent", file=sys.stderr, flush=True)
-            os._exit(EXIT_STUCK)
+            answered = 0 not in self._heard  # it has not begun, or has ended
+        if 0 in self._heard:
+            beat, then = self._heard[0]
+            self.stop = beat.stop
+            if time.monotonic() - then > LOST_AFTER:
+                line = f"process 0 ({beat.host}) is lost: it is silent"
+                print(line, file=sys.stderr, flush=True)
+                os._exit(EXIT_STUCK)
         return answered
 
     def _judge(self, now: float) -> None:
-        beats = {p: (*json.loads(text), now - then) for p, (text, then) in self._seen.items()}
-        lost = {p: beat for p, beat in beats.items() if beat[6] > LOST_AFTER}
+        beats = {process: beat for process, (beat, _) in self._heard.items()}
+        lost = [p for p, (_, then) in self._heard.items() if now - then > LOST_AFTER]
         if lost:
-            named = ", ".join(f"process {p} ({beat[4]})" for p, beat in lost.items())
-            end_all(EXIT_STUCK, f"{named} is lost: silent for {LOST_AFTER:.0f} s", len(lost))
-        if len(beats) == jax.process_count() and all(beat[2] for beat in beats.values()):
-            behind = min(beat[1] for beat in beats.values())
-            guilty = {p: b for p, b in beats.items() if not b[3]}
-            guilty = guilty or {p: b for p, b in beats.items() if b[1] == behind}
-            named = ", ".join(f"process {p} ({b[4]})" for p, b in guilty.items())
-            end_all(EXIT_STUCK, f"stuck: {named} makes no progress", stacks_of=tuple(guilty))
+            line = f"{_named(lost, beats)} is lost: silent for {LOST_AFTER:.0f} s"
+            end_all(EXIT_STUCK, line, lost=len(lost))
+        if len(beats) == jax.process_count() and all(beat.stuck for beat in beats.values()):
+            behind = min(beat.ticks for beat in beats.values())
+            guilty = [process for process, beat in beats.items() if not beat.waiting]
+            guilty = guilty or [process for process, beat in beats.items() if beat.ticks == behind]
+            line = f"stuck: {_named(guilty, beats)} makes no progress"
+            end_all(EXIT_STUCK, line, stacks_of=tuple(guilty))
+
+
+def _named(processes: list[int], beats: dict[int, _Beat]) -> str:
+    return ", ".join(f"process {process} ({beats[process].host})" for process in processes)
 
 
 def _get(key: str) -> Any:

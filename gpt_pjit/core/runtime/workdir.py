@@ -23,14 +23,14 @@ from gpt_pjit.core.console import warn
 from gpt_pjit.core.errors import ConfigError, FaultError, IntegrityError, Problem
 from gpt_pjit.core.files import (
     check_bucket,
-    check_writable,
     file_errors,
     is_remote,
     read_json,
     write_json,
+    write_probe,
 )
 from gpt_pjit.core.runtime.provenance import this_start
-from gpt_pjit.core.runtime.together import all_or_none, everyone
+from gpt_pjit.core.runtime.together import all_or_none
 from gpt_pjit.core.validation import validate
 
 Record = dict[str, Any]
@@ -71,7 +71,7 @@ def open_workdir(workdir: Path, config: Config) -> None:
             )
             raise ConfigError([f"{problem}; choose a folder that all hosts share"], "--workdir")
         if not is_remote(workdir):
-            check_writable(workdir, jax.process_index())
+            write_probe(workdir, jax.process_index())
 
 
 def record_start(
@@ -131,8 +131,8 @@ def note_finished(workdir: Path, steps: int) -> None:
 
 
 def finished_steps(workdir: Path) -> int | None:
-    """With how many steps the run has finished, or None."""
-    return everyone(read_run(workdir)[1].get("finished") if jax.process_index() == 0 else None)[0]
+    """With how many steps the run has finished, or None, as this process sees it."""
+    return read_run(workdir)[1].get("finished")
 
 
 def check_none_saved(workdir: Path) -> None:

@@ -65,9 +65,14 @@ def _address(local):
     return f"{text}:{int(port, 16)}"
 
 
+def two(common, *ids):
+    """The variables of two processes; each has its number in `ids`."""
+    return [common | dict.fromkeys(ids, str(process)) for process in (0, 1)]
+
+
 def explicit(address):
     common = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
-    return [common | {"JAX_PROCESS_ID": str(process)} for process in (0, 1)]
+    return two(common, "JAX_PROCESS_ID")
 
 
 def slurm(address):
@@ -81,8 +86,7 @@ def slurm(address):
         "SLURM_NTASKS": "2",
         "JAX_COORDINATOR_PORT": address.partition(":")[2],
     }
-    ids = ("SLURM_PROCID", "SLURM_LOCALID")
-    return [common | dict.fromkeys(ids, str(process)) for process in (0, 1)]
+    return two(common, "SLURM_PROCID", "SLURM_LOCALID")
 
 
 def open_mpi(address):
@@ -92,8 +96,7 @@ def open_mpi(address):
         "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://127.0.0.1:34911",
         "JAX_COORDINATOR_PORT": address.partition(":")[2],
     }
-    ids = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK")
-    return [common | dict.fromkeys(ids, str(process)) for process in (0, 1)]
+    return two(common, "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK")
 
 
 def gke(address):
@@ -104,7 +107,7 @@ def gke(address):
         "MEGASCALE_SLICE_ID": "0",
         "JAX_COORDINATOR_PORT": address.partition(":")[2],
     }
-    return [common | {"TPU_WORKER_ID": str(process)} for process in (0, 1)]
+    return two(common, "TPU_WORKER_ID")
 
 
 def sum_and_listeners(environments, *flags):
