@@ -63,6 +63,6 @@ def gs(environment):
     log.close()
 
 
-@pytest.fixture(scope="session", params=["gs", "s3"])
+@pytest.fixture(scope="session", params=[pytest.param("gs", marks=pytest.mark.slow), "s3"])
 def bucket(request):
     return request.getfixturevalue(request.param)

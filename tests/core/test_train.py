@@ -88,9 +88,6 @@ def finished(corpus, tmp_path_factory):
     return workdir, result.stdout
 
 
-pytestmark = pytest.mark.xdist_group("train")
-
-
 def test_a_run_leaves_metrics_checkpoints_and_its_record(finished):
     workdir, output = finished
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -153,6 +150,7 @@ def test_ctrl_c_saves_and_the_same_command_resumes_bit_for_bit(corpus, finished,
     assert metrics(workdir, "validation/loss") == metrics(finished[0], "validation/loss")
 
 
+@pytest.mark.slow
 def test_a_start_that_found_no_data_does_not_bind_the_workdir(corpus, tmp_path):
     workdir = tmp_path / "run"
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n" * 100)
@@ -176,6 +174,7 @@ def test_a_corpus_too_small_for_validation_trains_without(tmp_path):
     assert metrics(tmp_path / "run", "validation/loss") == {}
 
 
+@pytest.mark.slow
 def test_training_goes_on_when_its_reader_is_gone(corpus, tmp_path):
     workdir = tmp_path / "run"
     arguments = command(*flags(corpus, workdir, **{"optim.steps": 10}))

@@ -30,12 +30,17 @@ def until_end(ids):
     "fields",
     [
         {"n_layers": 3, "scan_layers": True},
-        BLOCKS["gpt2"],
-        {"positions": "none", "n_heads": 2, "remat": "full"},
         BLOCKS["llama"],
-        BLOCKS["neox"],
         BLOCKS["nanochat"] | {"scan_layers": True},
-        BLOCKS["grouped"],
+        *(
+            pytest.param(fields, marks=pytest.mark.slow)
+            for fields in (
+                {"positions": "none", "n_heads": 2, "remat": "full"},
+                BLOCKS["gpt2"],
+                BLOCKS["neox"],
+                BLOCKS["grouped"],
+            )
+        ),
     ],
     ids=str,
 )

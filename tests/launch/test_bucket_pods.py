@@ -14,7 +14,7 @@ from gpt_pjit.core.files import as_path
 from gpt_pjit.core.orbax_paths import COMMIT
 from tests.helpers import ROOT, write_texts
 
-pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.xdist_group("pods")]
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 FIELDS = {
     "model.n_layers": 2,

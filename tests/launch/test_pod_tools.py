@@ -16,7 +16,6 @@ pytestmark = [
     pytest.mark.tpu_compiler,
     pytest.mark.slow,
     pytest.mark.long,
-    pytest.mark.xdist_group("pods"),
 ]
 
 PODS = [("v4-32", 1), ("v4-32", 4), ("v5e-16", 2), ("v6e-8", 4)]

@@ -12,7 +12,7 @@ import pytest
 
 from tests.helpers import ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.xdist_group("pods")]
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 # Runs three commands in each process, and counts: operations on the files and folders of FOLDER, by
 # the first part of their path; rows built in Python, by place; bytes sent; bytes read.

@@ -18,7 +18,6 @@ missing = [
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.long,
-    pytest.mark.xdist_group("slurm"),
     pytest.mark.skipif(bool(missing), reason=f"wants slurm-wlm and munge; missing {missing}"),
 ]
 

@@ -16,7 +16,7 @@ from gpt_pjit.core.errors import EXIT_DONE
 from tests.helpers import ROOT, write_texts
 
 pytest.importorskip("libtpu", reason="wants libtpu, of the extra `plan`")
-pytestmark = [pytest.mark.tpu_compiler, pytest.mark.slow, pytest.mark.xdist_group("pods")]
+pytestmark = [pytest.mark.tpu_compiler, pytest.mark.slow]
 
 FIELDS = {
     "model.n_layers": 2,

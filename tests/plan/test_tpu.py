@@ -18,7 +18,6 @@ from tests.plan.plain_step import plain_step
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.tpu_compiler,
-    pytest.mark.xdist_group("tpu"),  # one compile for all of them
     pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs the extra `plan`"),
 ]
 V3_32 = find_topology("v3-32")

@@ -46,7 +46,7 @@ def wide(kept, window, q, k):
     return jnp.concatenate(rows, axis=-2).reshape(H, B, T, T)
 
 
-@pytest.mark.parametrize("block", [5, 8, 256])
+@pytest.mark.parametrize("block", [5, 256, pytest.param(8, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("alibi", [True, False])
 @pytest.mark.parametrize("with_dropout", [True, False])
 @pytest.mark.parametrize("documents", [None, DOCUMENTS], ids=["one", "documents"])

@@ -50,7 +50,16 @@ def test_alibi_bias_is_the_papers_up_to_a_constant_for_each_query():
 
 
 @pytest.mark.usefixtures("one_device")
-@pytest.mark.parametrize("block", [*BLOCKS, "none"])
+@pytest.mark.parametrize(
+    "block",
+    [
+        *("alibi", "llama", "nanochat"),
+        *(
+            pytest.param(b, marks=pytest.mark.slow)
+            for b in ("gpt2", "qwen", "neox", "grouped", "none")
+        ),
+    ],
+)
 def test_no_position_sees_a_later_one(block):
     config = tiny(model=BLOCKS.get(block, {"positions": "none", "bias": "all"}))
     params = init_params(config.model, LENGTH, jax.random.key(0))

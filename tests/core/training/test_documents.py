@@ -31,8 +31,7 @@ def documents(row):
 @pytest.fixture(
     params=[
         "alibi",
-        "nanochat",
-        *(pytest.param(b, marks=pytest.mark.slow) for b in ("gpt2", "llama")),
+        *(pytest.param(b, marks=pytest.mark.slow) for b in ("gpt2", "llama", "nanochat")),
     ]
 )
 def config(request):

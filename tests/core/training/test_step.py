@@ -38,13 +38,10 @@ def on_one_device(config):
     return run_steps(config, program_on(config, (1, 1, 1)), STEPS)[1]
 
 
-# Quick are each layout and each mesh once with the default block, and two modern blocks; all others
-# are slow.
-QUICK = {
-    *(("alibi", layout, (1, 4, 2)) for layout in LAYOUTS),
-    *(("alibi", "zero", shape) for shape in MESHES),
+QUICK = {  # all others are slow
+    ("alibi", "zero", (1, 8, 1)),
+    ("alibi", "zero", (1, 4, 2)),
     ("llama", "fsdp", (1, 2, 4)),  # 2 heads of keys and values on 4 devices
-    ("nanochat", "zero1", (1, 8, 1)),
 }
 
 
@@ -113,12 +110,11 @@ def test_every_dropout_draw_has_its_own_key_and_the_same_one_again(monkeypatch):
 
 def test_accumulation_over_microbatches_equals_one_batch():
     results = []
-    for microbatches in (1, 2, 4):
+    for microbatches in (1, 4):
         config = tiny(optim={"microbatches": microbatches})
         _, history = run_steps(config, program_on(config, (1, 4, 1)), STEPS)
         results.append([list(metrics.values()) for metrics in history])
     np.testing.assert_allclose(results[1], results[0], atol=1e-5)
-    np.testing.assert_allclose(results[2], results[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("layout", ["zero1", "zero", "fsdp"])
@@ -324,7 +320,7 @@ def test_batch_that_does_not_divide():
         program_on(with_fields(tiny(), {"data.batch_size": 20}), (1, 8, 1))
 
 
-@pytest.mark.parametrize("bad", ["loss", "gradient"])
+@pytest.mark.parametrize("bad", ["loss", pytest.param("gradient", marks=pytest.mark.slow)])
 def test_a_step_that_is_not_finite_changes_only_the_counters(monkeypatch, bad):
     """On two meshes alike; the step after it trains on."""
     from gpt_pjit.core.training import step as module
