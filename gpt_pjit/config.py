@@ -81,13 +81,16 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW with warm-up and cosine decay; gradients clipped by their global norm."""
+    """An optimizer for each parameter, warm-up and cosine decay; gradients are clipped by their
+    global norm.
+    """
 
     steps: int = 1000
     peak_lr: float = 1e-3
     warmup_steps: int = 100
     final_lr_fraction: float = 0.1
-    b1: float = 0.9
+    rules: tuple = ()  # (regex, adamw | muon | lion | adafactor), or (.., (name, peak_lr))
+    b1: float = 0.9  # AdamW's
     b2: float = 0.95
     weight_decay: float = 0.1
     decay_rules: tuple = ()  # (regex, factor of weight_decay); empty: 1 for matrices, else 0

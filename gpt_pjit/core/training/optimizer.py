@@ -1,7 +1,8 @@
-"""AdamW and its schedule; the rule engine sets weight decay and learning rate per parameter."""
+"""Optimizers and their schedule; the rule engine chooses for each parameter, with its factors."""
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -10,18 +11,24 @@ import jax
 import numpy as np
 import optax
 
-from gpt_pjit.config import Config, OptimConfig
+from gpt_pjit.config import Config, ModelConfig, OptimConfig
 from gpt_pjit.core.errors import ConfigError
-from gpt_pjit.core.parameters import matrix_rules
+from gpt_pjit.core.parameters import gpt_dimensions, matrix_rules
 from gpt_pjit.core.sharding import (
     SCANNED,
     Finding,
     Match,
     Rules,
+    match_rules,
     path_string,
     paths_and_leaves,
     try_rules,
+    values,
 )
+from gpt_pjit.core.training.muon import scale_by_muon
+
+RULES = "optim.rules"
+DEFAULT: Rules = ((".*", "adamw"),)
 
 
 def learning_rate(c: OptimConfig) -> optax.Schedule:
@@ -42,9 +49,11 @@ def warmup_steps(c: OptimConfig) -> int:
 
 
 def make_optimizer(config: Config, params: Any) -> optax.GradientTransformation:
-    """Global-norm clip, then AdamW; `params` may be shapes.
+    """Global-norm clip, the optimizer of each parameter, decoupled decay, and the learning rate;
+    `params` may be shapes.
 
-    Matrices are decayed, or as `optim.decay_rules` say; `optim.lr_rules` multiply the whole update.
+    `optim.rules` choose, AdamW where there are none. Matrices are decayed, or as
+    `optim.decay_rules` say; `optim.lr_rules` multiply the whole update.
     """
     if findings := optimizer_findings(config, params):
         raise ConfigError(findings, "optim")
@@ -52,29 +61,77 @@ def make_optimizer(config: Config, params: Any) -> optax.GradientTransformation:
     rates = jax.tree.map(
         lambda factor: c.weight_decay * factor, _factors(_decay_rules(config), params)
     )
-    adamw = optax.chain(
-        optax.scale_by_adam(b1=c.b1, b2=c.b2),
+    optimizer = optax.chain(
+        _directions(config, params),
         optax.stateless(lambda updates, params: jax.tree.map(_decayed, updates, params, rates)),
         optax.scale_by_learning_rate(learning_rate(c)),
     )
-    if not c.lr_rules:
-        return optax.chain(optax.clip_by_global_norm(c.clip_norm), adamw)
-    factors = _factors(c.lr_rules, params)
+    clip = optax.clip_by_global_norm(c.clip_norm)
+    peaks = {peak for _, peak in chosen_optimizers(config, params).values()}
+    if not c.lr_rules and peaks == {c.peak_lr}:
+        return optax.chain(clip, optimizer)
+    factors = _rate_factors(config, params)
     scale = optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, factors))
-    return optax.chain(optax.clip_by_global_norm(c.clip_norm), adamw, scale)
+    return optax.chain(clip, optimizer, scale)
+
+
+def chosen_optimizers(config: Config, params: Any) -> dict[str, tuple[str, float]]:
+    """The name of each parameter's optimizer, and its peak learning rate, by path."""
+    c = config.optim
+    paths = [path for path, _ in paths_and_leaves(params)]
+    matches, _ = try_rules(c.rules or DEFAULT, paths, RULES)
+    rows = {path: match.value for path, match in matches.items()}
+    return {
+        path: row if isinstance(row, tuple) else (row, c.peak_lr) for path, row in rows.items()
+    }
 
 
 def optimizer_findings(config: Config, params: Any) -> list[Finding]:
-    """All problems of the optimizer's two tables."""
-    tables = {"optim.decay_rules": _decay_rules(config), "optim.lr_rules": config.optim.lr_rules}
+    """All problems of the optimizer's three tables."""
+    c = config.optim
+    factors = {"optim.decay_rules": _decay_rules(config), "optim.lr_rules": c.lr_rules}
     leaves = dict(paths_and_leaves(params))
     found: list[Finding] = []
-    for table, rules in tables.items():
+    for table, rules in ({RULES: c.rules} | factors).items():
         matches, findings = try_rules(rules, list(leaves), table) if rules else ({}, [])
         found += findings
         for path, match in matches.items():
-            found += _factor_findings(path, leaves[path].shape, match, table)
+            if table == RULES:
+                found += _choice_findings(path, match, config.model)
+            else:
+                found += _factor_findings(path, leaves[path].shape, match, table)
     return found
+
+
+def _directions(config: Config, params: Any) -> optax.GradientTransformation:
+    """The update of each parameter, before decay and learning rate."""
+    if not config.optim.rules:
+        return OPTIMIZERS["adamw"](config, params)
+    chosen = chosen_optimizers(config, params)
+    labels = jax.tree_util.tree_map_with_path(lambda path, _: chosen[path_string(path)][0], params)
+    used = sorted({name for name, _ in chosen.values()})
+    return optax.partition({name: OPTIMIZERS[name](config, params) for name in used}, labels)
+
+
+def _adamw(config: Config, params: Any) -> optax.GradientTransformation:
+    return optax.scale_by_adam(b1=config.optim.b1, b2=config.optim.b2)
+
+
+def _muon(config: Config, params: Any) -> optax.GradientTransformation:
+    letters = values(match_rules(gpt_dimensions(config.model), params))
+    return scale_by_muon(config.model.dtype, dict(paths_and_leaves(letters)))
+
+
+def _lion(config: Config, params: Any) -> optax.GradientTransformation:
+    return optax.scale_by_lion()
+
+
+def _adafactor(config: Config, params: Any) -> optax.GradientTransformation:
+    """With the learning rate as it is, not times the size of the parameter."""
+    return optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))
+
+
+OPTIMIZERS = {"adamw": _adamw, "muon": _muon, "lion": _lion, "adafactor": _adafactor}
 
 
 def _decay_rules(config: Config) -> Rules:
@@ -83,6 +140,15 @@ def _decay_rules(config: Config) -> Rules:
 
 def _decayed(update: jax.Array, param: jax.Array, rate: Any) -> jax.Array:
     return update + rate * param if np.any(rate) else update
+
+
+def _rate_factors(config: Config, params: Any) -> Any:
+    """What multiplies the update of each parameter: its own learning rate, and `lr_rules`."""
+    chosen, base = chosen_optimizers(config, params), config.optim.peak_lr
+    factors = _factors(config.optim.lr_rules or ((".*", 1.0),), params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, factor: factor * (chosen[path_string(path)][1] / base), factors
+    )
 
 
 def _factors(rules: Rules, params: Any) -> Any:
@@ -120,3 +186,34 @@ def _factor_findings(
         yield finding("has one number for each layer, but there are none", "write one number")
     elif isinstance(value, tuple) and len(value) != shape[0]:
         yield finding(f"has {len(value)} numbers for {shape[0]} layers", f"write {per_layer}")
+
+
+def _choice_findings(path: str, match: Match, c: ModelConfig) -> Iterator[Finding]:
+    def finding(constraint: str, remedy: str) -> Finding:
+        row = match.values[0] if len(match.values) == 1 else match.values
+        where = f"{path} ({match})"
+        return Finding(where, row, constraint, remedy, "optimizer", path, match.number, RULES)
+
+    names = ", ".join(OPTIMIZERS)
+    value = match.value
+    name, *rates = value if isinstance(value, tuple) and value else (value,)
+    if len(match.values) > 1 or len(rates) > 1:
+        yield finding("has several values", "write a name, or one tuple (name, peak_lr)")
+        return
+    if name not in OPTIMIZERS:
+        close = difflib.get_close_matches(str(name), OPTIMIZERS, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        yield finding("is not an optimizer", f"{hint}known: {names}")
+    if not all(isinstance(n, int | float) and math.isfinite(n) and n > 0 for n in rates):
+        yield finding("its learning rate must be above 0", "write (name, peak_lr), as 0.02")
+    if name == "muon" and (why := _no_muon(path, c)):
+        yield finding(f"muon cannot train it: it is {why}", "put a row with adamw before this one")
+
+
+def _no_muon(path: str, c: ModelConfig) -> str:
+    """Why Muon, which orthogonalises the matrices of layers, does not take this parameter."""
+    matches, _ = try_rules(matrix_rules(c), [path])
+    if not matches[path].value:
+        return "a vector in each layer" if path.startswith(SCANNED) else "a vector"
+    rows = "an embedding or head, whose rows belong to tokens and not to a space of features"
+    return "" if path.startswith(SCANNED) else rows
