@@ -33,7 +33,14 @@ def get_config():
     c.data.sequence_length = 2048
     c.data.batch_size = 256
     c.optim.steps = 16_000
-    c.optim.peak_lr = 6e-4
+    adamw = (c.model.d_model / 768) ** -0.5  # its rates were tuned at a width of 768
+    c.optim.peak_lr = 0.02
+    c.optim.rules = (
+        (r"blocks/.*", "muon"),
+        (r"embed/embedding", ("adamw", 0.3 * adamw)),
+        (r"head/kernel", ("adamw", 0.004 * adamw)),
+    )
+    c.optim.b1 = 0.8
     c.optim.warmup_steps = 500
     c.optim.microbatches = 2
     c.eval.every = 500

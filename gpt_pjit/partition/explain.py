@@ -3,8 +3,9 @@
 The answer is a record of plain values: --json prints it, a lock keeps it, tables and pages show it.
 
 Traffic follows from specs alone, by the formulas of a ring: of B bytes over n devices, an
-all-gather and a reduce-scatter move (n - 1) / n * B through each device, an all-reduce twice that.
-The activations that tensor parallelism moves are not counted, nor the scalars of the metrics.
+all-gather and a reduce-scatter move (n - 1) / n * B through each device, an all-reduce twice that;
+an all-to-all moves (n - 1) / n of what a device holds. The activations that tensor parallelism
+moves are not counted, nor the scalars of the metrics.
 """
 
 from __future__ import annotations
@@ -35,7 +36,13 @@ from gpt_pjit.core.sharding import (
     values,
     without_batch_axes,
 )
-from gpt_pjit.core.training import Training, build_training, make_optimizer
+from gpt_pjit.core.training import (
+    Training,
+    build_training,
+    chosen_optimizers,
+    dealing,
+    make_optimizer,
+)
 from gpt_pjit.pages import Record
 
 TREES = ("stored", "compute", "gradients", "optimizer")
@@ -45,6 +52,7 @@ COLLECTIVES = (
     "reduce gradients, layer by layer",
     "reduce gradients, once",
     "gather updated parameters",
+    "deal matrices to Muon",
 )
 
 
@@ -64,6 +72,7 @@ def explain_config(config: Config, devices: int) -> Record:
     match_of = dict(paths_and_leaves(placement.matches))
     specs_of = {tree: dict(paths_and_leaves(getattr(placement, tree))) for tree in TREES}
     state_bytes = optimizer_bytes(config, training)
+    optimizers = chosen_optimizers(config, params)
     passes = 1 if c.remat == "none" else 2  # without remat the backward pass keeps the weights
     parameters: Record = {}
     for path, param in paths_and_leaves(params):
@@ -72,6 +81,10 @@ def explain_config(config: Config, devices: int) -> Record:
         nbytes = {tree: shard_bytes(leaf, specs[tree], axis_sizes) for tree, leaf in leaves.items()}
         nbytes["optimizer"] = state_bytes[path]
         moved = traffic(param, weights[path], specs, axis_sizes, config.optim.microbatches, passes)
+        if optimizers[path][0] == "muon":
+            moved[COLLECTIVES[-1]] = dealt(
+                weights[path], letters[path], specs["optimizer"], axis_sizes
+            )
         parameters[path] = {
             "shape": list(param.shape),
             "dimensions": letters[path],
@@ -168,7 +181,21 @@ def traffic(
         _reduce(param, compute, specs["gradients"], once, axis_sizes),
         _gather(param, specs["optimizer"], specs["stored"], axis_sizes),
     )
-    return dict(zip(COLLECTIVES, moved, strict=True))
+    return dict(zip(COLLECTIVES, moved, strict=False))
+
+
+def dealt(weight: Any, dimensions: str, spec: P, axis_sizes: Mapping[str, int]) -> int:
+    """Bytes through each device when Muon deals a parameter out and takes it back.
+
+    For each axis that splits a matrix an all-to-all both ways; for any other an all-gather on the
+    way back.
+    """
+    deal = dealing(dimensions, weight.shape, spec, axis_sizes)
+    stack, total = jax.ShapeDtypeStruct(deal.shape, weight.dtype), 0
+    for (axis, n), source in zip(axis_sizes.items(), deal.specs[:-1], strict=True):
+        ways = 2 if axis in axes_of(source) else 1
+        total += ways * (shard_bytes(stack, source, axis_sizes) * (n - 1) // n)
+    return total
 
 
 def _gather(leaf: Any, source: P, target: P, axis_sizes: Mapping[str, int]) -> int:

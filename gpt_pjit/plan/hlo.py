@@ -19,7 +19,7 @@ CYCLES = r'"estimated_cycles":"(\d+)"'
 NO_ESTIMATE = 2**63 - 1  # what the compiler writes where its cost model gives up
 # The `jax.named_scope`s of core/model and core/training, by which a plan tells what is what.
 SCOPES = (
-    "gather_weights|gather_layer|reduce_gradients|accumulate_gradients|optimizer|embedding|"
+    "gather_weights|gather_layer|reduce_gradients|accumulate_gradients|optimizer|muon|embedding|"
     "loss_head|attention_projections|attention_scores|attention_softmax|attention_values|dropout|"
     "mlp|norms|rotary|layers"
 )
@@ -91,7 +91,7 @@ class Instruction:
     @property
     def scope(self) -> str:
         """The innermost scope of `SCOPES` in the name that JAX gave the operation."""
-        return (SCOPE.findall(self.op_name) or [UNSCOPED])[-1]
+        return scope_of(self.op_name)
 
     def find(self, pattern: str) -> str:
         """The first group of `pattern` in the attributes, or nothing."""
@@ -232,6 +232,11 @@ class Module:
         found = re.search(rf"^{name}\n((?:\d+ .*\n)+)", self._text, re.MULTILINE)
         rows = found.group(1).splitlines() if found else []
         return dict(row.split(" ", 1) for row in rows)
+
+
+def scope_of(op_name: str) -> str:
+    """The innermost scope of `SCOPES` in a name."""
+    return (SCOPE.findall(op_name) or [UNSCOPED])[-1]
 
 
 def _root(computation: dict[str, Instruction]) -> Instruction:

@@ -11,7 +11,7 @@ from gpt_pjit.config import Config
 from gpt_pjit.core.model import count_params, param_shapes
 from gpt_pjit.core.parameters import matrix_rules
 from gpt_pjit.core.sharding import BATCH_AXES, match_rules, paths_and_leaves, values
-from gpt_pjit.core.training import Training
+from gpt_pjit.core.training import Training, chosen_optimizers
 from gpt_pjit.pages import Record
 from gpt_pjit.plan.collectives import LAYER_LOOP, OUTSIDE, collectives_of, whole_shapes
 from gpt_pjit.plan.compile import (
@@ -23,7 +23,7 @@ from gpt_pjit.plan.compile import (
     training_for,
 )
 from gpt_pjit.plan.cost import cost_record, explained, fits, memory_of, published_for, remedies
-from gpt_pjit.plan.hlo import Module
+from gpt_pjit.plan.hlo import Module, scope_of
 
 XLA_DTYPES = {"bfloat16": "bf16", "float32": "f32", "float16": "f16"}
 TOLERANCE = 0.02  # of memory and cycles, between two compiles of what counts as the same step
@@ -31,6 +31,7 @@ COUNTED = ("kind", "dtype", "axes", "where", "times", "bytes")  # what makes a c
 REDUCTIONS = ("all-reduce", "reduce-scatter")
 VIEWS = ("bitcast", "get-tuple-element", "parameter", "tuple", "while", "copy-done")
 LOGITS = "one_float32_copy_of_the_logits"
+DEALT = "matrices_dealt_to_muon_and_back_once"  # of any layout, where a rule says muon
 REDUCED_ONCE = (
     "no_collective_of_the_batch_in_a_loop",
     "no_gradient_reduction_in_a_loop",
@@ -139,7 +140,10 @@ def broken_promises(
     whole = whole_shapes(training.model)
     matrices = {path: whole[path] for path, is_matrix in paths_and_leaves(matches) if is_matrix}
     dtype = XLA_DTYPES[jnp.dtype(c.dtype).name]
+    chosen = chosen_optimizers(config, training.state.params)
     over_batch = [one for one in collectives if set(one["axes"]) & set(BATCH_AXES)]
+    dealt = [one for one in collectives if scope_of(one["op_name"]) == "muon"]
+    over_batch = [one for one in over_batch if one not in dealt]
     named = [one for one in over_batch if one["parameters"]]
     reductions = [one for one in named if one["kind"] in REDUCTIONS]
     gathers = [one for one in named if one["kind"] == "all-gather"]
@@ -161,9 +165,11 @@ def broken_promises(
             *_not_in(dtype, gathers),
             *_layers_outside_their_loop(gathers),
         ),
+        DEALT: (*_in_a_loop(dealt), *_more_than_dealt(config, training.mesh.size, dealt)),
         LOGITS: _copies_of_the_logits(module, *logits),
     }
     names = PROMISES[config.partition.layout] if parts > 1 else (LOGITS,)
+    names += (DEALT,) * any(name == "muon" for name, _ in chosen.values())
     return {name: list(breaches[name]) for name in names}
 
 
@@ -195,6 +201,14 @@ def _not_once(
         if arrays != alike[shape]:
             others = ", ".join(p for p in matrices if matrices[p] == shape)
             yield f"{others}: {arrays} collectives, not {alike[shape]}"
+
+
+def _more_than_dealt(config: Config, devices: int, dealt: Sequence[Record]) -> Iterator[str]:
+    """Muon sends what its all-to-alls and gathers take in the compute dtype, and no more."""
+    sent = sum(c["total_bytes"] for c in dealt)
+    expected = explained(config, devices)["bytes_moved_a_step"]["deal matrices to Muon"]
+    if sent > (1 + TOLERANCE) * expected:
+        yield f"Muon sends {sent:,} bytes, not {expected:,}"
 
 
 def _layers_outside_their_loop(gathers: Sequence[Record]) -> Iterator[str]:

@@ -73,9 +73,7 @@ def optimizer_specs(tx: Any, params: Any, specs: Any, rules: Rules = ()) -> Any:
     )
 
 
-def _derived(
-    tx: Any, params: Any, specs: Any, owners: dict[str, str | None]
-) -> dict[str, P]:
+def _derived(tx: Any, params: Any, specs: Any, owners: dict[str, str | None]) -> dict[str, P]:
     """Specs by path of what has dimensions of its parameter, and of small state of none.
 
     The state of parameters whose sizes are all different, in the same order, says which dimensions.

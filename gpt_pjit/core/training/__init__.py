@@ -1,10 +1,12 @@
-"""Optimizer, schedule, and the explicitly sharded training and evaluation steps."""
+"""Optimizers, schedule, and the explicitly sharded training and evaluation steps."""
 
 from gpt_pjit.core.training.evaluation import (
     eval_step as eval_step,
     validation_metrics as validation_metrics,
 )
+from gpt_pjit.core.training.muon import dealing as dealing
 from gpt_pjit.core.training.optimizer import (
+    chosen_optimizers as chosen_optimizers,
     learning_rate as learning_rate,
     make_optimizer as make_optimizer,
     optimizer_findings as optimizer_findings,

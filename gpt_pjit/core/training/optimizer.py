@@ -81,9 +81,7 @@ def chosen_optimizers(config: Config, params: Any) -> dict[str, tuple[str, float
     paths = [path for path, _ in paths_and_leaves(params)]
     matches, _ = try_rules(c.rules or DEFAULT, paths, RULES)
     rows = {path: match.value for path, match in matches.items()}
-    return {
-        path: row if isinstance(row, tuple) else (row, c.peak_lr) for path, row in rows.items()
-    }
+    return {path: row if isinstance(row, tuple) else (row, c.peak_lr) for path, row in rows.items()}
 
 
 def optimizer_findings(config: Config, params: Any) -> list[Finding]:
