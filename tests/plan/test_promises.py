@@ -1,13 +1,17 @@
 """Our step keeps the promises of its layout; one with automatic sharding breaks them by name."""
 
 import pytest
+from jax.sharding import PartitionSpec as P
 
+from gpt_pjit.core.training import muon
+from gpt_pjit.partition import explain_config
 from gpt_pjit.plan.compile import find_topology
 from gpt_pjit.plan.plan import is_good, read_plan
 from tests.helpers import with_fields
 from tests.plan.conftest import LAYOUTS
 
 # XLA for CPU stores the logits more than once; tests/plan/test_tpu.py holds that promise.
+QUICK = ("zero", "data")
 NOT_ON_CPU = {"one_float32_copy_of_the_logits"}
 
 
@@ -23,6 +27,50 @@ def test_each_layout_keeps_its_promises(small, plan_on_cpu, layout):
     plan = plan_on_cpu(with_fields(small, {"partition.layout": layout})).record
     assert broken(plan) == {}
     assert plan["promises"]
+
+
+MUON = {"optim.rules": ((r"blocks/.*/kernel", "muon"), (".*", "adamw"))}
+DEALT = "matrices_dealt_to_muon_and_back_once"
+
+
+@pytest.mark.parametrize(
+    ("layout", "mesh"),
+    [
+        pytest.param(layout, mesh, marks=[] if (layout, mesh) == QUICK else pytest.mark.slow)
+        for layout in LAYOUTS
+        for mesh in ("data", "replica", "tensor")
+    ],
+)
+def test_muon_sends_what_the_partition_room_counts_and_breaks_nothing(
+    small, plan_on_cpu, layout, mesh
+):
+    sizes = {} if mesh == "data" else {f"mesh.{mesh}": 2}
+    config = with_fields(small, {"partition.layout": layout} | MUON | sizes)
+    plan = plan_on_cpu(config).record
+    assert broken(plan) == {}
+    assert DEALT in plan["promises"]
+    sent = [c for c in plan["collectives"] if "/muon/" in c["op_name"]]
+    expected = explain_config(config, 4)["bytes_moved_a_step"]["deal matrices to Muon"]
+    assert sum(c["total_bytes"] for c in sent) == expected > 0
+    gathered = {axis for c in sent if c["kind"] == "all-gather" for axis in c["axes"]}
+    assert gathered == ({"data"} if layout == "ddp" else set()) | (
+        {"replica"} if mesh == "replica" else set()
+    )
+
+
+def test_muon_on_whole_matrices_everywhere_breaks_its_promise(small, plan_on_cpu, monkeypatch):
+    """As a partitioner does where one device's matrices are not dealt: all are gathered."""
+    plain = muon.dealing
+
+    def gathering(*arguments):
+        deal = plain(*arguments)
+        return deal._replace(specs=(deal.specs[0], P(*(None,) * len(deal.shape))))
+
+    monkeypatch.setattr(muon, "dealing", gathering)
+    plan = plan_on_cpu(with_fields(small, MUON | {"seed": 1})).record
+    assert broken(plan).keys() == {DEALT}
+    (words,) = plan["breaches"][DEALT]
+    assert words.startswith("Muon sends")
 
 
 def test_automatic_sharding_breaks_them_by_name(small, plan_on_cpu):

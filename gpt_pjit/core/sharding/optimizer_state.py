@@ -56,24 +56,27 @@ def optimizer_specs(tx: Any, params: Any, specs: Any, rules: Rules = ()) -> Any:
     state = jax.eval_shape(tx.init, params)
     shapes = {path: leaf.shape for path, leaf in paths_and_leaves(params)}
     owners = state_parameters(tx, params)
-    derived = _derived(tx, params, specs, owners)
+    spec_of = dict(paths_and_leaves(specs))
     placed: dict[str, P] = {}
     rest: dict[str, tuple[int, ...]] = {}
     for path, leaf in paths_and_leaves(state):
         owner = owners[path]
         if owner is not None and leaf.shape == shapes[owner]:
-            placed[path] = derived[path]
+            placed[path] = spec_of[owner]
         elif math.prod(leaf.shape) == 1:
             placed[path] = P(*(None,) * len(leaf.shape))  # as explicit mode writes it
         else:
             rest[path] = leaf.shape
-    placed |= _by_rules(rules, rest, owners, derived)
+    if rest or rules:
+        placed |= _by_rules(rules, rest, owners, _derived(tx, params, spec_of, owners))
     return jax.tree.unflatten(
         jax.tree.structure(state), [placed[path] for path, _ in paths_and_leaves(state)]
     )
 
 
-def _derived(tx: Any, params: Any, specs: Any, owners: dict[str, str | None]) -> dict[str, P]:
+def _derived(
+    tx: Any, params: Any, spec_of: dict[str, P], owners: dict[str, str | None]
+) -> dict[str, P]:
     """Specs by path of what has dimensions of its parameter, and of small state of none.
 
     The state of parameters whose sizes are all different, in the same order, says which dimensions.
@@ -85,7 +88,6 @@ def _derived(tx: Any, params: Any, specs: Any, owners: dict[str, str | None]) ->
         params,
     )
     sizes = {path: leaf.shape for path, leaf in paths_and_leaves(probe)}
-    spec_of = dict(paths_and_leaves(specs))
     derived: dict[str, P] = {}
     for path, leaf in paths_and_leaves(jax.eval_shape(tx.init, probe)):
         owner = owners.get(path)

@@ -95,21 +95,75 @@ def test_leaves_of_a_parameters_shape_have_its_spec_the_rest_is_small_or_written
     )
 
 
-def test_a_factored_leaf_without_a_rule_is_named_with_its_parameter():
+def test_factors_have_the_entries_of_their_dimensions():
+    """Also where the two largest are equal, and a row comes before what is derived."""
+    params = PARAMS | {"square": jnp.ones((256, 256))}
+    specs = place((*RULES, ("square", ("data", "tensor"))), params, "zero", SIZES).optimizer
+    found = dict(paths_and_leaves(optimizer_specs(adafactor(), params, specs, FACTORED[:1])))
+    assert {path: P(*spec) for path, spec in FACTORED}.items() <= found.items()
+    assert (found["0/v_row/square"], found["0/v_col/square"]) == (P("data"), P("tensor"))
+    row = (FACTORED[0][0], (None,))
+    assert optimizer_specs(adafactor(), params, specs, (row,))[0].v_row["embed"]["embedding"] == P(
+        None
+    )
+
+
+def test_state_of_another_shape_is_named_with_its_parameter():
+    """A projection onto fewer dimensions, as in GaLore."""
+
+    def init(params):
+        return optax.TraceState(jax.tree.map(lambda leaf: jnp.zeros((leaf.shape[0], 5)), params))
+
+    tx = optax.GradientTransformation(init, lambda updates, state, _: (updates, state))
     with pytest.raises(ConfigError) as error:
-        optimizer_specs(adafactor(), PARAMS, SPECS, FACTORED[1:])
-    message = str(error.value)
-    assert len(error.value.problems) == 1
-    assert "0/v_row/embed/embedding=(128,): state of embed/embedding, but not of its" in message
-    assert "pass optimizer_specs rules with a row ('0/v_row/embed/embedding', (None,))" in message
-
-
-def test_state_of_no_parameter_needs_a_rule_above_one_element():
-    tx = optax.contrib.muon(1e-3)
-    with pytest.raises(ConfigError, match=r"ns_coeffs=\(3,\): state of no parameter"):
         optimizer_specs(tx, PARAMS, SPECS)
-    specs = optimizer_specs(tx, PARAMS, SPECS, ((".*/ns_coeffs", (None,)),))
-    assert {leaf for path, leaf in paths_and_leaves(specs) if "ns_coeffs" in path} == {P(None)}
+    assert len(error.value.problems) == 3
+    message = str(error.value)
+    assert "trace/embed/embedding=(512, 5): state of embed/embedding, but not of its" in message
+    assert (
+        "pass optimizer_specs rules with a row ('trace/embed/embedding', (None, None))" in message
+    )
+
+
+@pytest.mark.parametrize("tx", [optax.contrib.muon(1e-3), optax.contrib.sophia(1e-3)])
+def test_small_state_of_no_parameter_is_replicated(tx):
+    """Muon's three coefficients in optax, and Sophia's key; a row may say it too."""
+    small = {
+        path: spec
+        for path, spec in paths_and_leaves(optimizer_specs(tx, PARAMS, SPECS))
+        if path.endswith(("ns_coeffs", "key"))
+    }
+    assert set(map(axes_of, small.values())) == {()}
+    (path,) = small
+    optimizer_specs(tx, PARAMS, SPECS, ((path, tuple(small[path])),))
+
+
+def test_large_state_of_no_parameter_needs_a_row():
+    tx = optax.stateless(lambda updates, _: updates)._replace(init=lambda _: jnp.zeros(1000))
+    with pytest.raises(ConfigError, match=r"=\(1000,\): state of no parameter, and no rule"):
+        optimizer_specs(tx, PARAMS, SPECS)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        optax.sm3(1e-3),
+        optax.contrib.muon(
+            1e-3,
+            muon_weight_dimension_numbers=jax.tree.map(
+                lambda leaf: optax.contrib.MuonDimensionNumbers() if leaf.ndim == 2 else None,
+                PARAMS,
+            ),
+        ),
+    ],
+    ids=["sm3", "muon"],
+)
+def test_state_that_optax_cannot_match_is_one_sentence(tx):
+    with pytest.raises(ConfigError) as error:
+        optimizer_specs(tx, PARAMS, SPECS)
+    (problem,) = error.value.problems
+    assert "optax cannot tell which parameter each part of this optimizer's state" in str(problem)
+    assert "\n" not in str(problem)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Weight decay and learning rate by parameter, from tables of the config."""
+"""Optimizer, weight decay and learning rate by parameter, from tables of the config."""
 
 import jax
 import numpy as np
@@ -52,6 +52,82 @@ def test_a_table_that_says_the_default_changes_nothing():
     rules = ((".*/scale", False), (".*", True))
     same = updates_of(tiny(optim={"decay_rules": rules, "lr_rules": (ALL,)}))
     jax.tree.map(np.testing.assert_array_equal, updates_of(tiny()), same)
+
+
+def test_a_table_of_adamw_alone_changes_nothing():
+    same = updates_of(tiny(optim={"rules": ((".*", "adamw"),)}))
+    jax.tree.map(np.testing.assert_array_equal, updates_of(tiny()), same)
+
+
+LIBRARY = {
+    "lion": lambda: optax.scale_by_lion(),
+    "adafactor": lambda: optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)),
+}
+
+
+@pytest.mark.parametrize("name", LIBRARY)
+def test_others_are_those_of_optax(name):
+    """At a learning rate of a tenth, beside AdamW for the embedding, with decoupled decay."""
+    rules = ((".*/embedding", "adamw"), (".*", (name, 1e-4)))
+    sizes = {"d_model": 128, "d_ff": 128, "n_layers": 1}  # large enough to factor
+    config, plain = tiny(model=sizes, optim={"rules": rules}), tiny(model=sizes)
+    c = config.optim
+    tx = optax.chain(
+        optax.clip_by_global_norm(c.clip_norm),
+        LIBRARY[name](),
+        optax.add_decayed_weights(
+            c.weight_decay,
+            lambda params: jax.tree_util.tree_map_with_path(
+                lambda path, _: path[-1].key != "scale", params
+            ),
+        ),
+        optax.scale_by_learning_rate(lambda step: 0.1 * learning_rate(c)(step)),
+    )
+    found, expected, adamw = updates_of(config), updates_of(config, tx), updates_of(plain)
+    # Parameters after the first step differ where the other optimizer moved them.
+    for path, update in paths_and_leaves(found[0]):
+        wanted = adamw if path.endswith("embedding") else expected
+        np.testing.assert_allclose(update, dict(paths_and_leaves(wanted[0]))[path], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["lion", "adafactor"])
+def test_losses_and_state_on_a_mesh(name):
+    sizes = {"d_model": 128, "d_ff": 128, "n_layers": 1}
+    config = tiny(model=sizes, optim={"rules": ((".*", name),), "warmup_steps": 1})
+    program = program_on(config, (1, 4, 2))
+    one = run_steps(config, program_on(config, (1, 1, 1)), 3)[1]
+    state, history = run_steps(config, program, 3)
+    losses = [[metrics["train/loss"] for metrics in run] for run in (one, history)]
+    np.testing.assert_allclose(*losses, rtol=0, atol=1e-5)
+    assert jax.tree.map(lambda leaf: leaf.sharding, state) == jax.tree.map(
+        lambda leaf: leaf.sharding, program.state
+    )
+
+
+@pytest.mark.parametrize(
+    ("rules", "words"),
+    [
+        (((".*", "adamm"),), "is not an optimizer; did you mean 'adamw'? known: adamw, muon"),
+        (((".*", 3),), "is not an optimizer; known: adamw"),
+        (((".*", ("lion", 0.0)),), "its learning rate must be above 0"),
+        (((".*", ("lion", "fast")),), "its learning rate must be above 0"),
+        (((".*", "lion", 1e-3),), "has several values; write a name, or one tuple"),
+        (((".*", ("lion", 1e-3, 2)),), "has several values; write a name, or one tuple"),
+        (((".*", ()),), "is not an optimizer"),
+        (((".*/kernel", "muon"),), "parameter='embed/embedding': no rule matches it"),
+        (((".*", "muon"),), "embed/embedding (rule 0 '.*')='muon': muon cannot train it: it is an"),
+        (((".*", "muon"),), "embedding or head, whose rows belong to tokens"),
+        (((".*", "muon"),), "it is a vector in each layer; put a row with adamw before this one"),
+        (((".*", "adamw"), ("embed/.*", "lion")), "is taken by rule 0 '.*'"),
+        (((".*/kernell", "lion"), (".*", "adamw")), "rule 0='.*/kernell': matches no parameter"),
+    ],
+)
+def test_mistakes_in_the_choice(rules, words):
+    config = tiny(optim={"rules": rules})
+    with pytest.raises(ConfigError) as error:
+        make_optimizer(config, param_shapes(config.model, 32))
+    assert words in str(error.value)
+    assert {finding.table for finding in error.value.problems} == {"optim.rules"}
 
 
 def test_decay_is_multiplied():

@@ -320,8 +320,9 @@ def test_batch_that_does_not_divide():
         program_on(with_fields(tiny(), {"data.batch_size": 20}), (1, 8, 1))
 
 
+@pytest.mark.parametrize("rules", [(), ((r"blocks/.*/kernel", "muon"), (".*", "adamw"))], ids=len)
 @pytest.mark.parametrize("bad", ["loss", pytest.param("gradient", marks=pytest.mark.slow)])
-def test_a_step_that_is_not_finite_changes_only_the_counters(monkeypatch, bad):
+def test_a_step_that_is_not_finite_changes_only_the_counters(monkeypatch, bad, rules):
     """On two meshes alike; the step after it trains on."""
     from gpt_pjit.core.training import step as module
 
@@ -336,7 +337,7 @@ def test_a_step_that_is_not_finite_changes_only_the_counters(monkeypatch, bad):
         return nll + jnp.sqrt(zero) - jnp.where(wrong, 0, 1), lse  # its slope at 0 is infinite
 
     monkeypatch.setattr(module, "nll_and_logsumexp", nll_with_nan)
-    config = tiny()
+    config = tiny(optim={"rules": rules})
     for shape in ((1, 1, 1), (1, 4, 2)):
         program = program_on(config, shape)
         with jax.set_mesh(program.mesh):
