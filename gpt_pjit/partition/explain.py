@@ -188,10 +188,13 @@ def dealt(weight: Any, dimensions: str, spec: P, axis_sizes: Mapping[str, int]) 
     """Bytes through each device when Muon deals a parameter out and takes it back.
 
     For each axis that splits a matrix an all-to-all both ways; for any other an all-gather on the
-    way back.
+    way back. A table that splits the layers has them gathered first.
     """
     deal = dealing(dimensions, weight.shape, spec, axis_sizes)
-    stack, total = jax.ShapeDtypeStruct(deal.shape, weight.dtype), 0
+    within = deal.order[len(deal.order) - len(deal.shape) + 1 :]
+    apart = P(*(entry if dim in within else None for dim, entry in enumerate(spec)))
+    stack = jax.ShapeDtypeStruct(deal.shape, weight.dtype)
+    total = _gather(weight, spec, apart, axis_sizes)
     for (axis, n), source in zip(axis_sizes.items(), deal.specs[:-1], strict=True):
         ways = 2 if axis in axes_of(source) else 1
         total += ways * (shard_bytes(stack, source, axis_sizes) * (n - 1) // n)

@@ -44,4 +44,6 @@ def test_the_library():
     assert names["findings"] == []
     assert names["placement"].compute == {"encoder": [{"w": P(None, "tensor"), "b": P("tensor")}]}
     assert names["decayed"] == {"encoder": [{"w": True, "b": False}]}
-    assert names["specs"][0].v_row["encoder"][0]["w"] == P("data")
+    state = names["specs"][0]
+    assert state.v_row["encoder"][0]["w"] == P("data")
+    assert state.v_col["encoder"][0]["w"] == P(None)
