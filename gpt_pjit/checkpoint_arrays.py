@@ -76,7 +76,7 @@ def verify(directory: Path, step: int, parts: Sequence[str] = ("params",)) -> in
 def write_state(directory: Path, step: int, state: Any) -> None:
     """Writes a state, or a part of one, of NumPy arrays, and waits until it is written."""
     # Not in the background: for that, Orbax would copy all arrays first.
-    with closing(Checkpointer(directory, keep=None, background=False)) as checkpointer:
+    with closing(Checkpointer(directory, keep=None)) as checkpointer:
         checkpointer.save(step, state)
 
 
