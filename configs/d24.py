@@ -5,6 +5,8 @@
 Rotary positions, norms without gains, also of queries and keys, squared ReLU, an untied head,
 logits within +-15, and three layers with half the context to one with all of it. Left out: the norm
 after the embedding, the value embeddings and the learned residual scales of its later versions.
+Muon trains the matrices of the layers, AdamW embedding and head. Left out: the schedules of Muon's
+momentum and weight decay.
 Tokens: 0.5M a step, 8.4B in all. The published port to JAX takes 1.43 s a step here, 24 % MFU.
 """
 
@@ -41,7 +43,8 @@ def get_config():
         (r"head/kernel", ("adamw", 0.004 * adamw)),
     )
     c.optim.b1 = 0.8
-    c.optim.warmup_steps = 500
+    c.optim.weight_decay = 0.0
+    c.optim.warmup_steps = 40
     c.optim.microbatches = 2
     c.eval.every = 500
     c.eval.batches = 20

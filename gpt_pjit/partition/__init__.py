@@ -12,6 +12,7 @@ from gpt_pjit.core.sharding import (
 )
 from gpt_pjit.partition.explain import (
     COLLECTIVES as COLLECTIVES,
+    DEAL as DEAL,
     TREES as TREES,
     explain_config as explain_config,
     placement_of as placement_of,

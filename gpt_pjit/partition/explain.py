@@ -52,8 +52,8 @@ COLLECTIVES = (
     "reduce gradients, layer by layer",
     "reduce gradients, once",
     "gather updated parameters",
-    "deal matrices to Muon",
 )
+DEAL = "deal matrices to Muon"  # in records of those that use it
 
 
 def explain_config(config: Config, devices: int) -> Record:
@@ -82,9 +82,7 @@ def explain_config(config: Config, devices: int) -> Record:
         nbytes["optimizer"] = state_bytes[path]
         moved = traffic(param, weights[path], specs, axis_sizes, config.optim.microbatches, passes)
         if optimizers[path][0] == "muon":
-            moved[COLLECTIVES[-1]] = dealt(
-                weights[path], letters[path], specs["optimizer"], axis_sizes
-            )
+            moved[DEAL] = dealt(weights[path], letters[path], specs["optimizer"], axis_sizes)
         parameters[path] = {
             "shape": list(param.shape),
             "dimensions": letters[path],
@@ -102,12 +100,13 @@ def explain_config(config: Config, devices: int) -> Record:
     held = {tree: sum(p["trees"][tree]["bytes"] for p in parameters.values()) for tree in TREES}
     held["optimizer"] += state_bytes[None]
     every = [p["bytes_moved_a_step"] for p in parameters.values()]
+    names = (*COLLECTIVES, *[DEAL] * any(DEAL in p for p in every))
     rules = sharding_rules(c, config.partition)
     return {
         "layout": placement.layout,
         "mesh": dict(axis_sizes),
         "bytes_a_device": held,
-        "bytes_moved_a_step": {name: sum(p.get(name, 0) for p in every) for name in COLLECTIVES},
+        "bytes_moved_a_step": {name: sum(p.get(name, 0) for p in every) for name in names},
         "rules": list(_rules(rules, match_of, parameters, axis_sizes)),
         "parameters": parameters,
     }
@@ -181,7 +180,7 @@ def traffic(
         _reduce(param, compute, specs["gradients"], once, axis_sizes),
         _gather(param, specs["optimizer"], specs["stored"], axis_sizes),
     )
-    return dict(zip(COLLECTIVES, moved, strict=False))
+    return dict(zip(COLLECTIVES, moved, strict=True))
 
 
 def dealt(weight: Any, dimensions: str, spec: P, axis_sizes: Mapping[str, int]) -> int:

@@ -13,6 +13,7 @@ from gpt_pjit.core.parameters import matrix_rules
 from gpt_pjit.core.sharding import BATCH_AXES, match_rules, paths_and_leaves, values
 from gpt_pjit.core.training import Training, chosen_optimizers
 from gpt_pjit.pages import Record
+from gpt_pjit.partition import DEAL
 from gpt_pjit.plan.collectives import LAYER_LOOP, OUTSIDE, collectives_of, whole_shapes
 from gpt_pjit.plan.compile import (
     Executable,
@@ -206,7 +207,7 @@ def _not_once(
 def _more_than_dealt(config: Config, devices: int, dealt: Sequence[Record]) -> Iterator[str]:
     """Muon sends what its all-to-alls and gathers take in the compute dtype, and no more."""
     sent = sum(c["total_bytes"] for c in dealt)
-    expected = explained(config, devices)["bytes_moved_a_step"]["deal matrices to Muon"]
+    expected = explained(config, devices)["bytes_moved_a_step"].get(DEAL, 0)
     if sent > (1 + TOLERANCE) * expected:
         yield f"Muon sends {sent:,} bytes, not {expected:,}"
 

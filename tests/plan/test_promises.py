@@ -4,7 +4,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from gpt_pjit.core.training import muon
-from gpt_pjit.partition import explain_config
+from gpt_pjit.partition import DEAL, explain_config
 from gpt_pjit.plan.compile import find_topology
 from gpt_pjit.plan.plan import is_good, read_plan
 from tests.helpers import with_fields
@@ -50,7 +50,7 @@ def test_muon_sends_what_the_partition_room_counts_and_breaks_nothing(
     assert broken(plan) == {}
     assert DEALT in plan["promises"]
     sent = [c for c in plan["collectives"] if "/muon/" in c["op_name"]]
-    expected = explain_config(config, 4)["bytes_moved_a_step"]["deal matrices to Muon"]
+    expected = explain_config(config, 4)["bytes_moved_a_step"][DEAL]
     assert sum(c["total_bytes"] for c in sent) == expected > 0
     gathered = {axis for c in sent if c["kind"] == "all-gather" for axis in c["axes"]}
     assert gathered == ({"data"} if layout == "ddp" else set()) | (
