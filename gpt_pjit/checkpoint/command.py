@@ -118,7 +118,7 @@ def verify_command(flags: argparse.Namespace) -> Answer:
                 verdict = f"whole: {arrays} arrays" + (
                     ""
                     if has_fingerprints(directory, step)
-                    else ", readable; it is older than fingerprints"
+                    else ", readable; saved before fingerprints existed"
                 )
             except IntegrityError as error:
                 problem = verdict = str(error.problems[0])
@@ -259,7 +259,7 @@ def define(parser: Parser) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     listed = commands.add_parser("list", help="the checkpoints of a run")
     listed.set_defaults(run=list_command)
-    verified = commands.add_parser("verify", help="read every array: is it what was saved?")
+    verified = commands.add_parser("verify", help="check every array against what was saved")
     verified.set_defaults(run=verify_command)
     inspected = commands.add_parser("inspect", help="the arrays of a checkpoint")
     inspected.set_defaults(run=inspect_command)
@@ -268,7 +268,7 @@ def define(parser: Parser) -> None:
     which = average.add_mutually_exclusive_group()
     which.add_argument("--last", type=positive, default=4, help="how many; default 4")
     which.add_argument("--steps", type=steps, help="average these, for example 700,800")
-    fraction = "take them from this last part; default 0.2"
+    fraction = "choose from this last share of the steps; default 0.2"
     average.add_argument("--fraction", type=float, default=0.2, help=fraction)
     grow = commands.add_parser("grow", help="a deeper model that computes the same")
     grow.set_defaults(run=grow_command)
@@ -281,7 +281,7 @@ def define(parser: Parser) -> None:
     for command, name in ((average, "averaged"), (grow, "grown")):
         place = f"the workdir to make; default {name} in that of DIR"
         command.add_argument("--out", type=any_path, help=place)
-        command.add_argument("--noloss", dest="loss", action="store_false", help="measure no loss")
+        command.add_argument("--noloss", dest="loss", action="store_false", help="skip the losses")
 
 
 def steps(text: str) -> list[int]:

@@ -25,7 +25,7 @@ from gpt_pjit.data.share import WHOLE, Share, parts_folder
 from gpt_pjit.data.tokenize import OVERSIZED, Counts, TokenizeOptions
 from gpt_pjit.data.writer import writing
 
-INPUTS = "files of text, JSON lines or Parquet, also packed (.gz, .zst); globs; or hf:NAME[:CONFIG]"
+INPUTS = "text, JSON lines (both also .gz, .zst) or Parquet files; globs; or hf:NAME[:CONFIG]"
 QUANTILES = {"least": 0, "5%": 0.05, "25%": 0.25, "50%": 0.5, "75%": 0.75, "95%": 0.95, "most": 1}
 SUMMARY = {  # what tokenising met that the set does not tell
     "documents": "documents",
@@ -118,7 +118,7 @@ def _join(flags: argparse.Namespace) -> None:
 def _summarise(counts: Counts | None, folder: Path) -> None:
     """What was met in making the set in `folder`; None if it was there already."""
     if counts is None:
-        print(f"{folder} exists already, made of the same input")
+        print(f"{folder} already exists, made from the same input")
     else:
         print("\n".join(f"{counts[key]:>12,}  {words}" for key, words in SUMMARY.items()))
     print(_description(TokenDataset.open(folder)))

@@ -243,7 +243,7 @@ def unpacked(path: str, start: int, stop: int) -> Iterator[tuple[bytes, int]]:
         while start < stop:
             block = file.read(min(BLOCK, stop - start))
             if not block:
-                raise InputError(f"{path}: shrank to {start} bytes while it was read")
+                raise InputError(f"{path}: shrank to {start} bytes while being read")
             start += len(block)
             yield block, start
 

@@ -31,7 +31,7 @@ from gpt_pjit.pages import Cell, Note, Table, terminal
 
 SECONDS = 55.0  # until a check that hangs is named, and the command ends
 SECONDS_TO_MEET = 20.0
-DEVICES_REMEDY = "restart that host; if that does not help, make it anew"
+DEVICES_REMEDY = "restart that host; if that does not help, replace it"
 
 
 class Checkup:
@@ -62,7 +62,7 @@ class Checkup:
     def give_up(self) -> None:
         """Shows what there is, and ends the process: a check hangs, perhaps inside a device."""
         found = f"not finished {SECONDS:.0f} seconds after the start"
-        remedy = "see whether all hosts run, and end other processes that use their devices"
+        remedy = "check that all hosts are running, and end other processes that use their devices"
         self._findings.append(Finding(self._running, False, found, remedy))
         self.show()
         os._exit(EXIT_BROKEN)

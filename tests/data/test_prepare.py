@@ -218,7 +218,7 @@ def test_another_order_of_the_same_files_is_other_text(texts, tmp_path):
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_named(texts):
-    with pytest.raises(ConfigError, match=r"a\.txt: shrank to 15 bytes while it was read"):
+    with pytest.raises(ConfigError, match=r"a\.txt: shrank to 15 bytes while being read"):
         list(pieces(Part("a.txt", 0, 100, "train", True)))
 
 

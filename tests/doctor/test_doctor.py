@@ -138,7 +138,7 @@ pod.global_array = lambda *arguments: 2 * real(*arguments)
         "disk": ("needed", "make room, choose another --workdir"),
         "workdir": ("cannot be written: Not a directory", "choose another --workdir"),
         "data": ("'absent*' is not a file", "correct what this names"),
-        "collective": ("a sum over 2 devices is 6 in place of 3", "a device or a link is faulty"),
+        "collective": ("a sum over 2 devices is 6 instead of 3", "a device or a link is faulty"),
     }
     assert_faults(found, faults)
 
@@ -195,7 +195,7 @@ sys.argv.append("--workdir=" + str(host.TPU_LOCK.parent / "own"))
 @pytest.mark.slow
 def test_a_host_is_missing(tmp_path):
     found = findings(start_pod(tmp_path, processes=3, plant="command.SECONDS_TO_MEET = 20.0"))
-    assert_faults(found, {"hosts": ("process 2 of 3 did not come to", "start it")})
+    assert_faults(found, {"hosts": ("process 2 of 3 did not connect to", "start it")})
 
 
 @pytest.mark.slow

@@ -186,7 +186,7 @@ class Watch:
             self._stop_at = max(ticks) + 1
             self.code = CODES[signal.Signals(request["signal"])]
         where = f" on {request['host']}" if jax.process_count() > 1 else ""
-        again = "; again to stop without saving" if request["signal"] == signal.SIGINT else ""
+        again = "; press again to stop without saving" if request["signal"] == signal.SIGINT else ""
         say(f"{_name(request['signal'])}{where}: saving{again}")
 
 
