@@ -1,10 +1,10 @@
 """List a run's checkpoints, verify or inspect them, average them, or grow a deeper model from one.
 
-python -m gpt_pjit.checkpoint list DIR
-python -m gpt_pjit.checkpoint verify DIR
-python -m gpt_pjit.checkpoint inspect DIR
-python -m gpt_pjit.checkpoint average DIR [--last=4] [--fraction=0.2] [--steps=700,800] [--out=NEW]
-python -m gpt_pjit.checkpoint grow DIR --layers=N [--out=NEW]
+gpt_pjit checkpoint list DIR
+gpt_pjit checkpoint verify DIR
+gpt_pjit checkpoint inspect DIR
+gpt_pjit checkpoint average DIR [--last=4] [--fraction=0.2] [--steps=700,800] [--out=NEW]
+gpt_pjit checkpoint grow DIR --layers=N [--out=NEW]
 
 DIR is a workdir; for `verify`, `inspect` and `grow` it may be one step, WORKDIR/checkpoints/STEP.
 `verify` reads every array and exits with 77 if one is not what was saved. `average` and `grow` make
@@ -266,7 +266,7 @@ def define(parser: Parser) -> None:
     average = commands.add_parser("average", help="the mean of late checkpoints")
     average.set_defaults(run=average_command)
     which = average.add_mutually_exclusive_group()
-    which.add_argument("--last", type=positive, default=4, help="how many; default 4")
+    which.add_argument("--last", type=positive, default=4, help="how many steps; default 4")
     which.add_argument("--steps", type=steps, help="average these, for example 700,800")
     fraction = "choose from this last share of the steps; default 0.2"
     average.add_argument("--fraction", type=float, default=0.2, help=fraction)
@@ -279,9 +279,10 @@ def define(parser: Parser) -> None:
         command.add_argument("folder", type=any_path, metavar="DIR", help=folder)
         command.add_json()
     for command, name in ((average, "averaged"), (grow, "grown")):
-        place = f"the workdir to make; default {name} in that of DIR"
+        place = f"the workdir to make; default WORKDIR/{name}"
         command.add_argument("--out", type=any_path, help=place)
-        command.add_argument("--noloss", dest="loss", action="store_false", help="skip the losses")
+        noloss = "do not measure the loss"
+        command.add_argument("--noloss", dest="loss", action="store_false", help=noloss)
 
 
 def steps(text: str) -> list[int]:

@@ -2,8 +2,8 @@
 
 gpt_pjit doctor [--config=configs/580m.py] [--workdir=/shared/580m] [--json]
 
-Run it as training is run: on every host of a pod, with the same launcher. It looks at devices,
-versions, a stale lock of the TPU, clocks, disk, the workdir, the data and its rate, the network, a
+Run it as you run training: on every host of a pod, with the same launcher. It looks at devices,
+versions, a stale TPU lock, clocks, disk, the workdir, the data and its rate, the network, a
 collective, and one tiny step of the config. It trains nothing and leaves nothing behind. The exit
 code is 0 if all is well, else 1.
 """

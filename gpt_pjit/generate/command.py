@@ -1,6 +1,6 @@
 """Continue texts with a trained model.
 
-python -m gpt_pjit.generate --checkpoint=runs/quickstart --prompt='def'
+gpt_pjit generate --checkpoint=runs/quickstart --prompt='def'
 """
 
 from __future__ import annotations
