@@ -120,7 +120,7 @@ def test_a_failure_before_the_meeting_ends_all(meeting, failing):
 def test_one_that_is_killed_may_come_again(meeting):
     first = meeting.start(0, 3)
     killed = meeting.start(1, 3)
-    while "process 2 to come" not in wait_for_line(first, "waiting for"):  # only 2 is missing
+    while "process 2 to connect" not in wait_for_line(first, "waiting for"):  # only 2 is missing
         pass
     killed.kill()
     killed.communicate()
