@@ -288,7 +288,7 @@ def test_an_unreadable_file_is_named(texts, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"text": "*.txt nowhere/*.txt"}, r"'nowhere/\*\.txt' is not a file"),
+        ({"text": "*.txt nowhere/*.txt"}, r"'nowhere/\*\.txt' matches no file"),
         ({"text": "deep"}, r"'deep' is a folder; FOLDER/\*\*/\*\.txt"),
         ({"text_exclude": "("}, r"exclude .*\n.*'\(' is not a regex"),
         ({"text_exclude": ".*"}, r"'\.\*' leaves out all 3 files"),
