@@ -11,7 +11,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -93,22 +93,8 @@ class Checkpointer:
         self.wait()
         if self._pruning.is_alive():
             self._pruning.join()
-        found, workdir = fingerprints(state), self.directory.parent
-        _check_sound(found, step, workdir)
-        about = {"step": step, "fingerprints": found.numbers}
-        cannot_be_saved = f"step {step} of {workdir} cannot be saved"
-        # Orbax would wait for a host that cannot write, and so would all others.
-        with all_or_none(), one_sentence(cannot_be_saved, FaultError):
-            if not is_remote(workdir):
-                self.directory.mkdir(parents=True, exist_ok=True)
-                write_probe(workdir, jax.process_index())
         self._complete.clear()
-        with one_sentence(cannot_be_saved, FaultError):
-            self._writer.save(
-                orbax_folder(self.directory) / str(step),
-                args=ocp.args.Composite(**{ITEM: ocp.args.StandardSave(state)}),
-                custom_metadata=about,
-            )
+        _write(self._writer, self.directory, step, state)
         self.last = self._unchecked = step
 
     def poll(self) -> None:
@@ -127,8 +113,7 @@ class Checkpointer:
         self._complete.clear()
         with one_sentence(self._was_not_saved(step), FaultError):
             self._writer.wait_until_finished()
-            if jax.process_index() == 0 and (missing := missing_parts(self.directory, step)):
-                raise FileNotFoundError(f"it lacks {missing[0]}")
+            _check_written(self.directory, step)
         self._on_saved(step)
         if jax.process_index() == 0 and self._keep is not None:
             old = saved_steps(self.directory)[: -self._keep]
@@ -145,6 +130,31 @@ class Checkpointer:
 
     def _was_not_saved(self, step: int) -> str:
         return f"step {step} of {self.directory.parent} was not saved"
+
+
+def write_state(directory: Path, step: int, state: Any) -> None:
+    """Writes a state, or a part of one, and waits; unlike `Checkpointer`, it copies no array."""
+    with closing(ocp.Checkpointer(ocp.CompositeCheckpointHandler())) as writer:
+        _write(writer, directory, step, state)
+    with one_sentence(f"step {step} of {directory.parent} cannot be saved", FaultError):
+        _check_written(directory, step)
+
+
+def _write(writer: ocp.Checkpointer, directory: Path, step: int, state: Any) -> None:
+    found, workdir = fingerprints(state), directory.parent
+    _check_sound(found, step, workdir)
+    cannot_be_saved = f"step {step} of {workdir} cannot be saved"
+    # Orbax would wait for a host that cannot write, and so would all others.
+    with all_or_none(), one_sentence(cannot_be_saved, FaultError):
+        if not is_remote(workdir):
+            directory.mkdir(parents=True, exist_ok=True)
+            write_probe(workdir, jax.process_index())
+    with one_sentence(cannot_be_saved, FaultError):
+        writer.save(
+            orbax_folder(directory) / str(step),
+            args=ocp.args.Composite(**{ITEM: ocp.args.StandardSave(state)}),
+            custom_metadata={"step": step, "fingerprints": found.numbers},
+        )
 
 
 def saved_steps(directory: Path) -> list[int]:
@@ -182,6 +192,11 @@ def _is_final(folder: Path) -> bool:
 def missing_parts(directory: Path, step: int) -> list[str]:
     """The files that `step` should have but has not."""
     return [part for part in PARTS if not (directory / str(step) / part).exists()]
+
+
+def _check_written(directory: Path, step: int) -> None:
+    if jax.process_index() == 0 and (missing := missing_parts(directory, step)):
+        raise FileNotFoundError(f"it lacks {missing[0]}")
 
 
 def require_parts(directory: Path, step: int) -> None:
