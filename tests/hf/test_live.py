@@ -32,6 +32,7 @@ SPELT = "1 < 2 > look: <unk> and <|endoftext|> are text"
 TRAINED, TIMES = 32, 4
 # CTranslate2 refuses a GPT-2 whose vocabulary is larger than its tokenizer.
 LEARNED = {"positions": "learned", "d_ff": 200, "vocab_size": 257}
+FACTORS = {"attention_scale": 0.1, "logit_factor": 0.7, "residual_factor": 0.3}
 SHAPES = {
     "alibi-4": {"n_heads": 4},
     "alibi-6": {"n_heads": 6, "d_model": 96, "d_ff": 384},
@@ -44,6 +45,9 @@ SHAPES = {
     "qwen2": BLOCKS["llama"] | {"bias": "qkv", "n_kv_heads": 1, "tied": True, "rope_scaling": ()},
     "qwen3": BLOCKS["qwen"] | {"bias": "none", "n_heads": 6, "d_model": 96, "n_kv_heads": 2},
     "neox": BLOCKS["neox"] | {"qk_norm": False},
+    "learned-factors": LEARNED | FACTORS,
+    "llama-factors": BLOCKS["llama"] | FACTORS,
+    "qwen3-factors": BLOCKS["qwen"] | FACTORS | {"bias": "none"},
 }
 
 
