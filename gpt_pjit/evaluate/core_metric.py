@@ -14,7 +14,6 @@ import json
 import math
 import random
 from collections.abc import Callable, Sequence
-from os.path import commonprefix
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,9 +107,7 @@ def _find(task: Task, data_dir: Path | None) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
-def _prepare(
-    task: Task, path: Path, scorer: Scorer, limit: float | None
-) -> Callable[[], Result]:
+def _prepare(task: Task, path: Path, scorer: Scorer, limit: float | None) -> Callable[[], Result]:
     content = path.read_bytes()
     try:
         records = [json.loads(line) for line in content.decode().splitlines() if line.strip()]
@@ -170,11 +167,9 @@ def _requests(task: Task, texts: list[str], scorer: Scorer) -> list[Request]:
     tokenizer = scorer.trained.tokenizer
     rows = [ids.tolist() for ids in tokenizer.encode_batch(texts)]
     if task.kind == SCHEMA:
-        shared = len(commonprefix([row[::-1] for row in rows]))
-        scored = [shared for _ in rows]
+        scored = [_shared([row[::-1] for row in rows])] * len(rows)
     else:
-        shared = len(commonprefix(rows))
-        scored = [len(row) - shared for row in rows]
+        scored = [len(row) - _shared(rows) for row in rows]
     if task.kind == TEXT:
         rows, scored = rows[1:], scored[1:]
     # A choice that begins another has no token of its own: its last stands for it.
@@ -182,6 +177,12 @@ def _requests(task: Task, texts: list[str], scorer: Scorer) -> list[Request]:
         Request((tokenizer.eot_id, *row), max(n, 1)) for row, n in zip(rows, scored, strict=True)
     ]
     return fitted(requests, scorer.window, f"{CORE}/{task.name}")
+
+
+def _shared(rows: list[list[int]]) -> int:
+    """How many tokens all rows begin with."""
+    places = enumerate(zip(*rows, strict=False))
+    return next((n for n, ids in places if len(set(ids)) > 1), min(map(len, rows)))
 
 
 def _example(task: Task, record: Record) -> str:

@@ -118,7 +118,7 @@ def _tensors(directory: Path, step: int, config: Config, table: list[Parameter])
         if not np.isfinite(array).all():
             problem = f"step {step} of {directory.parent} holds NaN or infinity in {p.path}"
             raise ConfigError([problem], "export")
-        array = fold(config.model, p.path, array)
+        fold(config.model, p.path, array)
         for name, part in p.parts(array):
             yield name, p.theirs(part)
         del array, part  # before the next one is read
