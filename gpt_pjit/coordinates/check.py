@@ -33,6 +33,7 @@ def small(config: Config, steps: int) -> Config:
     fields = {
         "model.vocab_size": VOCABULARY,
         "model.dtype": "float32",
+        "model.remat": "none",  # which compiles sooner
         **{f"model.dropout_{place}": 0.0 for place in ("residual", "attention", "embedding")},
         "data.mask_documents": False,
         "data.sequence_length": LENGTH,

@@ -1,4 +1,4 @@
-"""The table of docs/parity.md: each family by heads and heads of keys and values.
+"""The table of docs/checkpoints.md: each family by heads and heads of keys and values.
 
     HF_HUB_OFFLINE=1 XLA_FLAGS= python -m tests.benchmarks.parity [FAMILY ...]
 
