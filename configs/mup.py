@@ -4,9 +4,9 @@
     gpt_pjit coordinates --config=configs/mup.py
 
 The number is the width. Tune learning rate, decay and warm-up at the first width, a matter of
-minutes a run on one chip; they hold at all others, and `gpt_pjit coordinates` shows that activations
-change alike at each. Change the width here, not by --config.model.d_model: the tables follow from
-it.
+minutes a run on one chip; they hold at all others, and `gpt_pjit coordinates` shows that
+activations change alike at each. Change the width here, not by --config.model.d_model: the tables
+follow from it.
 """
 
 from gpt_pjit.config import default_config

@@ -45,17 +45,17 @@ def small(config: Config, steps: int) -> Config:
     return replaced(config, fields)
 
 
-def activations(c: ModelConfig, params: Any, tokens_BT: jax.Array) -> dict[str, jax.Array]:
+def activations(c: ModelConfig, params: Any, tokens_BT: jax.Array) -> list[jax.Array]:
     """The residual stream after the embedding and after each block, and the logits."""
     ends, positions = open_ends(c, params), jnp.arange(tokens_BT.shape[1])[None]
     x_BTD = ends.enter(tokens_BT, positions)
-    found, windows = {"embedding": x_BTD}, cycle(c.windows or (0,))
+    found, windows = [x_BTD], cycle(c.windows or (0,))
     for layer, window in zip(range(c.n_layers), windows, strict=False):
         block = open_block(c, jax.tree.map(lambda w, i=layer: w[i], params["blocks"]))
         attend = partial(attend_causally, c.positions == "alibi", 0.0, window, None)
         x_BTD, _ = block(x_BTD, attend, rotation(c, positions))
-        found[f"block {layer + 1}"] = x_BTD
-    return found | {"logits": ends.logits(x_BTD)}
+        found.append(x_BTD)
+    return [*found, ends.logits(x_BTD)]
 
 
 def measure(config: Config, steps: int) -> dict[str, float]:
@@ -74,7 +74,10 @@ def measure(config: Config, steps: int) -> dict[str, float]:
         for _ in range(steps):
             state, _ = training.train_step(state, tokens)
         after = read(training.model.weights(state.params), tokens[:, :-1])
-        return {kind: float(jnp.mean(jnp.abs(after[kind] - before[kind]))) for kind in after}
+        pairs = zip(after, before, strict=True)
+        changes = [float(jnp.mean(jnp.abs(new - old))) for new, old in pairs]
+    blocks = (f"block {number}" for number in range(1, config.model.n_layers + 1))
+    return dict(zip(("embedding", *blocks, "logits"), changes, strict=True))
 
 
 def slopes(by_width: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
