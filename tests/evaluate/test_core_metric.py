@@ -1,6 +1,7 @@
 """CORE: its table, its prompts as nanochat writes them, its scores, and what is said of gaps."""
 
 import json
+import random
 
 import numpy as np
 import pytest
@@ -104,6 +105,24 @@ def test_accuracies_are_centred_and_gaps_are_said(table_scorer, data_dir, capsys
     assert results["core/piqa"].details["num_fewshot"] == 10
     (job,) = prepare_jobs(["core"], scorer, data_dir=data_dir, limit=3)
     assert job()["core/piqa"].details["items"] == 3
+
+
+def test_the_choice_of_least_mean_loss_is_the_models(trained, plain, data_dir):
+    """Choices of unequal length, so that the sum would often choose another."""
+    piqa = data_dir / "eval_data" / "commonsense_reasoning" / "piqa.jsonl"
+    choices = ["ab", "a longer choice"]
+    records = [{"query": f"{i:02}", "choices": choices, "gold": i % 2} for i in range(12)]
+    piqa.write_text("".join(json.dumps(record) + "\n" for record in records))
+    scorer = Scorer(trained, window=256)
+    (job,) = prepare_jobs(["core"], scorer, data_dir=data_dir, limit=6)
+    task = next(task for task in TASKS if task.name == "piqa")
+    random.Random(1337).shuffle(records)  # noqa: S311
+    right = 0
+    for number in range(6):
+        texts = core_metric._texts(task, records, number)
+        means = [plain(r)[0].mean() for r in core_metric._requests(task, texts, scorer)]
+        right += int(np.argmin(means)) == records[number]["gold"]
+    assert job()["core/piqa"].metrics["acc"] == pytest.approx(right / 6)
 
 
 def test_with_all_tasks_it_is_the_mean(table_scorer, data_dir, monkeypatch):
