@@ -16,7 +16,7 @@ import numpy as np
 from jax._src import hardware_utils  # what is plugged in, whether or not JAX can use it
 
 from gpt_pjit.config import Config
-from gpt_pjit.core.files import file_errors
+from gpt_pjit.core.files import file_errors, is_remote
 from gpt_pjit.core.model import param_shapes
 from gpt_pjit.core.tokens import open_data, train_batches
 from gpt_pjit.data import Corpus, find_files
@@ -52,17 +52,19 @@ def devices() -> str:
     kind, platform = jax.devices()[0].device_kind, jax.default_backend()
     chips, _ = hardware_utils.num_available_tpu_chips_and_device_id()
     for name, extra, plugged_in in (
-        ("TPU", "tpu", chips > 0),
-        ("NVIDIA GPU", "cuda", hardware_utils.has_visible_nvidia_gpu()),
+        ("a TPU", "tpu", chips > 0),
+        ("an NVIDIA GPU", "cuda", hardware_utils.has_visible_nvidia_gpu()),
     ):
         if plugged_in and platform == "cpu" and not os.environ.get("JAX_PLATFORMS"):
-            found = f"this host has a {name}, but JAX uses {jax.device_count()} CPU devices"
+            found = f"this host has {name}, but JAX uses {jax.device_count()} CPU devices"
             raise CheckFailedError(found, f"pip install 'gpt_pjit[{extra}]'")
     return f"{jax.local_device_count()} {kind}"
 
 
 def disk(config: Config | None, workdir: Path) -> str:
     """Whether the checkpoints that are kept, and the one being written, have room."""
+    if is_remote(workdir):
+        return "a bucket, which has no limit"
     place = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
     free, needed = shutil.disk_usage(place).free, LEAST_FREE
     if config:

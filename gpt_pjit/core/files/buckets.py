@@ -81,7 +81,7 @@ def as_path(text: str | os.PathLike[str]) -> Path:
         problem = f"{text} is not a folder in a bucket; give {scheme}://BUCKET/FOLDER"
         raise ConfigError([problem], "path")
     if glob.has_magic(text):
-        problem = f"{text} has *, ? or [, which stands for other characters; choose another name"
+        problem = f"{text} has *, ? or [, which clients take for patterns; choose another name"
         raise ConfigError([problem], "path")
     import fsspec
 
@@ -102,6 +102,11 @@ def write_probe(folder: Path, process: int) -> None:
     probe = folder / f"probe-{process}"
     probe.write_bytes(bytes(4096))
     probe.unlink()
+
+
+def create_file(path: Path, content: bytes) -> None:
+    """Writes a new file of a bucket; FileExistsError if it is there, also if that was just now."""
+    _store(path).pipe_file(_key(path), content, mode="create")
 
 
 def check_bucket(folder: Path, process: int) -> None:
