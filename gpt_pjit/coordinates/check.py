@@ -1,4 +1,4 @@
-"""Activations of a model by width, before and during its first steps (Yang et al., 2022, D.1)."""
+"""Activations of a model by width, before and after its first steps (Yang et al., 2022)."""
 
 from __future__ import annotations
 

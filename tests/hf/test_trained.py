@@ -48,7 +48,7 @@ def test_bits_per_byte_by_every_route(trained, tmp_path):
     text.write_text("".join(f"{i} squared is {i * i}\n" for i in range(3000, 3100)))
     window = config.data.sequence_length
     ours = routes.ours(run, text)
-    assert ours < 2  # it has learned: 8 bits a byte at first
+    assert ours < 3  # it has learned: about 8 at first
     for logits in (
         routes.of_transformers(folder),
         routes.of_ctranslate2(folder, tmp_path / "converted"),
