@@ -1,4 +1,4 @@
-"""AdamW and its schedule; the rule engine sets weight decay and learning rate per parameter."""
+"""AdamW; the rule engine sets weight decay and learning rate per parameter."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import optax
 
-from gpt_pjit.config import Config, OptimConfig
+from gpt_pjit.config import Config
 from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.parameters import matrix_rules
 from gpt_pjit.core.sharding import (
@@ -22,23 +22,7 @@ from gpt_pjit.core.sharding import (
     paths_and_leaves,
     try_rules,
 )
-
-
-def learning_rate(c: OptimConfig) -> optax.Schedule:
-    """Linear warm-up to `peak_lr`, then cosine to `final_lr_fraction` of it at the last step."""
-    warmup = warmup_steps(c)
-    return optax.schedules.warmup_cosine_decay_schedule(
-        init_value=c.peak_lr / (warmup + 1),  # not 0: the first step counts too
-        peak_value=c.peak_lr,
-        warmup_steps=warmup,
-        decay_steps=c.steps,
-        end_value=c.peak_lr * c.final_lr_fraction,
-    )
-
-
-def warmup_steps(c: OptimConfig) -> int:
-    """As configured, or a tenth of the run if the run is too short for that."""
-    return c.warmup_steps if c.warmup_steps < c.steps else c.steps // 10
+from gpt_pjit.core.training.schedule import learning_rate
 
 
 def make_optimizer(config: Config, params: Any) -> optax.GradientTransformation:
