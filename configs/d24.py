@@ -33,8 +33,11 @@ def get_config():
     c.data.sequence_length = 2048
     c.data.batch_size = 256
     c.optim.steps = 16_000
+    c.optim.schedule = "wsd"
     c.optim.peak_lr = 6e-4
-    c.optim.warmup_steps = 500
+    c.optim.warmup_steps = 40
+    c.optim.decay_steps = 10_400  # nanochat's warmdown ratio: 0.65
+    c.optim.final_lr_fraction = 0.05
     c.optim.microbatches = 2
     c.eval.every = 500
     c.eval.batches = 20

@@ -81,11 +81,13 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW with warm-up and cosine decay; gradients clipped by their global norm."""
+    """AdamW with a schedule of its learning rate; gradients clipped by their global norm."""
 
     steps: int = 1000
+    schedule: str = "cosine"  # cosine | wsd | linear | constant, after the warm-up
     peak_lr: float = 1e-3
     warmup_steps: int = 100
+    decay_steps: int = 0  # of wsd: its last steps; a number, so that more steps move only its start
     final_lr_fraction: float = 0.1
     b1: float = 0.9
     b2: float = 0.95

@@ -18,6 +18,7 @@ CHOICES = {
     "model.dtype": ("bfloat16", "float32"),
     "model.remat": ("none", "selective", "full"),
     "data.validation_split": ("documents", "tail"),
+    "optim.schedule": ("cosine", "wsd", "linear", "constant"),
     "partition.layout": ("ddp", "zero1", "zero", "fsdp"),
 }
 AT_LEAST = {
@@ -33,6 +34,7 @@ AT_LEAST = {
     "data.batch_size": 1,
     "optim.steps": 1,
     "optim.warmup_steps": 0,
+    "optim.decay_steps": 0,
     "optim.weight_decay": 0,
     "optim.z_loss": 0,
     "optim.microbatches": 1,
@@ -104,7 +106,7 @@ def _single_fields(flat: dict[str, Any]) -> Iterator[Problem]:
             "optim.final_lr_fraction",
             final,
             "must be in [0, 1]",
-            "0.1 ends the cosine at 10 % of peak_lr",
+            "0.1 ends the decay at 10 % of peak_lr",
         )
 
 
@@ -181,6 +183,16 @@ def _relations(config: Config) -> Iterator[Problem]:
         remedy = f"try {nearest_multiples(data.batch_size, optim.microbatches)}"
         constraint = f"must be divisible by optim.microbatches={optim.microbatches}"
         yield Problem("data.batch_size", data.batch_size, constraint, remedy)
+    stable = optim.steps - optim.warmup_steps
+    if optim.schedule == "wsd" and not 0 < optim.decay_steps <= stable:
+        constraint = f"must be from 1 to the {stable} steps after optim.warmup_steps"
+        remedy = f"try {max(optim.steps // 5, 1)}"
+        if stable < 1:
+            constraint, remedy = "has no steps after the warm-up", "lower optim.warmup_steps"
+        yield Problem("optim.decay_steps", optim.decay_steps, constraint, remedy)
+    if optim.schedule != "wsd" and optim.decay_steps:
+        constraint, remedy = "only applies to optim.schedule='wsd'", "set that, or 0"
+        yield Problem("optim.decay_steps", optim.decay_steps, constraint, remedy)
 
 
 def _data(config: Config) -> Iterator[Problem]:
