@@ -73,10 +73,23 @@ class DataConfig:
     validation_split: str = "documents"  # documents (by hash of each file) | tail (of the stream)
     validation_fraction: float = 0.05
     path: str = ""
-    sources: tuple = ()  # (path, weight) of each set of a mixture
+    sources: tuple = ()  # (path, weight) of each set; or its weights, ((from step, weight), ...)
     mask_documents: bool = False  # keep attention, positions and loss inside a document
     sequence_length: int = 128
     batch_size: int = 32  # sequences a step, over all hosts
+
+    @property
+    def stages(self) -> tuple[tuple[int, tuple[float, ...]], ...]:
+        """Each step from which a weight of `sources` changes, and all weights from there on."""
+        sets = [w if isinstance(w, tuple) else ((0, w),) for _, w in self.sources] or [((0, 1),)]
+        changes = sorted({0, *(step for weights in sets for step, _ in weights)})
+        return tuple(
+            (
+                change,
+                tuple([0, *(w for step, w in weights if step <= change)][-1] for weights in sets),
+            )
+            for change in changes
+        )
 
 
 @dataclass(frozen=True)

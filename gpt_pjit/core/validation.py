@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterator
@@ -204,9 +205,12 @@ def _data(config: Config) -> Iterator[Problem]:
         )
         yield Problem("data", value, "needs exactly one of text, path and sources", remedy)
     if not all(map(_is_source, data.sources)):
-        constraint = "must be pairs of a path and a weight above 0"
-        remedy = "for example (('data/web', 0.7), ('data/books', 0.3))"
+        constraint = "must be pairs of a path and a weight above 0, or its weights by step"
+        remedy = "for example (('data/web', 0.7), ('data/books', ((0, 0.3), (8000, 0.6))))"
         yield Problem("data.sources", data.sources, constraint, remedy)
+    elif empty := [step for step, weights in data.stages if not any(weights)]:
+        constraint = f"has no weight above 0 from step {empty[0]} on"
+        yield Problem("data.sources", data.sources, constraint, "give one set a weight there")
     if data.text_exclude and not data.text:
         remedy = "set data.text, or remove it"
         yield Problem("data.text_exclude", data.text_exclude, "only applies to data.text", remedy)
@@ -236,4 +240,15 @@ def _data(config: Config) -> Iterator[Problem]:
 def _is_source(source: Any) -> bool:
     if not isinstance(source, tuple) or len(source) != 2 or not isinstance(source[0], str):
         return False
-    return type(source[1]) in (int, float) and 0 < source[1] < float("inf")
+    weight = source[1]
+    if not isinstance(weight, tuple):
+        return _is_weight(weight) and weight > 0
+    pairs = all(isinstance(pair, tuple) and len(pair) == 2 for pair in weight)
+    if not (weight and pairs and all(type(s) is int and _is_weight(w) for s, w in weight)):
+        return False
+    steps = [step for step, _ in weight]
+    return steps[0] >= 0 and all(one < two for one, two in itertools.pairwise(steps))
+
+
+def _is_weight(weight: Any) -> bool:
+    return type(weight) in (int, float) and 0 <= weight < math.inf

@@ -40,3 +40,11 @@ from gpt_pjit.core.tokens.tokenizers import (
     saved_tokenizer as saved_tokenizer,
     tokenizer_from_bytes as tokenizer_from_bytes,
 )
+from gpt_pjit.core.tokens.walk import (
+    Walk as Walk,
+    first_walk as first_walk,
+    to_json as walk_to_json,
+    tokens_before as tokens_before,
+    walks_of as walks_of,
+    walks_on as walks_on,
+)
