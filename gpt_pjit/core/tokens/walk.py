@@ -2,7 +2,7 @@
 
 A run reads its sets by one walk, unless its batch size, its weights or a set changes on the way:
 then another walk begins at that step, and each set continues where it was. `run.json` records the
-walks of such a run, so that a row remains a pure function of the record, step and row.
+walks, so that a row remains a pure function of the record, step and row.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def walks_on(walks: Sequence[Walk], step: int, config: Config, sets: Sequence[st
 
 def walks_of(config: Config, record: Mapping[str, Any]) -> list[Walk]:
     """The walks of the run with this `run.json`; it has begun."""
-    if "walks" not in record:
+    if "walks" not in record:  # older than walks
         return [first_walk(config, [each["sha256"] for each in record["data"]])]
     return [
         Walk(
@@ -114,7 +114,7 @@ def walks_of(config: Config, record: Mapping[str, Any]) -> list[Walk]:
     ]
 
 
-def to_json(walk: Walk) -> dict[str, Any]:
+def walk_to_json(walk: Walk) -> dict[str, Any]:
     """As `run.json` has it."""
     stages = [{"step": step, "weights": list(weights)} for step, weights in walk.stages]
     sets = [each._asdict() for each in walk.sets]
