@@ -15,6 +15,8 @@ from gpt_pjit.core.tokens import BytesTokenizer, walks_of
 from gpt_pjit.core.train import train
 from tests.helpers import program_on, tiny, with_fields
 
+pytestmark = pytest.mark.slow
+
 STEPS, DECAY = 12, 4
 STABLE = STEPS - DECAY
 FIELDS = {
@@ -74,9 +76,9 @@ def assert_same_state(one, two, step):
 
 MESHES = [
     pytest.param((1, 32, 1), "zero", id="data 32, zero"),
-    pytest.param((1, 8, 4), "fsdp", id="data 8 tensor 4, fsdp", marks=pytest.mark.slow),
-    pytest.param((2, 16, 1), "ddp", id="replica 2 data 16, ddp", marks=pytest.mark.slow),
-    pytest.param((1, 16, 2), "zero1", id="data 16 tensor 2, zero1", marks=pytest.mark.slow),
+    pytest.param((1, 8, 4), "fsdp", id="data 8 tensor 4, fsdp"),
+    pytest.param((2, 16, 1), "ddp", id="replica 2 data 16, ddp"),
+    pytest.param((1, 16, 2), "zero1", id="data 16 tensor 2, zero1"),
 ]
 
 
@@ -96,3 +98,144 @@ def test_a_decay_from_a_stable_step_is_that_of_the_unbroken_run_to_the_bit(run, 
     assert_same_state(branch, unbroken, STEPS)
     assert read_run(branch)[1]["from"]["step"] == STABLE
     assert "this run is finished" in run("branch", WSD | mesh, ("trunk", STABLE))
+
+
+def assert_near(one, two):
+    assert one == pytest.approx(two, abs=1e-5)
+
+
+def test_a_branch_on_another_mesh_and_layout_has_the_losses_of_the_same(run):
+    other = {"mesh.data": 8, "mesh.tensor": 4, "partition.layout": "fsdp"}
+    run("trunk")
+    run("same", WSD, ("trunk", None))
+    run("other", WSD | other, ("trunk", None))
+    assert_near(losses(run.folder / "other"), losses(run.folder / "same"))
+
+
+def test_a_branch_and_a_resumed_run_with_the_same_changes_are_the_same_to_the_bit(run):
+    """Of more steps, another batch size and another learning rate; the trunk had finished."""
+    changes = {"optim.steps": STEPS, "data.batch_size": 64, "optim.peak_lr": 5e-4}
+    run("trunk")
+    said = run("branch", changes, ("trunk", STABLE))
+    example = STABLE * 32
+    assert f"data: example {example} of " in said
+    with pytest.raises(ConfigError, match=r"optim.steps=12: .*--allow_change=optim.steps,"):
+        run("trunk", changes)
+    said = run("trunk", changes, allowed=list(changes))
+    assert "changed at step 8: " in said
+    assert "data.batch_size 32 -> 64" in said
+    one, two = run.folder / "trunk", run.folder / "branch"
+    assert losses(two).items() <= losses(one).items()
+    assert_same_state(one, two, STEPS)
+    config, record = read_run(one)
+    assert record["starts"][-1]["changes"]["optim.steps"] == {"from": STABLE, "to": STEPS}
+    assert (record["starts"][-1]["step"], record["finished"]) == (STABLE, STEPS)
+    walks = walks_of(config, record)
+    assert walks == walks_of(*read_run(two))
+    read = [walk.draw(step, np.arange(walk.batch_size))[1] for walk, step in (
+        *((walks[0], step) for step in range(STABLE)),
+        *((walks[1], step) for step in range(STABLE, STEPS)),
+    )]  # fmt: skip
+    assert np.array_equal(np.concatenate(read), np.arange(8 * 32 + 4 * 64))
+
+
+def test_a_run_with_more_steps_is_the_unbroken_longer_one_to_the_bit(run):
+    run("unbroken", {"optim.steps": STEPS})
+    run("run")
+    run("run", {"optim.steps": STEPS}, allowed=["optim.steps"])
+    assert losses(run.folder / "run") == losses(run.folder / "unbroken")
+    assert_same_state(run.folder / "run", run.folder / "unbroken", STEPS)
+
+
+def test_a_branch_into_a_mixture_is_the_run_whose_second_stage_begins_there(run):
+    def stages(first, second):
+        return lambda a, b: ((a.path, ((0, 1), (STABLE, first))), (b.path, ((STABLE, second),)))
+
+    def then(a, b):
+        return ((a.path, 1), (b.path, 3))
+
+    def alone(a, b):
+        return ((a.path, 1), (b.path, ((0, 0),)))
+
+    run("unbroken", {"data.path": "", "data.sources": stages(1, 3), "optim.steps": STEPS})
+    run("trunk", {"data.path": "", "data.sources": alone})
+    run("branch", {"data.path": "", "data.sources": then, "optim.steps": STEPS}, ("trunk", None))
+    unbroken, trunk, branch = (run.folder / name for name in ("unbroken", "trunk", "branch"))
+    assert losses(trunk) | losses(branch) == losses(unbroken)
+    assert_same_state(branch, unbroken, STEPS)
+
+
+def test_a_stage_that_begins_between_two_starts_changes_nothing(run):
+    """Stopped and resumed across the boundary, which lies inside a checkpoint's interval."""
+    fields = {"data.path": "", "data.sources": lambda a, b: ((a.path, 1), (b.path, ((6, 2),)))}
+    run("unbroken", fields | {"optim.steps": STEPS})
+    run("run", fields | {"optim.steps": 4})
+    run("run", fields | {"optim.steps": STEPS}, allowed=["optim.steps"])
+    assert losses(run.folder / "run") == losses(run.folder / "unbroken")
+
+
+def test_a_branch_from_weights_alone_starts_as_in_their_own_workdir(run):
+    config = with_fields(tiny(), FIELDS)
+    program = program_on(config, (1, 1, 1))
+    with jax.set_mesh(program.mesh):
+        params = jax.device_get(program.init(jax.random.key(9)).params)
+    source = {"kind": "import", "from": "somewhere"}
+    with derived_workdir(run.folder / "weights", config, BytesTokenizer(), source) as draft:
+        write_state(draft / "checkpoints", 0, {"step": np.int32(0), "params": params})
+    said = run("branch", None, ("weights", None))
+    assert "from step 0 of" in said
+    assert saved_steps(run.folder / "weights/checkpoints") == [0]
+    run("weights")
+    assert_same_state(run.folder / "branch", run.folder / "weights", STABLE)
+    assert read_run(run.folder / "branch")[1]["source"]["from"] == "somewhere"
+
+
+def test_a_branch_stopped_before_its_first_save_begins_where_it_began(run, monkeypatch):
+    """Also if its origin has trained on since."""
+
+    def broken(self, step, state):
+        raise ConfigError(["no disk"])
+
+    run("trunk")
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpointer, "save", broken)
+        with pytest.raises(ConfigError, match="no disk"):
+            run("branch", WSD, ("trunk", None))
+    run("trunk", {"optim.steps": STEPS}, allowed=["optim.steps"])
+    run("branch", WSD, ("trunk", None))
+    assert list(losses(run.folder / "branch")) == list(range(STABLE + 1, STEPS + 1))
+    run("again", WSD, ("trunk", STABLE))
+    assert_same_state(run.folder / "branch", run.folder / "again", STEPS)
+
+
+def test_a_branch_without_steps_or_from_a_step_that_is_not_there_is_refused(run):
+    run("trunk")
+    with pytest.raises(ConfigError, match=r"optim.steps=8: the run is at step 8 already"):
+        run("branch", None, ("trunk", None))
+    with pytest.raises(ConfigError, match=r"holds no step 7; it holds 4, 8"):
+        run("branch", WSD, ("trunk", 7))
+
+
+def test_a_damaged_origin_is_left_as_it_is(run, capsys):
+    run("trunk")
+    folder = run.folder / "trunk" / "checkpoints"
+    (folder / "8" / "default" / "manifest.ocdbt").write_bytes(b"")
+    with pytest.raises(IntegrityError, match=r"step 8 of .* cannot be read.*other steps here: 4"):
+        run("branch", WSD, ("trunk", STABLE))
+    said = run("branch", WSD, ("trunk", None))
+    assert "from step 4 of" in said
+    assert sorted(path.name for path in folder.iterdir()) == ["4", "8"]
+
+
+def test_the_state_of_another_optimizer_is_refused_and_left_as_it_is(run):
+    run("trunk")
+    shapes = saved_shapes(run.folder / "trunk/checkpoints", STABLE)
+    arrays = read_arrays(run.folder / "trunk/checkpoints", STABLE, shapes)
+    arrays["opt_state"] = {"momentum": arrays["params"]}
+    write_state(run.folder / "trunk/checkpoints", STABLE + 1, arrays | {"step": np.int32(9)})
+    other = r"optim.rules: step 9 of .* opt_state/.* saved by another optimizer; keep the rules"
+    with pytest.raises(ConfigError, match=other):
+        run("branch", WSD, ("trunk", None))
+    with pytest.raises(ConfigError, match=other):
+        run("trunk", {"optim.steps": STEPS}, allowed=["optim.steps"])
+    assert saved_steps(run.folder / "trunk/checkpoints") == [4, 8, 9]
