@@ -58,7 +58,7 @@ FORM: Record = {
             "seed": int,
             "sequence_length": int,
             "batch_size": int,
-            "stages": [{"step": int, "weights": list}],
+            "stages": [{"step": int, "weights": [(int, float)]}],
             "sets": [{"sha256": str, "seed": int, "taken": int}],
         }
     ],
@@ -232,6 +232,8 @@ def _is_record(record: Record) -> bool:
     """Whether all that we read of a `run.json` has the types that we write."""
     present = {name: form for name, form in FORM.items() if name in record}
     if not _fits(record, present | {"config": dict, "starts": [dict]}) or record.get("data") == []:
+        return False
+    if "walks" in record and [walk["step"] for walk in record["walks"][:1]] != [0]:
         return False
     source = record.get("source")
     while source is not None:  # of the weights that the weights were made of, and so on
