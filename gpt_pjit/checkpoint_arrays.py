@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from gpt_pjit.config import Config
 from gpt_pjit.core.checkpointer import (
     ITEM,
     MANIFEST,
-    Checkpointer,
     one_sentence,
     read_part,
     require_parts,
@@ -71,13 +70,6 @@ def verify(directory: Path, step: int, parts: Sequence[str] = ("params",)) -> in
         for tree in trees:
             read_arrays(directory, step, {part: tree})
     return sum(len(jax.tree.leaves(shapes[part])) for part in parts)
-
-
-def write_state(directory: Path, step: int, state: Any) -> None:
-    """Writes a state, or a part of one, of NumPy arrays, and waits until it is written."""
-    # Not in the background: for that, Orbax would copy all arrays first.
-    with closing(Checkpointer(directory, keep=None, background=False)) as checkpointer:
-        checkpointer.save(step, state)
 
 
 @contextmanager

@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from gpt_pjit.checkpoint_arrays import derived_workdir, new_folder, read_arrays, write_state
+from gpt_pjit.checkpoint_arrays import derived_workdir, new_folder, read_arrays
+from gpt_pjit.core.checkpointer import write_state
 from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.tokens import BytesTokenizer
 from tests.helpers import tiny
@@ -26,7 +27,7 @@ def test_a_state_counts_once_its_parts_are_there(tmp_path, monkeypatch):
 
     merge = "orbax.checkpoint._src.serialization.ocdbt_utils.merge_ocdbt_per_process_files"
     monkeypatch.setattr(merge, nothing)
-    with pytest.raises(ConfigError, match=r"step 3 of .* was not saved: it lacks default/manif"):
+    with pytest.raises(ConfigError, match=r"step 3 of .* cannot be saved: it lacks default/manif"):
         write_state(tmp_path, 3, {"a": np.ones(2, np.float32)})
 
 

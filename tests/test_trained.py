@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_pjit.checkpoint_arrays import write_state
+from gpt_pjit.core.checkpointer import write_state
 from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.model import forward
 from gpt_pjit.core.sharding import make_mesh

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint.options import AsyncOptions
 
 from gpt_pjit.core.console import warn
 from gpt_pjit.core.errors import ConfigError, FaultError, HostFailedError, IntegrityError
@@ -39,6 +41,7 @@ ITEM = "default"  # the name that Orbax gives a checkpoint of one item
 MANIFEST = f"{ITEM}/manifest.ocdbt"  # lists the files with the data
 METADATA = "_CHECKPOINT_METADATA"
 STEP = re.compile("0|[1-9][0-9]{0,9}")  # the name of its folder; other digits spell no other step
+DRAFT = ".orbax-checkpoint-tmp"  # ends the name of a local step that is being written or removed
 PARTS = (METADATA, f"{ITEM}/_METADATA", MANIFEST)
 
 
@@ -50,26 +53,19 @@ class Checkpointer:
         directory: Path,
         keep: int | None,
         on_saved: Callable[[int], None] = lambda step: None,
-        *,
-        background: bool = True,
     ):
         self.directory = directory
         self.last: int | None = None  # the step that was saved or restored last
+        self._keep = keep
         self._unchecked: int | None = None  # the step that is being written
         self._on_saved = on_saved  # called with each step once it is written
-        self._options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=True, enable_async_checkpointing=background
+        self._complete = threading.Event()  # on process 0: all of it is written, if not yet renamed
+        # Not through ocp.CheckpointManager: there a host whose write fails waits for the others.
+        self._writer = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(),
+            async_options=AsyncOptions(post_finalization_callback=self._complete.set),
         )
-        self._opened: ocp.CheckpointManager | None = None
-
-    @property
-    def _manager(self) -> ocp.CheckpointManager:
-        """Made for the first save: Orbax saves no step before the newest that it finds."""
-        if self._opened is None:
-            with one_sentence(f"no checkpoint can be saved in {self.directory}", FaultError):
-                folder = orbax_folder(self.directory)
-                self._opened = ocp.CheckpointManager(folder, options=self._options)
-        return self._opened
+        self._pruning = threading.Thread()
 
     def restore_newest(self, target: Any) -> tuple[int, Any] | None:
         """The newest whole step, and its state as `target` describes it; None if none was saved.
@@ -91,24 +87,18 @@ class Checkpointer:
         that should hold the same differ.
         """
         self.wait()
-        found, workdir = fingerprints(state), self.directory.parent
-        _check_sound(found, step, workdir)
-        about = {"step": step, "fingerprints": found.numbers}
-        cannot_be_saved = f"step {step} of {workdir} cannot be saved"
-        # Orbax would wait for a host that cannot write, and so would all others.
-        with all_or_none(), one_sentence(cannot_be_saved, FaultError):
-            if workdir.is_dir() and not is_remote(workdir):
-                write_probe(workdir, jax.process_index())
-        with one_sentence(cannot_be_saved, FaultError):
-            saved = self._manager.save(
-                step, args=ocp.args.StandardSave(state), custom_metadata=about
-            )
-        assert saved, f"Orbax skipped step {step}"
+        if self._pruning.is_alive():
+            self._pruning.join()
+        self._complete.clear()
+        _write(self._writer, self.directory, step, state)
         self.last = self._unchecked = step
 
     def poll(self) -> None:
-        """Raises FaultError if the write under way has failed; waits for nothing."""
-        if self._unchecked is not None and not self._manager.is_saving_in_progress():
+        """Raises FaultError if this host's part of the write under way has failed; hardly waits."""
+        if self._unchecked is not None:
+            with one_sentence(self._was_not_saved(self._unchecked), FaultError):
+                self._writer.check_for_errors()
+        if self._complete.is_set():
             self.wait()
 
     def wait(self) -> None:
@@ -116,18 +106,51 @@ class Checkpointer:
         step, self._unchecked = self._unchecked, None
         if step is None:
             return
-        with one_sentence(f"step {step} of {self.directory.parent} was not saved", FaultError):
-            self._manager.wait_until_finished()
-            if jax.process_index() == 0 and (missing := missing_parts(self.directory, step)):
-                raise FileNotFoundError(f"it lacks {missing[0]}")
+        self._complete.clear()
+        with one_sentence(self._was_not_saved(step), FaultError):
+            self._writer.wait_until_finished()
+            _check_written(self.directory, step)
         self._on_saved(step)
+        if jax.process_index() == 0 and self._keep is not None:
+            old = saved_steps(self.directory)[: -self._keep]
+            self._pruning = threading.Thread(target=_remove, args=(self.directory, old))
+            self._pruning.start()
 
     def close(self) -> None:
         try:
             self.wait()
         finally:
-            if self._opened is not None:
-                self._opened.close()
+            self._writer.close()
+            if self._pruning.is_alive():
+                self._pruning.join()
+
+    def _was_not_saved(self, step: int) -> str:
+        return f"step {step} of {self.directory.parent} was not saved"
+
+
+def write_state(directory: Path, step: int, state: Any) -> None:
+    """Writes a state, or a part of one, and waits; unlike `Checkpointer`, it copies no array."""
+    with closing(ocp.Checkpointer(ocp.CompositeCheckpointHandler())) as writer:
+        _write(writer, directory, step, state)
+    with one_sentence(f"step {step} of {directory.parent} cannot be saved", FaultError):
+        _check_written(directory, step)
+
+
+def _write(writer: ocp.Checkpointer, directory: Path, step: int, state: Any) -> None:
+    found, workdir = fingerprints(state), directory.parent
+    _check_sound(found, step, workdir)
+    cannot_be_saved = f"step {step} of {workdir} cannot be saved"
+    # Orbax would wait for a host that cannot write, and so would all others.
+    with all_or_none(), one_sentence(cannot_be_saved, FaultError):
+        if not is_remote(workdir):
+            directory.mkdir(parents=True, exist_ok=True)
+            write_probe(workdir, jax.process_index())
+    with one_sentence(cannot_be_saved, FaultError):
+        writer.save(
+            orbax_folder(directory) / str(step),
+            args=ocp.args.Composite(**{ITEM: ocp.args.StandardSave(state)}),
+            custom_metadata={"step": step, "fingerprints": found.numbers},
+        )
 
 
 def saved_steps(directory: Path) -> list[int]:
@@ -137,8 +160,18 @@ def saved_steps(directory: Path) -> list[int]:
 
 def unfinished(directory: Path) -> list[Path]:
     """The folders under `directory` of steps that are being written, or were when a run died."""
-    drafts = directory.glob("*.orbax-checkpoint-tmp*")
+    drafts = directory.glob(f"*{DRAFT}*")
     return [*drafts, *(folder for folder in _steps(directory) if not _is_final(folder))]
+
+
+def _remove(directory: Path, steps: list[int]) -> None:
+    """If killed meanwhile, the rest is unfinished, and goes at the next start."""
+    for folder in (directory / str(step) for step in steps):
+        if is_remote(folder):
+            (folder / COMMIT).unlink()
+        else:
+            folder = folder.rename(folder.with_name(f"{folder.name}{DRAFT}"))
+        remove_folder(folder)
 
 
 def _steps(directory: Path) -> list[Path]:
@@ -155,6 +188,11 @@ def _is_final(folder: Path) -> bool:
 def missing_parts(directory: Path, step: int) -> list[str]:
     """The files that `step` should have but has not."""
     return [part for part in PARTS if not (directory / str(step) / part).exists()]
+
+
+def _check_written(directory: Path, step: int) -> None:
+    if jax.process_index() == 0 and (missing := missing_parts(directory, step)):
+        raise FileNotFoundError(f"it lacks {missing[0]}")
 
 
 def require_parts(directory: Path, step: int) -> None:

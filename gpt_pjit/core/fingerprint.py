@@ -19,6 +19,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from gpt_pjit.core.sharding import axes_of, paths_and_leaves
 
+SLICE = 2**22  # bytes of an array of this host that are summed at once
+
 
 class Fingerprints(NamedTuple):
     """Of the leaves of a tree, by path: their numbers, those with NaN or infinity, and those whose
@@ -37,8 +39,7 @@ def fingerprints(tree: Any) -> Fingerprints:
     placed = [leaf for _, leaf in leaves if _on_mesh(leaf)]
     if len(placed) < len(leaves):
         for path, leaf in leaves:
-            number, finite = jax.device_get(_of_array(leaf))
-            _add(found, path, int(number), finite)
+            _add(found, path, *_of_host_array(np.asarray(leaf)))
         return found
     mesh = placed[0].sharding.mesh
     program = _of_shards(mesh, tuple(leaf.sharding.spec for leaf in placed))
@@ -66,10 +67,18 @@ def _on_mesh(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding)
 
 
-@jax.jit
-def _of_array(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x = jnp.asarray(x)
-    return _sum(x, x.shape, (0,) * x.ndim), jnp.isfinite(x).all()
+def _of_host_array(array: np.ndarray) -> tuple[int, bool]:
+    """In slices, one after another: JAX copies what it sums."""
+    x = array.reshape(array.shape or 1)
+    rows = max(1, SLICE // max(1, x[:1].nbytes))
+    starts = range(0, len(x), rows)
+    sums = [jax.device_get(_of_slice(x[at : at + rows], x.shape, at)) for at in starts]
+    return sum(int(number) for number, _ in sums) % 2**32, all(finite for _, finite in sums)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _of_slice(x: jax.Array, shape: tuple[int, ...], start: Any) -> tuple[jax.Array, jax.Array]:
+    return _sum(x, shape, (start, *(0,) * (x.ndim - 1))), jnp.isfinite(x).all()
 
 
 @functools.cache

@@ -21,7 +21,7 @@ from typing import Any
 
 import jax
 
-from gpt_pjit.commandline import Answer, Parser, local_path, show
+from gpt_pjit.commandline import Answer, Parser, any_path, show
 from gpt_pjit.config import Config, MeshConfig
 from gpt_pjit.core.errors import EXIT_BROKEN, EXIT_DONE, HostFailedError
 from gpt_pjit.core.runtime import ending_together, initialize_devices
@@ -131,7 +131,7 @@ def _examine(checkup: Checkup, config: Config | None, flags: argparse.Namespace)
 def define(parser: Parser) -> None:
     parser.add_config()
     parser.add_argument(
-        "--workdir", type=local_path, help="the run's folder; default runs/<config name>"
+        "--workdir", type=any_path, help="the run's folder; default runs/<config name>"
     )
     parser.add_distributed()
     parser.add_json()

@@ -16,7 +16,7 @@ import numpy as np
 from jax._src import hardware_utils  # what is plugged in, whether or not JAX can use it
 
 from gpt_pjit.config import Config
-from gpt_pjit.core.files import file_errors
+from gpt_pjit.core.files import file_errors, is_remote
 from gpt_pjit.core.model import param_shapes
 from gpt_pjit.core.tokens import open_data, train_batches
 from gpt_pjit.data import Corpus, find_files
@@ -63,6 +63,8 @@ def devices() -> str:
 
 def disk(config: Config | None, workdir: Path) -> str:
     """Whether the checkpoints that are kept, and the one being written, have room."""
+    if is_remote(workdir):
+        return "a bucket, which has no limit"
     place = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
     free, needed = shutil.disk_usage(place).free, LEAST_FREE
     if config:

@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 
 from gpt_pjit.config import Config, replaced
 from gpt_pjit.core.errors import ConfigError
+from gpt_pjit.core.files import check_bucket, is_remote
 from gpt_pjit.core.runtime import (
     check_agreement,
     code_facts,
@@ -62,29 +63,33 @@ def clocks() -> str:
 def workdir(folder: Path) -> str:
     """Each process writes a file, and reads those of all others; nothing is left behind."""
     own = folder / f".doctor-{jax.process_index()}"
-    made, problem, absent = not folder.exists(), "", list[int]()
+    made, problem, remedy, absent = not folder.exists(), "", "", list[int]()
     everyone(None)  # all have seen whether it was there
     try:
+        if is_remote(folder):
+            check_bucket(folder, jax.process_index())
         folder.mkdir(parents=True, exist_ok=True)
         own.write_text("")
-    except OSError as error:
-        problem = f"cannot be written: {error.strerror}"
+    except ConfigError as error:
+        problem, _, remedy = str(error.problems[0]).rpartition("; ")
+    except Exception as error:
+        problem = f"{folder} cannot be written: {getattr(error, 'strerror', error)}"
+        remedy = "choose another --workdir, or give this user the right to write there"
     everyone(None)
     with contextlib.suppress(OSError):
         probes = range(jax.process_count())
         absent = [p for p in probes if not (folder / f".doctor-{p}").exists()]
-    told = everyone([problem, absent])
+    told = everyone([problem, remedy, absent])
     with contextlib.suppress(OSError):
         own.unlink()
     everyone(None)
-    if made:
+    if made and not is_remote(folder):
         with contextlib.suppress(OSError):  # another process was faster
             folder.rmdir()
-    for process, (text, _) in enumerate(told):
-        if text:
-            remedy = "choose another --workdir, or give this user the right to write there"
-            raise CheckFailedError(f"process {process}: {folder} {text}", remedy)
-    for process, (_, unseen) in enumerate(told):
+    for process, (problem, remedy, _) in enumerate(told):
+        if problem:
+            raise CheckFailedError(f"process {process}: {problem}", remedy)
+    for process, (_, _, unseen) in enumerate(told):
         if unseen:
             found = f"process {process} does not see what process {unseen[0]} writes in {folder}"
             raise CheckFailedError(

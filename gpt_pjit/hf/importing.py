@@ -13,8 +13,9 @@ from flax.traverse_util import unflatten_dict
 from safetensors import SafetensorError, safe_open
 from tokenizers import models
 
-from gpt_pjit.checkpoint_arrays import check_new, derived_workdir, write_state
+from gpt_pjit.checkpoint_arrays import check_new, derived_workdir
 from gpt_pjit.config import Config, DataConfig
+from gpt_pjit.core.checkpointer import write_state
 from gpt_pjit.core.errors import ConfigError, Problem
 from gpt_pjit.core.files import (
     LARGEST_TOKENIZER,

@@ -55,6 +55,22 @@ def test_a_full_disk_is_one_sentence_and_the_run_resumes(trainer, golden, disk):
     assert not list((run.workdir / "checkpoints").glob("*tmp*"))
 
 
+@pytest.mark.parametrize("room", [9_000, 14_000, 150_000])
+def test_a_disk_that_fills_up_in_a_save_ends_both_hosts(trainer, disk, room):
+    """In the merge at the end, which process 0 does alone, in its files of metadata, in arrays."""
+    run = trainer("disk/run", processes=2, devices=1)
+    run.start([{"at": "train", "step": 11, "do": "SIGSTOP", "process": 0}])
+    run.await_event("chaos: ")
+    fill(disk, room)
+    run.signal(18)  # SIGCONT
+    ended = run.wait(60)
+    assert ended.codes == [EXIT_FAULT] * 2, ended.errors
+    assert ended.seconds < 20
+    assert all("No space left on device" in error for error in ended.errors)
+    (disk / "filler").unlink()
+    assert run.run().codes == [EXIT_DONE] * 2
+
+
 def test_a_disk_that_turns_read_only_is_one_sentence(trainer, disk):
     run = trainer("disk/run")
     assert run.run([{"at": "train", "step": 7, "do": "SIGTERM"}]).codes == [EXIT_PREEMPTED]

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from gpt_pjit.checkpoint_arrays import derived_workdir, read_arrays, saved_shapes, write_state
-from gpt_pjit.core.checkpointer import saved_steps
+from gpt_pjit.checkpoint_arrays import derived_workdir, read_arrays, saved_shapes
+from gpt_pjit.core.checkpointer import saved_steps, write_state
 from gpt_pjit.core.errors import ConfigError, IntegrityError
 from gpt_pjit.core.runtime import Origin, read_run
 from gpt_pjit.core.sharding import paths_and_leaves

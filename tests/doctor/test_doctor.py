@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from gpt_pjit.core.errors import EXIT_BROKEN
+from gpt_pjit.core.files import as_path
 from gpt_pjit.data import Corpus, prepare
 from tests.helpers import ROOT, free_address
 
@@ -92,6 +93,19 @@ def test_a_good_machine(tmp_path):
     assert set(found) == OF_A_HOST
     assert "right on 2 devices" in found["collective"]["found"]
     assert list(tmp_path.iterdir()) == []  # nothing is left behind
+
+
+@pytest.mark.slow
+def test_workdirs_in_buckets(bucket, tmp_path):
+    """Of two processes; one that is there, and one whose bucket is not."""
+    there, absent = as_path(f"{bucket}/runs/doctor"), f"{bucket}-absent/runs/doctor"
+    found = findings(start_pod(tmp_path, f"--workdir={there}"))
+    assert_faults(found, {})
+    assert "seen by all" in found["workdir"]["found"]
+    assert "a bucket" in found["disk"]["found"]
+    assert list(there.glob("*")) == []
+    found = findings(start_pod(tmp_path, f"--workdir={absent}"))
+    assert_faults(found, {"workdir": (f"there is no bucket {bucket}-absent", "create it")})
 
 
 @pytest.mark.slow

@@ -6,7 +6,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gpt_pjit.checkpoint_arrays import fingerprint, write_state
+from gpt_pjit.checkpoint_arrays import fingerprint
+from gpt_pjit.core.checkpointer import write_state
 from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.runtime import read_run
 from gpt_pjit.evaluate import read_results

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tensorstore
 
-from gpt_pjit.checkpoint_arrays import write_state
 from gpt_pjit.config import Config, flatten
+from gpt_pjit.core.checkpointer import write_state
 from tests.hostile.conftest import Touch, some
 
 STEP = "checkpoints/1"

@@ -23,6 +23,7 @@ from gpt_pjit.core.files.buckets import (
     tensorstore_spec as tensorstore_spec,
     write_probe as write_probe,
 )
+from gpt_pjit.core.files.lease import Lease as Lease
 from gpt_pjit.core.files.mirror import Mirror as Mirror
 from gpt_pjit.core.files.whole import (
     file_errors as file_errors,

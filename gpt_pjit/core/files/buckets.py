@@ -104,6 +104,11 @@ def write_probe(folder: Path, process: int) -> None:
     probe.unlink()
 
 
+def create_file(path: Path, content: bytes) -> None:
+    """Writes a new file of a bucket; FileExistsError if it is there, also if that was just now."""
+    _store(path).pipe_file(_key(path), content, mode="create")
+
+
 def check_bucket(folder: Path, process: int) -> None:
     """Raises ConfigError if `folder`, of a bucket, cannot be written by this `process`."""
     try:

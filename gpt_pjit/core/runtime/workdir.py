@@ -20,8 +20,9 @@ import jax
 
 from gpt_pjit.config import Config, differences, from_record
 from gpt_pjit.core.console import say, warn
-from gpt_pjit.core.errors import ConfigError, FaultError, IntegrityError
+from gpt_pjit.core.errors import EXIT_FAULT, ConfigError, FaultError, IntegrityError
 from gpt_pjit.core.files import (
+    Lease,
     check_bucket,
     file_errors,
     is_remote,
@@ -40,7 +41,7 @@ from gpt_pjit.core.runtime.changes import (
     origin_of,
 )
 from gpt_pjit.core.runtime.provenance import this_start
-from gpt_pjit.core.runtime.together import all_or_none
+from gpt_pjit.core.runtime.together import all_or_none, end_all
 from gpt_pjit.core.validation import validate
 
 Record = dict[str, Any]
@@ -143,22 +144,34 @@ def record_start(
 
 @contextmanager
 def only_trainer(workdir: Path) -> Iterator[None]:
-    """Holds the lock of the workdir, which the kernel frees when this process ends.
-
-    A bucket has none: nothing there would free the lock of a machine that is gone.
+    """Holds the lock of the workdir: of a folder one that the kernel frees when this process ends,
+    of a bucket one that others take if it is not renewed.
     """
+    owner = f"process {os.getpid()} on {socket.gethostname()}"
+
+    def lost(other: str) -> None:
+        line = f"{workdir} is now trained by {other}: this run did not renew its lock in time"
+        end_all(EXIT_FAULT, line)
+
     with ExitStack() as stack:
         with all_or_none(), file_errors(f"{workdir}/lock cannot be made", "--workdir"):
-            if jax.process_index() == 0 and not is_remote(workdir):
-                lock = stack.enter_context((workdir / "lock").open("a+"))
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    lock.seek(0)
-                    problem = f"{workdir} is being trained by {lock.read().strip()}"
-                    raise FaultError([problem], "--workdir") from None
-                lock.truncate(0)
-                print(f"process {os.getpid()} on {socket.gethostname()}", file=lock, flush=True)
+            if jax.process_index() == 0:
+                lock = Lease(workdir, owner, lost) if is_remote(workdir) else _lock(workdir, owner)
+                stack.enter_context(lock)
+        yield
+
+
+@contextmanager
+def _lock(folder: Path, owner: str) -> Iterator[None]:
+    with (folder / "lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            problem = f"{folder} is being trained by {lock.read().strip()}"
+            raise FaultError([problem], "--workdir") from None
+        lock.truncate(0)
+        print(owner, file=lock, flush=True)
         yield
 
 
