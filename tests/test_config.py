@@ -56,7 +56,17 @@ MISTAKES = [
     (
         {"data.text": "", "data.sources": (("a", 0),)},
         "data.sources=(('a', 0),)",
-        "a weight above 0",
+        "no weight above 0 from step 0 on",
+    ),
+    (
+        {"data.text": "", "data.sources": (("a", ((0, 1), (9, 0))), ("b", ((7, 1), (9, 0))))},
+        "data.sources=",
+        "no weight above 0 from step 9 on; give one set a weight there",
+    ),
+    (
+        {"data.text": "", "data.sources": (("a", 1), ("b", ((9, 1), (9, 2))))},
+        "data.sources=",
+        "must be pairs of a path and a weight, or its weights by step",
     ),
     ({"data.path": "set"}, "'data.path': 'set'", "exactly one of text, path and sources"),
     (

@@ -205,7 +205,7 @@ def _data(config: Config) -> Iterator[Problem]:
         )
         yield Problem("data", value, "needs exactly one of text, path and sources", remedy)
     if not all(map(_is_source, data.sources)):
-        constraint = "must be pairs of a path and a weight above 0, or its weights by step"
+        constraint = "must be pairs of a path and a weight, or its weights by step"
         remedy = "for example (('data/web', 0.7), ('data/books', ((0, 0.3), (8000, 0.6))))"
         yield Problem("data.sources", data.sources, constraint, remedy)
     elif empty := [step for step, weights in data.stages if not any(weights)]:
@@ -242,7 +242,7 @@ def _is_source(source: Any) -> bool:
         return False
     weight = source[1]
     if not isinstance(weight, tuple):
-        return _is_weight(weight) and weight > 0
+        return _is_weight(weight)
     pairs = all(isinstance(pair, tuple) and len(pair) == 2 for pair in weight)
     if not (weight and pairs and all(type(s) is int and _is_weight(w) for s, w in weight)):
         return False

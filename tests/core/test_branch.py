@@ -9,11 +9,12 @@ import pytest
 from gpt_pjit.checkpoint_arrays import derived_workdir, read_arrays, saved_shapes
 from gpt_pjit.core.checkpointer import saved_steps, write_state
 from gpt_pjit.core.errors import ConfigError, IntegrityError
+from gpt_pjit.core.files import as_path
 from gpt_pjit.core.runtime import Origin, read_run
 from gpt_pjit.core.sharding import paths_and_leaves
 from gpt_pjit.core.tokens import BytesTokenizer, walks_of
 from gpt_pjit.core.train import train
-from tests.helpers import program_on, tiny, with_fields
+from tests.helpers import make_workdir, program_on, tiny, with_fields
 
 pytestmark = pytest.mark.slow
 
@@ -50,6 +51,8 @@ def run(make_set, tmp_path, capsys):
         fields = {n: v(*sets) if callable(v) else v for n, v in fields.items()}
         config = with_fields(tiny(), fields)
         source = origin and Origin(tmp_path / origin[0], origin[1])
+        if origin and "://" in origin[0]:
+            source = Origin(as_path(origin[0]), origin[1])
         assert train(config, tmp_path / name, None, None, source, allowed) == 0
         return capsys.readouterr().out
 
@@ -157,7 +160,7 @@ def test_a_branch_into_a_mixture_is_the_run_whose_second_stage_begins_there(run)
         return ((a.path, 1), (b.path, 3))
 
     def alone(a, b):
-        return ((a.path, 1), (b.path, ((0, 0),)))
+        return ((a.path, 1), (b.path, 0))
 
     run("unbroken", {"data.path": "", "data.sources": stages(1, 3), "optim.steps": STEPS})
     run("trunk", {"data.path": "", "data.sources": alone})
@@ -239,3 +242,18 @@ def test_the_state_of_another_optimizer_is_refused_and_left_as_it_is(run):
     with pytest.raises(ConfigError, match=other):
         run("trunk", {"optim.steps": STEPS}, allowed=["optim.steps"])
     assert saved_steps(run.folder / "trunk/checkpoints") == [4, 8, 9]
+
+
+def test_a_branch_from_a_bucket(run, bucket):
+    """Of a run that has read another set, so that this one begins."""
+    params = make_workdir(as_path(f"{bucket}/trunk"), with_fields(tiny(), FIELDS), (4, 8))
+    said = run("branch", WSD, (f"{bucket}/trunk", 4))
+    assert "from step 4 of" in said
+    assert "data: example 0 of " in said
+    assert list(losses(run.folder / "branch")) == list(range(5, STEPS + 1))
+    assert read_run(run.folder / "branch")[1]["from"]["workdir"] == f"{bucket}/trunk"
+    changed = (
+        state(run.folder / "branch", STEPS)["params/embed/embedding"]
+        - params[4]["embed"]["embedding"]
+    )
+    assert 0 < np.abs(changed).max() < 0.1
