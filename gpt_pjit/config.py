@@ -82,14 +82,12 @@ class DataConfig:
     def stages(self) -> tuple[tuple[int, tuple[float, ...]], ...]:
         """Each step from which a weight of `sources` changes, and all weights from there on."""
         sets = [w if isinstance(w, tuple) else ((0, w),) for _, w in self.sources] or [((0, 1),)]
-        changes = sorted({0, *(step for weights in sets for step, _ in weights)})
-        return tuple(
-            (
-                change,
-                tuple([0, *(w for step, w in weights if step <= change)][-1] for weights in sets),
-            )
-            for change in changes
-        )
+
+        def at(step: int) -> tuple[float, ...]:
+            return tuple([0, *(w for start, w in weights if start <= step)][-1] for weights in sets)
+
+        changes = {0, *(step for weights in sets for step, _ in weights)}
+        return tuple((step, at(step)) for step in sorted(changes))
 
 
 @dataclass(frozen=True)

@@ -283,20 +283,15 @@ def restore(directory: Path, step: int, target: Any) -> Any:
 
 
 def _check_optimizer(directory: Path, step: int, target: Any) -> None:
-    with (
-        all_or_none(),
-        one_sentence(f"step {step} of {directory.parent} cannot be read", IntegrityError),
-    ):
+    where = f"step {step} of {directory.parent}"
+    with all_or_none(), one_sentence(f"{where} cannot be read", IntegrityError):
         require_parts(directory, step)
-        saved = set(_about(directory, step).get("fingerprints", ()))
-        wanted = {path for path, _ in paths_and_leaves(target)}
-        if saved and (other := sorted(saved ^ wanted)):
-            holds = "holds" if other[0] in saved else "lacks"
-            problem = (
-                f"optim.rules: step {step} of {directory.parent} {holds} {other[0]}, so it was"
-            )
-            remedy = "saved by another optimizer; keep the rules of that run"
-            raise ConfigError([f"{problem} {remedy}"], "config")
+        saved = set(_about(directory, step).get("fingerprints", ()))  # older steps have none
+        differ = sorted(saved ^ {path for path, _ in paths_and_leaves(target)})
+        if saved and differ:
+            found = f"{where} {'holds' if differ[0] in saved else 'lacks'} {differ[0]}"
+            problem = f"optim.rules: {found}, as another optimizer saved it; keep that run's rules"
+            raise ConfigError([problem])
 
 
 def restore_params(directory: Path, step: int, target: Any) -> Any:

@@ -246,8 +246,8 @@ def _is_source(source: Any) -> bool:
     pairs = all(isinstance(pair, tuple) and len(pair) == 2 for pair in weight)
     if not (weight and pairs and all(type(s) is int and _is_weight(w) for s, w in weight)):
         return False
-    steps = [step for step, _ in weight]
-    return steps[0] >= 0 and all(one < two for one, two in itertools.pairwise(steps))
+    steps = [-1, *(step for step, _ in weight), 2**31]
+    return all(one < two for one, two in itertools.pairwise(steps))
 
 
 def _is_weight(weight: Any) -> bool:
