@@ -11,7 +11,7 @@ from gpt_pjit.commandline import Parser, report_errors, run_parsed
 
 COMMANDS = {
     "train": ("gpt_pjit.main", "train a GPT, or resume a run"),
-    "doctor": ("gpt_pjit.doctor.command", "is this machine, or this pod, ready to train?"),
+    "doctor": ("gpt_pjit.doctor.command", "check that this machine or pod is ready to train"),
     "plan": ("gpt_pjit.plan.command", "compile a step for absent hardware: memory, time, cost"),
     "partition": ("gpt_pjit.partition.command", "explain, lint, compare and lock a placement"),
     "data": ("gpt_pjit.data.command", "make, inspect and verify token datasets"),

@@ -58,7 +58,7 @@ class Parser(argparse_flags.ArgumentParser):
         end_before_meeting(EXIT_CONFIG, text)
         self.exit(EXIT_CONFIG, f"{text}\n")
 
-    def add_config(self, name: str = "config", help: str = "a file of configs/") -> None:
+    def add_config(self, name: str = "config", help: str = "a file in configs/") -> None:
         """Adds `--NAME FILE` and overrides, `--NAME.optim.steps=100`; gives a `ConfigFile`."""
         self.add_argument(
             f"--{name}", metavar="FILE", help=f"{help}; --{name}.FIELD=VALUE overrides"
@@ -71,10 +71,10 @@ class Parser(argparse_flags.ArgumentParser):
         self.add_argument(
             "--distributed",
             action="store_true",
-            help="fail unless other hosts can be found. They are found and joined without it too: "
-            "on a TPU pod, under srun and mpirun, and by JAX_COORDINATOR_ADDRESS, "
-            "JAX_NUM_PROCESSES and JAX_PROCESS_ID. It is needed for an indexed Job of Kubernetes "
-            "without TPUs, and for hosts of a Slurm job that are entered by ssh",
+            help="fail if no other hosts are found. Without it they are found and joined too, on a "
+            "TPU pod, under srun and mpirun, and from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES "
+            "and JAX_PROCESS_ID. It is needed for an indexed Kubernetes Job without TPUs, and for "
+            "hosts of a Slurm job reached by ssh",
         )
 
     def add_json(self) -> None:

@@ -140,9 +140,9 @@ def run_tokenizer(workdir: Path, record: dict[str, Any]) -> Tokenizer:
         raise IntegrityError([f"run.json of {workdir} names no tokenizer"], "checkpoint")
     tokenizer, recorded = saved_tokenizer(workdir), record["tokenizer"]
     if tokenizer.sha256 != recorded["sha256"]:
-        found = f"{tokenizer.file} is a different one" if tokenizer.file else "none is there"
+        found = f"{tokenizer.file} differs" if tokenizer.file else "none is there"
         problem = (
-            f"{workdir} should hold the tokenizer of SHA-256 {recorded['sha256']}, but {found}"
+            f"{workdir} should hold the tokenizer with SHA-256 {recorded['sha256']}, but {found}"
         )
         remedy = f"copy tokenizer.json or tokenizer.model from {recorded['path']}"
         raise ConfigError([f"{problem}; {remedy}"], "checkpoint")

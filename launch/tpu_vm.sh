@@ -8,7 +8,7 @@
 #
 # create  requests the pod and waits for it        setup  copies the last commit, installs
 # run     trains, watches to the end, exits with the run's code; a pod that is preempted is
-#         requested again and the run resumes; interrupted, the run goes on: `run` watches again
+#         requested again and the run resumes; interrupt it and the run continues; `run` watches again
 # status  of pod and run      logs  of worker 0 as they come, or of --worker=N
 # stop    saves and stops     delete  gives the pod back: until then it costs money
 # --dry_run prints the commands of gcloud.

@@ -193,7 +193,7 @@ def test_one_host_has_other_data_or_none(pod, tmp_path, odd_text, words):
 def test_a_host_is_missing(pod):
     pod.start(0, limit=5)
     pod.start(1)
-    pod.ends_with(EXIT_FAULT, "process 2 of 3 did not come to")
+    pod.ends_with(EXIT_FAULT, "process 2 of 3 did not connect to")
 
 
 @pytest.mark.slow

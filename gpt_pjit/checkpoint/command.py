@@ -1,10 +1,10 @@
 """List a run's checkpoints, verify or inspect them, average them, or grow a deeper model from one.
 
-python -m gpt_pjit.checkpoint list DIR
-python -m gpt_pjit.checkpoint verify DIR
-python -m gpt_pjit.checkpoint inspect DIR
-python -m gpt_pjit.checkpoint average DIR [--last=4] [--fraction=0.2] [--steps=700,800] [--out=NEW]
-python -m gpt_pjit.checkpoint grow DIR --layers=N [--out=NEW]
+gpt_pjit checkpoint list DIR
+gpt_pjit checkpoint verify DIR
+gpt_pjit checkpoint inspect DIR
+gpt_pjit checkpoint average DIR [--last=4] [--fraction=0.2] [--steps=700,800] [--out=NEW]
+gpt_pjit checkpoint grow DIR --layers=N [--out=NEW]
 
 DIR is a workdir; for `verify`, `inspect` and `grow` it may be one step, WORKDIR/checkpoints/STEP.
 `verify` reads every array and exits with 77 if one is not what was saved. `average` and `grow` make
@@ -117,7 +117,7 @@ def verify_command(flags: argparse.Namespace) -> Answer:
                 verdict = f"whole: {arrays} arrays" + (
                     ""
                     if has_fingerprints(directory, step)
-                    else ", readable; it is older than fingerprints"
+                    else ", readable; saved before fingerprints existed"
                 )
             except IntegrityError as error:
                 problem = verdict = str(error.problems[0])
@@ -258,16 +258,16 @@ def define(parser: Parser) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     listed = commands.add_parser("list", help="the checkpoints of a run")
     listed.set_defaults(run=list_command)
-    verified = commands.add_parser("verify", help="read every array: is it what was saved?")
+    verified = commands.add_parser("verify", help="check every array against what was saved")
     verified.set_defaults(run=verify_command)
     inspected = commands.add_parser("inspect", help="the arrays of a checkpoint")
     inspected.set_defaults(run=inspect_command)
     average = commands.add_parser("average", help="the mean of late checkpoints")
     average.set_defaults(run=average_command)
     which = average.add_mutually_exclusive_group()
-    which.add_argument("--last", type=positive, default=4, help="how many; default 4")
+    which.add_argument("--last", type=positive, default=4, help="how many steps; default 4")
     which.add_argument("--steps", type=steps, help="average these, for example 700,800")
-    fraction = "take them from this last part; default 0.2"
+    fraction = "choose from this last share of the steps; default 0.2"
     average.add_argument("--fraction", type=float, default=0.2, help=fraction)
     grow = commands.add_parser("grow", help="a deeper model that computes the same")
     grow.set_defaults(run=grow_command)
@@ -278,9 +278,10 @@ def define(parser: Parser) -> None:
         command.add_argument("folder", type=any_path, metavar="DIR", help=folder)
         command.add_json()
     for command, name in ((average, "averaged"), (grow, "grown")):
-        place = f"the workdir to make; default {name} in that of DIR"
+        place = f"the workdir to make; default WORKDIR/{name}"
         command.add_argument("--out", type=any_path, help=place)
-        command.add_argument("--noloss", dest="loss", action="store_false", help="measure no loss")
+        noloss = "do not measure the loss"
+        command.add_argument("--noloss", dest="loss", action="store_false", help=noloss)
 
 
 def steps(text: str) -> list[int]:

@@ -78,6 +78,8 @@ class Checkpointer:
         read = partial(restore, self.directory, target=target)
         found = newest_whole(self.directory, read, set_aside=True)
         self.last = found[0] if found else None
+        if self.last and not has_fingerprints(self.directory, self.last):
+            warn(f"step {self.last} has no fingerprints: damage to its arrays would not be found")
         return found
 
     def save(self, step: int, state: Any) -> None:

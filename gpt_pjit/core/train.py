@@ -111,7 +111,8 @@ def _run(
     if from_process_0(looks and finished_steps(workdir) == total in saved_steps(checkpoints)):
         say(f"this run is finished: {workdir} holds all {total} steps")
         return EXIT_DONE
-    state, start = _first_state(config, workdir, training, checkpointer, origin)
+    with watch.slow():
+        state, start = _first_state(config, workdir, training, checkpointer, origin)
     walk = _record(config, workdir, data, start, origin)
     _describe(config, training, data, start)
     state, step = _loop(config, workdir, training, data, checkpointer, watch, state, start, walk)

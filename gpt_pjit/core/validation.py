@@ -93,7 +93,7 @@ def _single_fields(flat: dict[str, Any]) -> Iterator[Problem]:
             yield Problem(name, value, "must be finite", "give a finite number")
     for name in POSITIVE:
         if flat[name] <= 0:
-            yield Problem(name, flat[name], "must be above 0", "see the field in configs/580m.py")
+            yield Problem(name, flat[name], "must be above 0", "config.py has its default")
     for name in FRACTIONS:
         if math.isfinite(flat[name]) and not 0 <= flat[name] < 1:
             yield Problem(
@@ -234,7 +234,7 @@ def _data(config: Config) -> Iterator[Problem]:
             yield Problem("data.tokenizer", data.tokenizer, constraint, remedy)
     if data.tokenizer == "bytes" and data.text and model.vocab_size < 257:
         constraint = "bytes and end-of-text need 257 ids"
-        yield Problem("model.vocab_size", model.vocab_size, constraint, "try 257, padded: 264")
+        yield Problem("model.vocab_size", model.vocab_size, constraint, "try 257, or 264 to pad it")
 
 
 def _is_source(source: Any) -> bool:

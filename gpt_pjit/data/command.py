@@ -34,7 +34,7 @@ from gpt_pjit.data.share import WHOLE, Share, parts_folder
 from gpt_pjit.data.tokenize import OVERSIZED, Counts, TokenizeOptions
 from gpt_pjit.data.writer import writing
 
-INPUTS = "files of text, JSON lines or Parquet, also packed (.gz, .zst); globs; or hf:NAME[:CONFIG]"
+INPUTS = "text, JSON lines (both also .gz, .zst) or Parquet files; globs; or hf:NAME[:CONFIG]"
 QUANTILES = {"least": 0, "5%": 0.05, "25%": 0.25, "50%": 0.5, "75%": 0.75, "95%": 0.95, "most": 1}
 SUMMARY = {  # what tokenising met that the set does not tell
     "documents": "documents",
@@ -57,10 +57,10 @@ def define(parser: Parser) -> None:
     info.set_defaults(run=_info)
     verify = commands.add_parser("verify", help="read a whole set and check every checksum")
     verify.set_defaults(run=_verify)
-    text = "tokens as text: of a set, or of a run's example by --config, --step and --row"
+    text = "show tokens as text: of a set, or of a run's example (--config, --step, --row)"
     show = commands.add_parser("show", help=text)
     show.set_defaults(run=_show)
-    text = "FILE.json: byte-level BPE; FILE.model: sentencepiece unigram"
+    text = "make FILE.json, a byte-level BPE, or FILE.model, a sentencepiece unigram"
     train = commands.add_parser("train_tokenizer", help=text)
     train.set_defaults(run=_train_tokenizer)
 
@@ -68,17 +68,17 @@ def define(parser: Parser) -> None:
         add("inputs", nargs="+", help=INPUTS)
         add("--exclude", default="", help="regex of whole paths to leave out")
         add("--column", default=Corpus.column, help="the field that holds the text")
-        text = "of documents, chosen by their hash; 0 for none"
+        text = "share of documents held out, chosen by hash; 0 for none"
         fraction = Corpus.validation_fraction
         add("--validation_fraction", type=float, default=fraction, help=text)
-        text = "skip leaves bad documents out"
+        text = "skip: leave bad documents out"
         add("--on_error", choices=("stop", "skip"), default="stop", help=text)
     add = tokenize.add_argument
     add("--tokenizer", required=True, help="bytes, FILE.json or FILE.model")
     add("--out", type=local_path, required=True, help="folder of the set")
     add("--workers", type=int, default=0, help="processes; 0 for all cores")
     engines = ("tokenizers", "fastokens")
-    add("--engine", choices=engines, default="tokenizers", help="for FILE.json")
+    add("--engine", choices=engines, default="tokenizers", help="what encodes with FILE.json")
     text = "make part K of N alone, in OUT.parts; when all are made, `data join OUT`"
     add("--part", type=_share, default=WHOLE, metavar="K/N", help=text)
     joining.add_argument("out", type=local_path, metavar="OUT", help="the --out of the parts")
@@ -127,7 +127,7 @@ def _join(flags: argparse.Namespace) -> None:
 def _summarise(counts: Counts | None, folder: Path) -> None:
     """What was met in making the set in `folder`; None if it was there already."""
     if counts is None:
-        print(f"{folder} exists already, made of the same input")
+        print(f"{folder} already exists, made from the same input")
     else:
         print("\n".join(f"{counts[key]:>12,}  {words}" for key, words in SUMMARY.items()))
     print(_description(TokenDataset.open(folder)))

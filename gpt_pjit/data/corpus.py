@@ -139,7 +139,7 @@ def find_files(corpus: Corpus) -> list[CorpusFile]:
     for entry in corpus.inputs:
         paths = _files_of(entry)
         if not paths:
-            problem = f"{entry!r} is not a file"
+            problem = f"{entry!r} matches no file"
             if os.path.isdir(os.path.expanduser(entry)):
                 problem = f"{entry!r} is a folder; FOLDER/**/*.txt means the files in it"
             raise ConfigError([problem], "input")
@@ -243,7 +243,7 @@ def unpacked(path: str, start: int, stop: int) -> Iterator[tuple[bytes, int]]:
         while start < stop:
             block = file.read(min(BLOCK, stop - start))
             if not block:
-                raise InputError(f"{path}: shrank to {start} bytes while it was read")
+                raise InputError(f"{path}: shrank to {start} bytes while being read")
             start += len(block)
             yield block, start
 

@@ -72,7 +72,7 @@ def _complete(out: Path) -> list[Share]:
     if len(numbers) != 1:
         problem = "holds no parts: gpt_pjit data tokenize --part=1/N makes the first of N"
         if numbers:
-            problem = f"holds parts of {' and of '.join(sorted(numbers))}; keep those of one number"
+            problem = f"holds parts of {' and of '.join(sorted(numbers))}; keep only those of one"
         raise ConfigError([problem], str(folder))
     shares = [Share(number, int(*numbers)) for number in range(1, int(*numbers) + 1)]
     problems = []
@@ -102,7 +102,7 @@ def _provenance(folders: Sequence[Path]) -> Provenance:
         listed, expected = ([(f.path, f.size) for f in s.files] for s in (source, sources[0]))
         if listed != expected:
             other = sorted(set(listed) ^ set(expected))[0][0]
-            problems.append(f"part {number} was made of other files than part 1, such as {other}")
+            problems.append(f"part {number} was made from other files than part 1, such as {other}")
     if not problems:
         files = [_merged(versions) for versions in zip(*(s.files for s in sources), strict=True)]
         problems = [f"{file.path} differed between the parts" for file in files if not file.sha256]

@@ -69,7 +69,7 @@ class Provenance:
             ]
         if differences:
             problem = (
-                f"it was made of other text or settings: {'; '.join(differences)}; delete the "
+                f"it was made from other text or settings: {'; '.join(differences)}; delete the "
                 "folder to tokenise again, or choose another"
             )
             raise ConfigError([problem], f"token dataset {folder}")
@@ -146,7 +146,7 @@ def stored_provenance(folder: Path) -> Provenance | None:
     try:
         return Provenance.read(folder)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        problem = f"holds files, but no {PROVENANCE} that says what text they are made of; "
+        problem = f"holds files, but no {PROVENANCE} that says what text they were made from; "
         problem += "delete the folder, or choose another"
         raise ConfigError([problem], f"folder {folder}") from None
 

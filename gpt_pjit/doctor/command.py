@@ -2,8 +2,8 @@
 
 gpt_pjit doctor [--config=configs/580m.py] [--workdir=/shared/580m] [--json]
 
-Run it as training is run: on every host of a pod, with the same launcher. It looks at devices,
-versions, a stale lock of the TPU, clocks, disk, the workdir, the data and its rate, the network, a
+Run it as you run training: on every host of a pod, with the same launcher. It looks at devices,
+versions, a stale TPU lock, clocks, disk, the workdir, the data and its rate, the network, a
 collective, and one tiny step of the config. It trains nothing and leaves nothing behind. The exit
 code is 0 if all is well, else 1.
 """
@@ -31,7 +31,7 @@ from gpt_pjit.pages import Cell, Note, Table, terminal
 
 SECONDS = 55.0  # until a check that hangs is named, and the command ends
 SECONDS_TO_MEET = 20.0
-DEVICES_REMEDY = "restart that host; if that does not help, make it anew"
+DEVICES_REMEDY = "restart that host; if that does not help, replace it"
 
 
 class Checkup:
@@ -62,7 +62,7 @@ class Checkup:
     def give_up(self) -> None:
         """Shows what there is, and ends the process: a check hangs, perhaps inside a device."""
         found = f"not finished {SECONDS:.0f} seconds after the start"
-        remedy = "see whether all hosts run, and end other processes that use their devices"
+        remedy = "check that all hosts are running, and end other processes that use their devices"
         self._findings.append(Finding(self._running, False, found, remedy))
         self.show()
         os._exit(EXIT_BROKEN)

@@ -42,7 +42,7 @@ def examine(check: str, function: Callable[..., str], *arguments: Any) -> Findin
         return Finding(check, False, *_sentence_and_remedy(error))
     except Exception as error:
         found = f"{type(error).__name__}: {error}".split("\n", 1)[0]
-        return Finding(check, False, found, "see whether the same command works on another host")
+        return Finding(check, False, found, "try the same command on another host")
 
 
 def _sentence_and_remedy(error: ConfigError | HostFailedError) -> tuple[str, str]:

@@ -52,11 +52,11 @@ def devices() -> str:
     kind, platform = jax.devices()[0].device_kind, jax.default_backend()
     chips, _ = hardware_utils.num_available_tpu_chips_and_device_id()
     for name, extra, plugged_in in (
-        ("TPU", "tpu", chips > 0),
-        ("NVIDIA GPU", "cuda", hardware_utils.has_visible_nvidia_gpu()),
+        ("a TPU", "tpu", chips > 0),
+        ("an NVIDIA GPU", "cuda", hardware_utils.has_visible_nvidia_gpu()),
     ):
         if plugged_in and platform == "cpu" and not os.environ.get("JAX_PLATFORMS"):
-            found = f"this host has a {name}, but JAX uses {jax.device_count()} CPU devices"
+            found = f"this host has {name}, but JAX uses {jax.device_count()} CPU devices"
             raise CheckFailedError(found, f"pip install 'gpt_pjit[{extra}]'")
     return f"{jax.local_device_count()} {kind}"
 

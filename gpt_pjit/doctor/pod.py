@@ -104,7 +104,7 @@ def latency() -> str:
     if worst > LARGEST_ROUND_TRIP:
         found = f"{worst * 1e3:.0f} ms between process {times.index(worst)} and process 0, and back"
         raise CheckFailedError(
-            found, "use hosts of one zone and one network, and end what else loads them"
+            found, "use hosts in one zone and one network, and end whatever else loads them"
         )
     return f"at most {worst * 1e3:.1f} ms to process 0 and back"
 
@@ -128,8 +128,8 @@ def collective() -> str:
     values = np.unique(np.asarray(total.addressable_data(0)))
     wrong = [float(value) for value in values if value != n * (n + 1) / 2]
     if wrong:
-        found = f"a sum over {n} devices is {wrong[0]:g} in place of {n * (n + 1) / 2:g}"
-        raise CheckFailedError(found, "a device or a link is faulty: make the hosts anew")
+        found = f"a sum over {n} devices is {wrong[0]:g} instead of {n * (n + 1) / 2:g}"
+        raise CheckFailedError(found, "a device or a link is faulty: replace the hosts")
     rate = 2 * (n - 1) / n * size * 4 / seconds / 1e9
     return f"right on {n} devices, {rate:.2f} GB/s" if n > 1 else "right on one device"
 

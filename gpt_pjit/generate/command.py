@@ -1,6 +1,6 @@
 """Continue texts with a trained model.
 
-python -m gpt_pjit.generate --checkpoint=runs/quickstart --prompt='def'
+gpt_pjit generate --checkpoint=runs/quickstart --prompt='def'
 """
 
 from __future__ import annotations
@@ -135,14 +135,14 @@ def define(parser: Parser) -> None:
     add("--prompt_file", type=local_path, nargs="+", action="extend", default=[], help=files)
     add("--max_new_tokens", type=int, default=200)
     default = Sampling(temperature=SampleConfig().temperature)
-    add("--temperature", type=float, default=default.temperature, help="0 takes the likeliest")
+    add("--temperature", type=float, default=default.temperature, help="0: the likeliest token")
     add("--top_k", type=int, default=default.top_k, help="draw from the K likeliest; 0 for all")
     add("--top_p", type=float, default=default.top_p, help="draw from this share of probability")
     add("--stop", action="append", default=[], help="end before this string; may be repeated")
     add("--num_samples", type=positive, default=1, help="continuations of each prompt")
     add("--seed", type=int, default=0)
     add("--batch_size", type=int, default=ROWS, help="continuations computed at once")
-    add("--tensor", type=positive, default=1, help="devices that share each head and matrix")
+    add("--tensor", type=positive, default=1, help="devices that split the model")
     add("--dtype", choices=CHOICES["model.dtype"], default="", help="default: as trained")
     add("--json", action="store_true", help="one JSON object at the end")
     parser.add_distributed()

@@ -177,7 +177,7 @@ def setting_problems(
         (0 <= temperature < float("inf"), f"temperature={temperature}: must be finite, 0 or above"),
         (top_k >= 0, f"top_k={top_k}: must be 0, for all tokens, or above"),
         (0 < top_p <= 1, f"top_p={top_p}: must be in (0, 1]"),
-        ("" not in stop, "stop: an empty string is everywhere"),
+        ("" not in stop, "stop: an empty string matches everywhere"),
     )
     return [problem for holds, problem in checks if not holds]
 

@@ -109,7 +109,7 @@ def define(parser: Parser) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     explain = commands.add_parser("explain", help="where each parameter lives, by which rule")
     explain.set_defaults(run=explain_command)
-    explain.add_argument("--why", metavar="PATH", help="a parameter: how each rule fares on it")
+    explain.add_argument("--why", metavar="PATH", help="show how each rule fares on this parameter")
     explain.add_argument("--html", metavar="FILE", help="write a page with pictures")
     checked = commands.add_parser("lint", help="what is wrong or doubtful in the tables")
     checked.set_defaults(run=lint_command)

@@ -1,4 +1,4 @@
-"""What a run will take on hardware that is not here: compiles its training step and reads it.
+"""What a run takes on hardware that is not here, read from its compiled training step.
 
 gpt_pjit plan --config=FILE --topology=v3-32 [--html=FILE] [--dollars_per_chip_hour=2]
 gpt_pjit plan --config=FILE --topology=v3-32 --search [--microbatches=2,4 --remat=full]
@@ -244,7 +244,7 @@ def define(parser: Parser) -> None:
     parser.set_defaults(run=run, remat=["none", "selective", "full"])
     parser.add_argument("action", nargs="?", choices=("plan", "diff", "pod"), default="plan")
     parser.add_config()
-    parser.add_argument("--topology", metavar="NAME", help="accelerators as consoles name them")
+    parser.add_argument("--topology", metavar="NAME", help="accelerators, such as v3-32 or h100-8")
     parser.add_json()
     parser.add_argument("--out", type=local_path, metavar="FILE", help="pod: the file to write")
     parser.add_argument("--html", metavar="FILE", help="write a page with pictures")

@@ -16,7 +16,7 @@ def pod_record(topology: Topology) -> dict[str, Any]:
     """
     devices: Any = devices_of(topology)
     if topology.grid is None:
-        raise ConfigError([f"{topology.name} is not a TPU: its order is not known"], "--topology")
+        raise ConfigError([f"{topology.name} is not a TPU: its order is unknown"], "--topology")
     seen: Counter[int] = Counter()
     listed = []
     for device in devices:

@@ -97,13 +97,13 @@ def search_blocks(found: Sequence[Record], topology: str) -> Iterator[Block]:
         is_twin = plan.get("program") in programs
         limit = "the same program as a row above" if is_twin else one["limit"]
         programs |= {plan["program"]} if plan.get("program") else set()
-        changed = "\n".join(one["overrides"]) or "as the config is"
+        changed = "\n".join(one["overrides"]) or "the config as it is"
         rows.append((step, mfu, peak, fits, limit, changed))
     columns = (">step", ">MFU", ">peak", "fits", "limited by", "overrides")
     yield Table(f"Settings on {topology}", columns, rows)
     if found and found[0]["fits"]:
         yield Note(f"fastest that fits, {seconds(found[0]):.3f} s a step:")
-        yield Note("    " + (" ".join(found[0]["overrides"]) or "as the config is"))
+        yield Note("    " + (" ".join(found[0]["overrides"]) or "the config as it is"))
     else:
         yield Note("nothing fits; `gpt_pjit plan` says what would help")
 

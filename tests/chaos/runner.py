@@ -136,6 +136,8 @@ def plant():
     def nothing(*_, **__):
         return None
 
+    if limit := os.environ.get("CHAOS_SLOW_AFTER"):
+        watch.SLOW_AFTER = float(limit)
     if "fingerprints" in OFF:
         checkpointer._check_same = nothing
     if "soundness" in OFF:

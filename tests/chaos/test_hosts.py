@@ -65,6 +65,16 @@ def test_one_process_that_is_stuck_shows_its_stack(trainer):
     assert "in fire" in ended.errors[0]
 
 
+def test_a_first_step_that_never_comes_ends_all(trainer):
+    run = trainer(processes=2, devices=1, cache=None, environment={"CHAOS_SLOW_AFTER": "40"})
+    run.start([{"at": "compile", "do": "sleep", "process": 1}])
+    run.await_event("chaos: ")
+    ended = run.wait(90)
+    assert ended.codes == [EXIT_STUCK] * 2, ended.errors
+    assert all("stuck: " in error for error in ended.errors)
+    assert "in fire" in ended.errors[1]  # its stack
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("event", ["compile", "evaluate", "save", "data"])
 def test_what_is_slow_is_not_stuck(trainer, event):

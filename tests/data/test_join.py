@@ -155,14 +155,14 @@ def with_a_set_of_another_process(corpus, out):
 MISTAKES = {
     with_other_fraction: ["part 3: validation_fraction is 0.1, in part 1 0.2"],
     with_other_tokenizer: [", in part 1 'bytes'"],
-    with_one_more_file: ["part 3 was made of other files than part 1, such as ", "new.txt"],
+    with_one_more_file: ["part 3 was made from other files than part 1, such as ", "new.txt"],
     with_other_content: ["5.jsonl.gz differed between the parts"],
     with_parts_missing: ["part 2/4 is missing", "part 4/4 is missing", "with --part=4/4 makes it"],
     with_an_unfinished_part: ["part 2/4 is unfinished"],
     with_a_damaged_part: ["set.parts/2-of-4", "tokens of split 'train' cannot be read"],
     with_an_incomplete_copy: ["part 2/4 is unfinished"],
-    with_parts_of_another_number: ["holds parts of 3 and of 4; keep those of one number"],
-    with_a_set_of_another_process: ["it was made of other text or settings"],
+    with_parts_of_another_number: ["holds parts of 3 and of 4; keep only those of one"],
+    with_a_set_of_another_process: ["it was made from other text or settings"],
 }
 
 
@@ -212,7 +212,7 @@ def test_the_command_line_of_parts(corpus, tmp_path, capsys):
     tokenize = ["tokenize", corpus / "4.jsonl", "--tokenizer=bytes", f"--out={tmp_path}/set"]
     for arguments, wanted, words in (
         ([*tokenize, "--part=2/2"], EXIT_DONE, "set.parts/2-of-2: tokenizer bytes"),
-        ([*tokenize, "--part=2/2"], EXIT_DONE, "2-of-2 exists already, made of the same input"),
+        ([*tokenize, "--part=2/2"], EXIT_DONE, "2-of-2 already exists, made from the same input"),
         (["join", tmp_path / "set"], EXIT_CONFIG, "part 1/2 is missing"),
         ([*tokenize, "--part=1/2"], EXIT_DONE, "set.parts/1-of-2: tokenizer bytes"),
         (["join", tmp_path / "set"], EXIT_DONE, "set.parts may be deleted"),

@@ -282,7 +282,7 @@ def test_the_command_makes_checks_and_shows_a_set(corpus, expected, tmp_path, ca
     for words in ("changed by the tokenizer's normaliser", "bytes a token", "50% "):
         assert words in made.stdout
     code, text = run(*command(corpus, out)[3:], capsys=capsys)
-    assert (code, f"{out} exists already, made of the same input" in text) == (EXIT_DONE, True)
+    assert (code, f"{out} already exists, made from the same input" in text) == (EXIT_DONE, True)
     for arguments, wanted, words in (
         (["info", out], EXIT_DONE, "600 ids, uint16"),
         (["info", out, "--json"], EXIT_DONE, '"vocab_size": 600'),

@@ -134,11 +134,11 @@ pod.global_array = lambda *arguments: 2 * real(*arguments)
         found = findings([start(tmp_path, *config, workdir, plant=plant)])
     faults = {
         "TPU lock": ("another process holds", "sudo lsof"),
-        "devices": ("a NVIDIA GPU, but JAX uses 2 CPU devices", "pip install 'gpt_pjit[cuda]'"),
+        "devices": ("an NVIDIA GPU, but JAX uses 2 CPU devices", "pip install 'gpt_pjit[cuda]'"),
         "disk": ("needed", "make room, choose another --workdir"),
         "workdir": ("cannot be written: Not a directory", "choose another --workdir"),
-        "data": ("'absent*' is not a file", "correct what this names"),
-        "collective": ("a sum over 2 devices is 6 in place of 3", "a device or a link is faulty"),
+        "data": ("'absent*' matches no file", "correct what this names"),
+        "collective": ("a sum over 2 devices is 6 instead of 3", "a device or a link is faulty"),
     }
     assert_faults(found, faults)
 
@@ -184,7 +184,7 @@ sys.argv.append("--workdir=" + str(host.TPU_LOCK.parent / "own"))
     faults = {
         "versions": ("package jax is '0.1' on process 1", "install the same on all hosts"),
         "clocks": ("the clock of process 1 is 60", "sudo timedatectl set-ntp true"),
-        "latency": ("300 ms between process 1 and process 0", "use hosts of one zone"),
+        "latency": ("300 ms between process 1 and process 0", "use hosts in one zone"),
         "workdir": ("process 0 does not see what process 1 writes", "that all hosts share"),
         "devices": ("1 cpu, where most have 2 cpu", "restart that host"),
     }
@@ -195,7 +195,7 @@ sys.argv.append("--workdir=" + str(host.TPU_LOCK.parent / "own"))
 @pytest.mark.slow
 def test_a_host_is_missing(tmp_path):
     found = findings(start_pod(tmp_path, processes=3, plant="command.SECONDS_TO_MEET = 20.0"))
-    assert_faults(found, {"hosts": ("process 2 of 3 did not come to", "start it")})
+    assert_faults(found, {"hosts": ("process 2 of 3 did not connect to", "start it")})
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ def test_an_import_names_every_tensor_that_is_wrong(tmp_path):
     with pytest.raises(ConfigError, match="vocab_size=256: is smaller than the 257 ids of bytes"):
         import_model(str(folder), tmp_path / "run")
     (folder / "config.json").write_text("[1]")
-    with pytest.raises(ConfigError, match=r"config.json is damaged, it is not a JSON object"):
+    with pytest.raises(ConfigError, match=r"config.json is damaged: not a JSON object"):
         import_model(str(folder), tmp_path / "run")
     assert "wte.weight: expected shape (400, 32), got (264, 32)" in str(raised.value)
     (folder / "config.json").write_text(json.dumps(config))

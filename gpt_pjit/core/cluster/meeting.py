@@ -157,12 +157,12 @@ class _Meeting:
             if self._failure and self._told >= self._me.processes - 1:
                 return
             if self._patience.ended:
-                late = f"{_processes(missing)} of {self._me.processes} did not come to"
-                remedy = "start it, or see whether its host can reach that address"
+                late = f"{_processes(missing)} of {self._me.processes} did not connect to"
+                remedy = "start it, or check that its host can reach that address"
                 line = f"{late} {self._address} within {self._patience.limit:.0f} seconds; {remedy}"
                 self._failure = self._failure or Failure(EXIT_FAULT, line)
                 return
-            self._patience.say(f"{_processes(missing)} to come to {self._address}")
+            self._patience.say(f"{_processes(missing)} to connect to {self._address}")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._news.wait(), self._patience.until_next())
             self._news.clear()
@@ -230,7 +230,7 @@ def _visit(me: Guest, host: str, port: int, patience: _Patience) -> Failure | No
         patience.say(f"process 0 to listen at {_written(host, port)}")
         time.sleep(0.2)
     line = f"process 0 did not listen at {_written(host, port)} within {patience.limit:.0f} seconds"
-    return me.failure or Failure(EXIT_FAULT, f"{line}; start it, or see whether it can be reached")
+    return me.failure or Failure(EXIT_FAULT, f"{line}; start it, or check that it can be reached")
 
 
 def _ask(me: Guest, host: str, port: int) -> Failure | None:
@@ -266,7 +266,7 @@ def _resolved(cluster: Cluster, patience: _Patience) -> tuple[str, int]:
             if patience.ended:
                 problem = f"the host of process 0, {name}, has no address: {error.strerror}"
                 raise ConfigError([problem], cluster.source) from None
-            patience.say(f"the name {name}, the host of process 0, to be known")  # of a new pod
+            patience.say(f"the name {name}, the host of process 0, to resolve")  # of a new pod
             time.sleep(0.5)
     host = str(min(found, key=lambda one: one[0] != socket.AF_INET)[4][0])
     if host.startswith("127.") and name not in ("localhost", host):

@@ -35,7 +35,7 @@ def size_of_regular(path: Path) -> int:
 
 def check_size(path: Path, size: int, most: int) -> None:
     if size > most:
-        problem = f"{path} has {size:,} bytes, far more than any file of its name"
+        problem = f"{path} has {size:,} bytes, far more than such a file needs"
         raise ConfigError([problem], str(path.parent))
 
 

@@ -81,7 +81,7 @@ def as_path(text: str | os.PathLike[str]) -> Path:
         problem = f"{text} is not a folder in a bucket; give {scheme}://BUCKET/FOLDER"
         raise ConfigError([problem], "path")
     if glob.has_magic(text):
-        problem = f"{text} has *, ? or [, which stands for other characters; choose another name"
+        problem = f"{text} has *, ? or [, which clients take for patterns; choose another name"
         raise ConfigError([problem], "path")
     import fsspec
 

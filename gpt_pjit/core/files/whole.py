@@ -64,12 +64,12 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
-        problem = f"{path} is damaged, it is not valid JSON: {error}"
+        problem = f"{path} is damaged: not valid JSON ({error})"
         raise ConfigError([problem], str(path.parent)) from None
     if not _is_shallow(value):
-        raise ConfigError([f"{path} is damaged, it is nested too deeply"], str(path.parent))
+        raise ConfigError([f"{path} is damaged: nested too deeply"], str(path.parent))
     if not isinstance(value, dict):
-        raise ConfigError([f"{path} is damaged, it is not a JSON object"], str(path.parent))
+        raise ConfigError([f"{path} is damaged: not a JSON object"], str(path.parent))
     return value
 
 

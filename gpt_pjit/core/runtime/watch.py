@@ -63,6 +63,7 @@ class Watch:
         self._stoppable = False  # whether a stop waits for a tick, where the state is saved
         self._waiting = False
         self._slow = True  # until the first tick: compiling
+        self._judged = False  # whether it can be stuck; tokenising a corpus may take days
         self._slowest = 0.0
         self._since = time.monotonic()
         self._signals: list[int] = []
@@ -89,8 +90,10 @@ class Watch:
 
     @contextmanager
     def slow(self) -> Iterator[None]:
-        """The block may take long before its first tick, or without one: compiling, saving."""
-        self._slow, self._since = True, time.monotonic()
+        """The block may take long before its first tick, or without one: restoring, compiling,
+        saving.
+        """
+        self._judged, self._slow, self._since = True, True, time.monotonic()
         yield
         self._slow, self._since = True, time.monotonic()
 
@@ -149,7 +152,7 @@ class Watch:
                 self._since = now  # the whole process was asleep, as with Ctrl-Z
             looked = now
             allowed = SLOW_AFTER if self._slow else self._patience + 10 * self._slowest
-            stuck = self._stoppable and now - self._since > allowed
+            stuck = self._judged and now - self._since > allowed
             if client is not None:
                 beats.beat(self._ticks, stuck, self._waiting)
             elif stuck:
@@ -186,7 +189,7 @@ class Watch:
             self._stop_at = max(ticks) + 1
             self.code = CODES[signal.Signals(request["signal"])]
         where = f" on {request['host']}" if jax.process_count() > 1 else ""
-        again = "; again to stop without saving" if request["signal"] == signal.SIGINT else ""
+        again = "; press again to stop without saving" if request["signal"] == signal.SIGINT else ""
         say(f"{_name(request['signal'])}{where}: saving{again}")
 
 

@@ -71,11 +71,11 @@ class DatasetInfo:
     @classmethod
     def _from_fields(cls, fields: dict[str, Any]) -> DatasetInfo:
         if not isinstance(fields, dict) or not isinstance(fields.get("splits"), dict):
-            raise TypeError("it is not an object, or its splits are none")
+            raise TypeError("it is not an object with splits")
         if fields.get("format") != FORMAT or fields.get("version") != VERSION:
             raise ValueError(f"its format is not {FORMAT!r}, version {VERSION}")
         if fields.pop("sha256", None) != checksum(fields):
-            raise ValueError("it was edited or damaged: its hash of its other fields is wrong")
+            raise ValueError("it was edited or damaged: the hash of its other fields is wrong")
         del fields["format"], fields["version"]
         fields["tokenizer"] = _typed(TokenizerInfo, fields["tokenizer"], "tokenizer")
         splits = fields["splits"].items()
@@ -104,7 +104,8 @@ def _typed(cls: Any, fields: Any, name: str) -> Any:
     for field, value in fields.items():
         kind = kinds.get(field, object)
         if isinstance(value, bool) or not isinstance(value, getattr(kind, "__origin__", kind)):
-            raise TypeError(f"{field} of {name} has another type than {kind}")
+            wanted = getattr(kind, "__name__", kind)
+            raise TypeError(f"{field} of {name} is not of type {wanted}")
     return cls(**fields)
 
 

@@ -62,8 +62,9 @@ def make_train_step(
 
 
 def gather(model: Model, params: Any) -> Any:
-    """The weights of the passes, in the compute dtype: the one gather of a step.
+    """The weights of the passes, in the compute dtype: in `zero`, the one gather of a step.
 
+    In `fsdp` the layers stay split until `Model.gather_layer`; in `ddp` and `zero1` nothing moves.
     A weight that is `reduced` over the batch axes has a gradient that is `unreduced` over them.
     """
     specs = _over_batch_axes(model, "reduced")
@@ -138,7 +139,10 @@ def microbatch(
 
 
 def reduce(model: Model, summands: Any) -> Any:
-    """The gradient, as the layout splits it: the one reduction of a step, in float32."""
+    """The gradient, as the layout splits it: the one reduction of a step, in float32.
+
+    But in `fsdp`, those of a layer are reduced where its weights are gathered.
+    """
     with jax.named_scope("reduce_gradients"):
         return jax.tree.map(jax.reshard, summands, model.placement.gradients)
 
@@ -150,7 +154,7 @@ def update(
     gradient: Any,
     good: jax.Array,
 ) -> tuple[Any, Any]:
-    """New parameters and optimizer state, computed where that state lives.
+    """New parameters, as stored, and optimizer state, computed where that state lives.
 
     Unless the step is `good`, nothing changes but the counters, which are integers.
     """

@@ -77,11 +77,11 @@ def test_who_is_missing_is_named_and_the_wait_ends(meeting):
     first = meeting.start(0, 4, limit=4)
     meeting.start(2, 4)
     line = wait_for_line(first, "waiting for")
-    assert re.search(r"processes 1, 3 to come to .*; \d of at most 4 seconds", line), line
+    assert re.search(r"processes 1, 3 to connect to .*; \d of at most 4 seconds", line), line
     ends = meeting.ends()
     assert len(set(ends)) == 1
     assert ends[0][0] == EXIT_FAULT
-    assert f"processes 1, 3 of 4 did not come to {meeting.address} within 4 sec" in ends[0][1]
+    assert f"processes 1, 3 of 4 did not connect to {meeting.address} within 4 sec" in ends[0][1]
 
 
 def test_process_0_is_missing(meeting):
@@ -120,7 +120,7 @@ def test_a_failure_before_the_meeting_ends_all(meeting, failing):
 def test_one_that_is_killed_may_come_again(meeting):
     first = meeting.start(0, 3)
     killed = meeting.start(1, 3)
-    while "process 2 to come" not in wait_for_line(first, "waiting for"):  # only 2 is missing
+    while "process 2 to connect" not in wait_for_line(first, "waiting for"):  # only 2 is missing
         pass
     killed.kill()
     killed.communicate()
