@@ -44,7 +44,10 @@ def get_config():
     )
     c.optim.b1 = 0.8
     c.optim.weight_decay = 0.0
+    c.optim.schedule = "wsd"
     c.optim.warmup_steps = 40
+    c.optim.decay_steps = 10_400  # nanochat's warmdown ratio: 0.65
+    c.optim.final_lr_fraction = 0.05
     c.optim.microbatches = 2
     c.eval.every = 500
     c.eval.batches = 20

@@ -94,7 +94,8 @@ def derived_workdir(
             "path": source["from"],
         },
     }
-    record |= {name: run[name] for name in ("starts", "tokenizer", "data")} if run else {}
+    kept = ("starts", "tokenizer", "data", "from", "walks")
+    record |= {name: run[name] for name in kept if name in run} if run else {}
     with new_folder(out) as draft:
         if tokenizer.file:
             (draft / tokenizer.file).write_bytes(tokenizer.content)

@@ -77,21 +77,34 @@ class DataConfig:
     validation_split: str = "documents"  # documents (by hash of each file) | tail (of the stream)
     validation_fraction: float = 0.05
     path: str = ""
-    sources: tuple = ()  # (path, weight) of each set of a mixture
+    sources: tuple = ()  # (path, weight) of each set; or its weights, ((from step, weight), ...)
     mask_documents: bool = False  # keep attention, positions and loss inside a document
     sequence_length: int = 128
     batch_size: int = 32  # sequences a step, over all hosts
 
+    @property
+    def stages(self) -> tuple[tuple[int, tuple[float, ...]], ...]:
+        """Each step from which a weight of `sources` changes, and all weights from there on."""
+        sets = [w if isinstance(w, tuple) else ((0, w),) for _, w in self.sources] or [((0, 1),)]
+
+        def at(step: int) -> tuple[float, ...]:
+            return tuple([0, *(w for start, w in weights if start <= step)][-1] for weights in sets)
+
+        changes = {0, *(step for weights in sets for step, _ in weights)}
+        return tuple((step, at(step)) for step in sorted(changes))
+
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """An optimizer for each parameter, warm-up and cosine decay; gradients are clipped by their
-    global norm.
+    """An optimizer for each parameter, and a schedule of the learning rate; gradients are clipped
+    by their global norm.
     """
 
     steps: int = 1000
+    schedule: str = "cosine"  # cosine | wsd | linear | constant, after the warm-up
     peak_lr: float = 1e-3
     warmup_steps: int = 100
+    decay_steps: int = 0  # of wsd: its last steps; a number, so that more steps move only its start
     final_lr_fraction: float = 0.1
     rules: tuple = ()  # (regex, adamw | muon | lion | adafactor), or (.., (name, peak_lr))
     b1: float = 0.9  # AdamW's

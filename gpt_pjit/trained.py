@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,7 +14,7 @@ from jax.sharding import Mesh
 
 from gpt_pjit.checkpoint_arrays import verify
 from gpt_pjit.config import Config, MeshConfig
-from gpt_pjit.core.checkpointer import newest_whole, other_steps, restore_params, saved_steps
+from gpt_pjit.core.checkpointer import newest_or_wanted, other_steps, restore_params
 from gpt_pjit.core.errors import ConfigError, IntegrityError, Problem
 from gpt_pjit.core.files import as_path
 from gpt_pjit.core.fingerprint import fingerprints
@@ -25,8 +24,6 @@ from gpt_pjit.core.sharding import make_mesh, mesh_shape
 from gpt_pjit.core.tokens import Tokenizer, TrainingData, held_out_batches, saved_tokenizer
 from gpt_pjit.core.training import validation_metrics
 from gpt_pjit.core.validation import CHOICES
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -103,34 +100,16 @@ def find_checkpoint(path: Path) -> tuple[Path, int]:
     """
     workdir, wanted = split_step(path)
     read_run(workdir)
-    step, _ = _newest_or_wanted(workdir, wanted, partial(verify, workdir / "checkpoints"))
+    directory = workdir / "checkpoints"
+    step, _ = newest_or_wanted(directory, wanted, partial(verify, directory))
     return workdir, step
 
 
 def _restored(workdir: Path, wanted: int | None, model: Model) -> tuple[int, Any]:
     """The step `wanted`, or the newest that can be read, and its parameters on the model's mesh."""
-    read = partial(restore_params, workdir / "checkpoints", target=model.params)
-    return _newest_or_wanted(workdir, wanted, read)
-
-
-def _newest_or_wanted(workdir: Path, wanted: int | None, read: Callable[[int], T]) -> tuple[int, T]:
-    """The step and what `read` returns for it: `wanted`, or the newest that can be read."""
     directory = workdir / "checkpoints"
-    if wanted is None:
-        found = newest_whole(directory, read)
-        if found is None:
-            problem = f"{workdir} holds no checkpoint yet; the first is saved after"
-            raise ConfigError([f"{problem} checkpoint.every steps"], "checkpoint")
-        return found
-    steps = saved_steps(directory)
-    if wanted not in steps:
-        held = ", ".join(map(str, steps)) or "none"
-        raise ConfigError([f"{workdir} holds no step {wanted}; it holds {held}"], "checkpoint")
-    try:
-        return wanted, read(wanted)
-    except IntegrityError as error:
-        problem = f"{error.problems[0]}; {other_steps(directory, wanted)}"
-        raise IntegrityError([problem], "checkpoint") from error
+    read = partial(restore_params, directory, target=model.params)
+    return newest_or_wanted(directory, wanted, read)
 
 
 def _check(n_heads: int, tensor: int, dtype: str) -> None:

@@ -56,7 +56,17 @@ MISTAKES = [
     (
         {"data.text": "", "data.sources": (("a", 0),)},
         "data.sources=(('a', 0),)",
-        "a weight above 0",
+        "no weight above 0 from step 0 on",
+    ),
+    (
+        {"data.text": "", "data.sources": (("a", ((0, 1), (9, 0))), ("b", ((7, 1), (9, 0))))},
+        "data.sources=",
+        "no weight above 0 from step 9 on; give one set a weight there",
+    ),
+    (
+        {"data.text": "", "data.sources": (("a", 1), ("b", ((9, 1), (9, 2))))},
+        "data.sources=",
+        "must be pairs of a path and a weight, or its weights by step",
     ),
     ({"data.path": "set"}, "'data.path': 'set'", "exactly one of text, path and sources"),
     (
@@ -76,6 +86,19 @@ MISTAKES = [
     ({"optim.peak_lr": 0.0}, "optim.peak_lr=0.0", "above 0"),
     ({"optim.weight_decay": -0.1}, "optim.weight_decay=-0.1", "0 turns it off"),
     ({"optim.final_lr_fraction": 1.5}, "optim.final_lr_fraction=1.5", "[0, 1]"),
+    ({"optim.schedule": "step"}, "optim.schedule='step'", "cosine, wsd, linear, constant"),
+    ({"optim.schedule": "wsd"}, "optim.decay_steps=0", "from 1 to the 900 steps after"),
+    (
+        {"optim.schedule": "wsd", "optim.decay_steps": 901},
+        "optim.decay_steps=901",
+        "the 900 steps after optim.warmup_steps; try 200",
+    ),
+    (
+        {"optim.schedule": "wsd", "optim.decay_steps": 5, "optim.steps": 50},
+        "optim.decay_steps=5",
+        "lower optim.warmup_steps",
+    ),
+    ({"optim.decay_steps": 5}, "optim.decay_steps=5", "only applies to optim.schedule='wsd'"),
     ({"optim.b2": 1.0}, "optim.b2=1.0", "[0, 1)"),
     ({"mesh.data": 0}, "mesh.data=0", "-1 takes all remaining"),
     ({"mesh.tensor": -1}, "mesh=(1, -1, -1)", "give all but one a size"),

@@ -9,8 +9,9 @@ import time
 import pytest
 
 from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_FAULT
+from gpt_pjit.core.runtime import read_run
 from gpt_pjit.data import Corpus, prepare
-from tests.helpers import ROOT, free_address
+from tests.helpers import ROOT, begin, free_address, load_config, with_fields
 
 SECONDS = 10  # from the first process that says why, until the last has ended
 PROCESSES = 3
@@ -129,12 +130,22 @@ def test_one_host_fails_before_it_has_joined(pod, flag, words):
     [
         ("--config.optim.peak_lr=0.5", f"optim.peak_lr is 0.5 on process {ODD}"),
         ("--workdir=elsewhere", f"which process {ODD} cannot see"),
+        ("--from=elsewhere", f"--from is 'elsewhere' on process {ODD}"),
     ],
 )
 def test_one_host_has_another_config_or_workdir(pod, flag, words):
     for process in range(PROCESSES):
         pod.start(process, *([flag] if process == ODD else ()))
     pod.ends_with(EXIT_CONFIG, words)
+
+
+@pytest.mark.slow
+def test_one_host_does_not_allow_a_change(pod, tmp_path):
+    begin(tmp_path / "run", with_fields(load_config("quickstart"), FIELDS | {"optim.steps": 1}))
+    for process in range(PROCESSES):
+        pod.start(process, *(() if process == ODD else ("--allow_change=optim.steps",)))
+    pod.ends_with(EXIT_CONFIG, "optim.steps=2: the run in")
+    assert read_run(tmp_path / "run")[0].optim.steps == 1
 
 
 def other_version(folder):

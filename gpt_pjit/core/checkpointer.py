@@ -12,6 +12,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +32,7 @@ from gpt_pjit.core.files import (
 from gpt_pjit.core.fingerprint import fingerprints
 from gpt_pjit.core.orbax_paths import COMMIT, orbax_folder
 from gpt_pjit.core.runtime import all_or_none, everyone, from_process_0
+from gpt_pjit.core.sharding import paths_and_leaves
 from gpt_pjit.core.step_files import check_arrays, check_files
 
 T = TypeVar("T")
@@ -68,18 +70,12 @@ class Checkpointer:
     def restore_newest(self, target: Any) -> tuple[int, Any] | None:
         """The newest whole step, and its state as `target` describes it; None if none was saved.
 
-        Step 0, of imported or grown weights, has parameters only; the rest of `target` stays.
         Sets damaged steps aside; raises IntegrityError if none is whole.
         """
         if jax.process_index() == 0:
             for leftover in unfinished(self.directory):  # of a killed process
                 remove_folder(leftover)
-
-        def read(step: int) -> Any:
-            if step:
-                return restore(self.directory, step, target)
-            return target._replace(params=restore_params(self.directory, step, target.params))
-
+        read = partial(restore, self.directory, target=target)
         found = newest_whole(self.directory, read, set_aside=True)
         self.last = found[0] if found else None
         if self.last and not has_fingerprints(self.directory, self.last):
@@ -236,6 +232,28 @@ def newest_whole(
     return None
 
 
+def newest_or_wanted(
+    directory: Path, wanted: int | None, read: Callable[[int], T]
+) -> tuple[int, T]:
+    """The step and what `read` returns for it: `wanted`, or the newest that can be read."""
+    workdir = directory.parent
+    if wanted is None:
+        found = newest_whole(directory, read)
+        if found is None:
+            problem = f"{workdir} holds no checkpoint yet; the first is saved after"
+            raise ConfigError([f"{problem} checkpoint.every steps"], "checkpoint")
+        return found
+    steps = from_process_0(saved_steps(directory) if jax.process_index() == 0 else None)
+    if wanted not in steps:
+        held = ", ".join(map(str, steps)) or "none"
+        raise ConfigError([f"{workdir} holds no step {wanted}; it holds {held}"], "checkpoint")
+    try:
+        return wanted, read(wanted)
+    except IntegrityError as error:
+        problem = f"{error.problems[0]}; {other_steps(directory, wanted)}"
+        raise IntegrityError([problem], "checkpoint") from error
+
+
 def _set_aside(directory: Path, step: int) -> None:
     name = directory / f"{step}.damaged"
     number = 2
@@ -251,12 +269,31 @@ def other_steps(directory: Path, step: int) -> str:
 
 
 def restore(directory: Path, step: int, target: Any) -> Any:
-    """The state of `step` with the shapes, dtypes and shardings of `target`."""
+    """The state of `step` with the shapes, dtypes and shardings of `target`.
+
+    Step 0, of imported or grown weights, has parameters only; the rest of `target` stays. Raises
+    ConfigError if the step holds the state of another optimizer.
+    """
+    if step == 0:
+        return target._replace(params=restore_params(directory, step, target.params))
+    _check_optimizer(directory, step, target)
     state = read_part(directory, step, target)
     if int(state.step) != step:
         problem = f"step {step} of {directory.parent} holds the state of step {int(state.step)}"
         raise IntegrityError([problem], "checkpoint")
     return state
+
+
+def _check_optimizer(directory: Path, step: int, target: Any) -> None:
+    where = f"step {step} of {directory.parent}"
+    with all_or_none(), one_sentence(f"{where} cannot be read", IntegrityError):
+        require_parts(directory, step)
+        saved = set(_about(directory, step).get("fingerprints", ()))  # older steps have none
+        differ = sorted(saved ^ {path for path, _ in paths_and_leaves(target)})
+        if saved and differ:
+            found = f"{where} {'holds' if differ[0] in saved else 'lacks'} {differ[0]}"
+            problem = f"optim.rules: {found}, as another optimizer saved it; keep that run's rules"
+            raise ConfigError([problem])
 
 
 def restore_params(directory: Path, step: int, target: Any) -> Any:

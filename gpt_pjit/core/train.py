@@ -2,44 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from gpt_pjit.config import Config, flatten
-from gpt_pjit.core.checkpointer import Checkpointer, saved_steps
+from gpt_pjit.config import Config, differences, flatten
+from gpt_pjit.core.checkpointer import Checkpointer, newest_or_wanted, restore, saved_steps
 from gpt_pjit.core.console import say
-from gpt_pjit.core.errors import EXIT_DONE
+from gpt_pjit.core.errors import EXIT_DONE, ConfigError, Problem
 from gpt_pjit.core.model import Model, count_params
 from gpt_pjit.core.runtime import (
+    Origin,
     StepLog,
     StopRequested,
     Watch,
     all_or_none,
     check_agreement,
     check_none_saved,
+    check_same_data,
     code_facts,
+    entries_of,
     finished_steps,
     from_process_0,
     global_batch,
+    has_begun,
     local_rows,
     note_finished,
     note_saved,
     only_trainer,
     open_workdir,
     pod_devices,
+    read_run,
     record_start,
 )
 from gpt_pjit.core.sharding import make_mesh, mesh_shape
 from gpt_pjit.core.tokens import (
     Tokenizer,
     TrainingData,
+    Walk,
+    first_walk,
     held_out_batches,
     open_data,
     train_batches,
+    walk_to_json,
+    walks_of,
+    walks_on,
 )
 from gpt_pjit.core.training import (
     Training,
@@ -53,8 +63,18 @@ Prepare = Callable[[Config, Path], object]
 Sample = Callable[[Model, Any, Config, Tokenizer], str]
 
 
-def train(config: Config, workdir: Path, prepare: Prepare, sample: Sample) -> int:
+def train(
+    config: Config,
+    workdir: Path,
+    prepare: Prepare,
+    sample: Sample,
+    origin: Origin | None = None,
+    allowed: Collection[str] = (),
+) -> int:
     """Trains, or continues where `workdir` left off; returns the exit code.
+
+    A new run may begin from a step of another, `origin`. One that resumes may differ from what it
+    was in the fields that are `allowed`.
 
     The core imports no tool, so two of their functions are passed in: `prepare(config, folder)`
     tokenises `data.text` into a set in `folder`, unless it exists, and `sample(model, params,
@@ -64,14 +84,15 @@ def train(config: Config, workdir: Path, prepare: Prepare, sample: Sample) -> in
     shape = mesh_shape(sizes.replica, sizes.data, sizes.tensor, jax.device_count())
     training = build_training(config, make_mesh(shape, pod_devices()))
     with Watch(config.log.patience) as watch:
-        open_workdir(workdir, config)
+        check_agreement({"--from": str(origin)})
+        origin = open_workdir(workdir, config, origin, allowed)
         with only_trainer(workdir):
             data = _open_data(config, workdir, prepare)
-            tokenizer = data.tokenizer()
             check_agreement(_facts(config, data))
-            record_start(workdir, config, data.identity(), (tokenizer.file, tokenizer.content))
+            with all_or_none():
+                check_same_data(workdir, data.identity(), origin)
             with jax.set_mesh(training.mesh):
-                return _run(config, workdir, training, data, watch, sample)
+                return _run(config, workdir, training, data, watch, sample, origin)
 
 
 def _run(
@@ -81,6 +102,7 @@ def _run(
     data: TrainingData,
     watch: Watch,
     sample: Sample,
+    origin: Origin | None,
 ) -> int:
     total = config.optim.steps
     checkpoints = workdir / "checkpoints"
@@ -90,14 +112,14 @@ def _run(
         say(f"this run is finished: {workdir} holds all {total} steps")
         return EXIT_DONE
     with watch.slow():
-        state, start = _first_state(config, workdir, training, checkpointer)
+        state, start = _first_state(config, workdir, training, checkpointer, origin)
+    walk = _record(config, workdir, data, start, origin)
     _describe(config, training, data, start)
-    state, step = _loop(config, workdir, training, data, checkpointer, watch, state, start)
+    state, step = _loop(config, workdir, training, data, checkpointer, watch, state, start, walk)
     checkpointer.close()
     watch.saved()
     if len(data.splits) > 1:
-        examples = step * config.data.batch_size
-        say("examples by set:\n" + data.proportions(examples, config.data.sequence_length))
+        say("examples by set:\n" + data.proportions(walk, step))
     if step < total:
         say(f"stopped and saved at step {step}; the same command resumes there")
         return watch.code
@@ -125,16 +147,55 @@ def _facts(config: Config, data: TrainingData) -> dict[str, Any]:
 
 
 def _first_state(
-    config: Config, workdir: Path, training: Training, checkpointer: Checkpointer
+    config: Config,
+    workdir: Path,
+    training: Training,
+    checkpointer: Checkpointer,
+    origin: Origin | None,
 ) -> tuple[TrainState, int]:
-    """The state of the newest whole step, and that step, or a fresh state and 0."""
+    """The state of the newest whole step, and that step; or of the step of `origin`; or a fresh
+    state and 0.
+    """
     found = checkpointer.restore_newest(training.state)
     if found is None:
         check_none_saved(workdir)
-    elif found[0]:
-        return found[1], found[0]
+        if origin:
+            directory = origin.workdir / "checkpoints"
+            read = partial(restore, directory, target=training.state)
+            found = newest_or_wanted(directory, origin.step, read)
+    step, total = found[0] if found else 0, config.optim.steps
+    if step > total or (checkpointer.last is None and step == total):
+        remedy = "set it higher; it counts from step 0"
+        constraint = f"the run is at step {step:,} already"
+        raise ConfigError([Problem("optim.steps", total, constraint, remedy)])
+    if found and step:
+        return found[1], step
     state = training.init(jax.random.key(config.seed))
     return (state._replace(params=found[1].params) if found else state), 0
+
+
+def _record(
+    config: Config, workdir: Path, data: TrainingData, start: int, origin: Origin | None
+) -> Walk:
+    """Records this start in `run.json`; returns how the run reads its data from here on."""
+    sets, tokenizer, entries = data.fingerprints(), data.tokenizer(), {}
+    with all_or_none():
+        before, record = read_run(workdir)
+        if origin and not has_begun(record):
+            before, record = read_run(origin.workdir)
+            entries = entries_of(origin, start, differences(before, config), record)
+    walks = [first_walk(config, sets)]
+    if has_begun(record):
+        walks = walks_on(walks_of(before, record), start, config, sets)
+    told = from_process_0([walk_to_json(walk) for walk in walks])
+    walk = walks_of(config, {"walks": told})[-1]
+    if walk.step == start > 0:
+        of_sets = zip(data.splits, walk.sets, strict=True)
+        say("\n".join(f"data: example {r.taken:,} of {s.path} is next" for s, r in of_sets))
+    content = (tokenizer.file, tokenizer.content)
+    entries |= {"walks": told}
+    record_start(workdir, config, data.identity(), content, start, entries)
+    return walk
 
 
 def _loop(
@@ -146,6 +207,7 @@ def _loop(
     watch: Watch,
     state: TrainState,
     start: int,
+    walk: Walk,
 ) -> tuple[TrainState, int]:
     """Trains from step `start` to the end or to a signal; returns the state and the steps done."""
     model, tokens, total = training.model, training.tokens, config.optim.steps
@@ -173,7 +235,7 @@ def _loop(
         try:
             if start and validation_is_due(start) and not log.validated:
                 validate(start)  # a kill came after that step was saved
-            batches = train_batches(data, config, rows, start)
+            batches = train_batches(data, config, rows, start, walk)
             for step, batch in enumerate(log.waiting(batches), start + 1):
                 with watch.on_devices():
                     arrays = global_batch(tokens.sharding, (batch.tokens, batch.segments), size)

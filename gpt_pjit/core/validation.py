@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ CHOICES = {
     "model.dtype": ("bfloat16", "float32"),
     "model.remat": ("none", "selective", "full"),
     "data.validation_split": ("documents", "tail"),
+    "optim.schedule": ("cosine", "wsd", "linear", "constant"),
     "partition.layout": ("ddp", "zero1", "zero", "fsdp"),
 }
 AT_LEAST = {
@@ -34,6 +36,7 @@ AT_LEAST = {
     "data.batch_size": 1,
     "optim.steps": 1,
     "optim.warmup_steps": 0,
+    "optim.decay_steps": 0,
     "optim.weight_decay": 0,
     "optim.z_loss": 0,
     "optim.microbatches": 1,
@@ -107,7 +110,7 @@ def _single_fields(flat: dict[str, Any]) -> Iterator[Problem]:
             "optim.final_lr_fraction",
             final,
             "must be in [0, 1]",
-            "0.1 ends the cosine at 10 % of peak_lr",
+            "0.1 ends the decay at 10 % of peak_lr",
         )
 
 
@@ -194,6 +197,16 @@ def _relations(config: Config) -> Iterator[Problem]:
         remedy = f"try {nearest_multiples(data.batch_size, optim.microbatches)}"
         constraint = f"must be divisible by optim.microbatches={optim.microbatches}"
         yield Problem("data.batch_size", data.batch_size, constraint, remedy)
+    stable = optim.steps - optim.warmup_steps
+    if optim.schedule == "wsd" and not 0 < optim.decay_steps <= stable:
+        constraint = f"must be from 1 to the {stable} steps after optim.warmup_steps"
+        remedy = f"try {max(optim.steps // 5, 1)}"
+        if stable < 1:
+            constraint, remedy = "has no steps after the warm-up", "lower optim.warmup_steps"
+        yield Problem("optim.decay_steps", optim.decay_steps, constraint, remedy)
+    if optim.schedule != "wsd" and optim.decay_steps:
+        constraint, remedy = "only applies to optim.schedule='wsd'", "set that, or 0"
+        yield Problem("optim.decay_steps", optim.decay_steps, constraint, remedy)
 
 
 def _data(config: Config) -> Iterator[Problem]:
@@ -205,9 +218,12 @@ def _data(config: Config) -> Iterator[Problem]:
         )
         yield Problem("data", value, "needs exactly one of text, path and sources", remedy)
     if not all(map(_is_source, data.sources)):
-        constraint = "must be pairs of a path and a weight above 0"
-        remedy = "for example (('data/web', 0.7), ('data/books', 0.3))"
+        constraint = "must be pairs of a path and a weight, or its weights by step"
+        remedy = "for example (('data/web', 0.7), ('data/books', ((0, 0.3), (8000, 0.6))))"
         yield Problem("data.sources", data.sources, constraint, remedy)
+    elif empty := [step for step, weights in data.stages if not any(weights)]:
+        constraint = f"has no weight above 0 from step {empty[0]} on"
+        yield Problem("data.sources", data.sources, constraint, "give one set a weight there")
     if data.text_exclude and not data.text:
         remedy = "set data.text, or remove it"
         yield Problem("data.text_exclude", data.text_exclude, "only applies to data.text", remedy)
@@ -237,4 +253,15 @@ def _data(config: Config) -> Iterator[Problem]:
 def _is_source(source: Any) -> bool:
     if not isinstance(source, tuple) or len(source) != 2 or not isinstance(source[0], str):
         return False
-    return type(source[1]) in (int, float) and 0 < source[1] < float("inf")
+    weight = source[1]
+    if not isinstance(weight, tuple):
+        return _is_weight(weight)
+    pairs = all(isinstance(pair, tuple) and len(pair) == 2 for pair in weight)
+    if not (weight and pairs and all(type(s) is int and _is_weight(w) for s, w in weight)):
+        return False
+    steps = [-1, *(step for step, _ in weight), 2**31]
+    return all(one < two for one, two in itertools.pairwise(steps))
+
+
+def _is_weight(weight: Any) -> bool:
+    return type(weight) in (int, float) and 0 <= weight < math.inf

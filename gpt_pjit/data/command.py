@@ -15,8 +15,17 @@ from pathlib import Path
 import numpy as np
 
 from gpt_pjit.commandline import Parser, any_path, local_path
+from gpt_pjit.config import Config
 from gpt_pjit.core.errors import ConfigError
-from gpt_pjit.core.tokens import TokenDataset, TokenSplit, load_tokenizer, open_data
+from gpt_pjit.core.tokens import (
+    TokenDataset,
+    TokenSplit,
+    Walk,
+    first_walk,
+    load_tokenizer,
+    open_data,
+    walks_of,
+)
 from gpt_pjit.data.corpus import BadInput, Corpus, check_files
 from gpt_pjit.data.join import join
 from gpt_pjit.data.prepare import prepare, train_bpe, train_unigram, training_texts
@@ -158,18 +167,35 @@ def _show(flags: argparse.Namespace) -> None:
 
 def _example(flags: argparse.Namespace) -> str:
     config = flags.config.read()
-    rows = config.data.batch_size
-    if flags.step is None or flags.step < 0 or not 0 <= flags.row < rows:
-        raise ConfigError([f"give --step=N from 0 on, and --row=N below the batch size, {rows}"])
+    if flags.step is None or flags.step < 0 or flags.row < 0:
+        raise ConfigError(["give --step=N from 0 on, and --row=N below the batch size"])
     workdir = flags.workdir or Path("runs") / flags.config.stem
     data = open_data(config.data, workdir / "data", config.model.vocab_size)
-    example, length = flags.step * rows + flags.row, config.data.sequence_length
-    for dataset, (split, mine, starts) in zip(
-        data.datasets, data.windows(np.array([example]), config.seed, length), strict=True
+    walk = _walk(config, data.fingerprints(), workdir, flags.step)
+    if flags.row >= walk.batch_size:
+        raise ConfigError([f"--row={flags.row}: step {flags.step} has {walk.batch_size} rows"])
+    rows = np.array([flags.row])
+    for dataset, (split, mine, number, starts) in zip(
+        data.datasets, data.windows(walk, flags.step, rows), strict=True
     ):
         if mine.size:
-            text = _text(dataset, split, int(starts[0]), length + 1)
-    return f"example {example:,}, row {flags.row} of step {flags.step}\n{text}"
+            text = _text(dataset, split, int(starts[0]), walk.sequence_length + 1)
+            where = f"example {number[0]:,} of its set, row {flags.row} of step {flags.step}"
+    return f"{where}\n{text}"
+
+
+def _walk(config: Config, sets: list[str], workdir: Path, step: int) -> Walk:
+    """How the run in `workdir` reads at `step`, or would if it began with this config."""
+    from gpt_pjit.core.runtime import has_begun, read_run  # imports JAX
+
+    walks = [first_walk(config, sets)]
+    if (workdir / "run.json").exists():
+        began, record = read_run(workdir)
+        walks = walks_of(began, record) if has_begun(record) else walks
+    walk = [walk for walk in walks if walk.step <= step][-1]
+    if [each.sha256 for each in walk.sets] != sets:
+        raise ConfigError([f"step {step} of the run in {workdir} has read other sets"], "show")
+    return walk
 
 
 def _train_tokenizer(flags: argparse.Namespace) -> None:

@@ -21,9 +21,9 @@ from gpt_pjit.config import Config
 from gpt_pjit.core.errors import ConfigError, Problem
 from gpt_pjit.core.files import write_json
 from gpt_pjit.core.model import param_shapes
-from gpt_pjit.core.runtime import read_run
+from gpt_pjit.core.runtime import has_begun, read_run
 from gpt_pjit.core.sharding import paths_and_leaves
-from gpt_pjit.core.tokens import END_OF_TEXT, Tokenizer
+from gpt_pjit.core.tokens import END_OF_TEXT, Tokenizer, tokens_before, walks_of
 from gpt_pjit.evaluate import ModelResults, results_table
 from gpt_pjit.hf.folding import fold, folded_config
 from gpt_pjit.hf.models import HFModel, Parameter, byte_tokenizer, hf_model, parameters, to_json
@@ -83,7 +83,8 @@ def export(
     n_params = sum(sizes.values())
     family = fields["architectures"][0]
     title = f"# {out.resolve().name}\n\nA GPT of {n_params:,} parameters, as `{family}`"
-    origin = history(step, step * config.data.batch_size * length, run.get("source"))
+    trained = tokens_before(walks_of(config, run), step) if has_begun(run) else 0
+    origin = history(step, trained, run.get("source"))
     card = _card(title, origin, hf, tokenizer, longest)
     if results:
         card += f"\n## Results\n\n{results_table(results)}\n"

@@ -12,7 +12,7 @@ import pytest
 
 from gpt_pjit.core import checkpointer as module
 from gpt_pjit.core.checkpointer import Checkpointer, read_part, restore_params, saved_steps
-from gpt_pjit.core.errors import FaultError, IntegrityError
+from gpt_pjit.core.errors import EXIT_CONFIG, ConfigError, FaultError, IntegrityError
 from gpt_pjit.core.fingerprint import fingerprints
 from gpt_pjit.core.orbax_paths import orbax_folder
 from gpt_pjit.core.training import TrainState
@@ -53,6 +53,16 @@ def newest(directory):
     step, state = found
     assert all(map(np.array_equal, *map(jax.tree.leaves, (state, state_of(step)))))
     return step
+
+
+def test_the_state_of_another_optimizer_is_no_damage(tmp_path):
+    """It is refused as a mistake of the config, and stays where it is."""
+    save(tmp_path, 3)
+    other = TARGET._replace(opt_state={"mu": TARGET.params["a"]})
+    with pytest.raises(ConfigError, match=r"optim.rules: step 3 .* lacks opt_state/mu") as raised:
+        Checkpointer(tmp_path, None).restore_newest(other)
+    assert raised.value.code == EXIT_CONFIG
+    assert newest(tmp_path) == 3
 
 
 def test_a_state_is_restored_bit_for_bit_on_another_mesh(tmp_path):

@@ -210,3 +210,35 @@ def test_four_processes_train_to_the_losses_of_one_and_resume_its_workdir(corpus
     assert "steps: 8 of 24 done" in result.stdout
     assert metrics(one) == pytest.approx({s: expected[s] for s in metrics(one)}, abs=1e-5)
     assert max(metrics(one)) == STEPS
+
+
+@pytest.mark.slow
+def test_two_processes_branch_and_change_a_run_as_one_does(corpus, tmp_path):
+    """The whole command: one process trains the trunk; then the same branch by one and by two."""
+    launcher = ["launch/local.sh", "--processes=2", "--devices=1"]
+    trunk, one, two = tmp_path / "trunk", tmp_path / "one", tmp_path / "two"
+    stable = {"optim.schedule": "constant", "optim.steps": 8}
+    decay = {"optim.schedule": "wsd", "optim.steps": 12, "optim.decay_steps": 4}
+    origin = f"--from={trunk}/checkpoints/8"
+    for arguments in (
+        command(*flags(corpus, trunk, **stable)),
+        command(*flags(corpus, one, **decay), origin),
+        [*launcher, *flags(corpus, two, **decay), origin],
+    ):
+        result = run(arguments)
+        assert result.returncode == EXIT_DONE, result.stderr
+    assert result.stdout.count("from step 8 of") == 1
+    assert list(metrics(two)) == [9, 10, 11, 12]
+    assert metrics(two) == pytest.approx(metrics(one), abs=1e-5)
+    more = flags(corpus, two, **decay | {"optim.steps": 14, "data.batch_size": 64})
+    refused = run([*launcher, *more])
+    assert refused.returncode == EXIT_CONFIG
+    assert "--allow_change=data.batch_size,optim.steps, or start a new run" in refused.stderr
+    result = run([*launcher, *more, "--allow_change=data.batch_size,optim.steps"])
+    assert result.returncode == EXIT_DONE, result.stderr
+    assert max(metrics(two)) == 14
+    record = json.loads((two / "run.json").read_text())
+    (change,) = [start["changes"] for start in record["starts"] if "changes" in start]
+    assert change["optim.steps"] == {"from": 12, "to": 14}
+    assert [walk["step"] for walk in record["walks"]] == [0, 12]
+    assert record["walks"][1]["sets"][0]["taken"] == 12 * 32

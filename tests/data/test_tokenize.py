@@ -318,8 +318,8 @@ def test_the_command_trains_tokenizers_and_shows_an_example(corpus, expected, tm
         assert code == wanted, text
         assert words in text
     for row, wanted, words in (
-        (3, EXIT_DONE, "example 67, row 3 of step 2\ntokens "),
-        (32, EXIT_CONFIG, "below the batch size, 32"),
+        (3, EXIT_DONE, "example 67 of its set, row 3 of step 2\ntokens "),
+        (32, EXIT_CONFIG, "--row=32: step 2 has 32 rows"),
     ):
         arguments = [sys.executable, "-m", "gpt_pjit.data", *example, "--step=2", f"--row={row}"]
         done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)

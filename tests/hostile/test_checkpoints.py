@@ -230,6 +230,9 @@ RUNS = {
     "starts of numbers": (entries(starts=[1]), ENTRIES),
     "a word for a step": (entries(saved="x"), ENTRIES),
     "a source of numbers": (entries(source=nested(9)), ENTRIES),
+    "walks of numbers": (entries(walks=[1]), ENTRIES),
+    "no walks": (entries(walks=[]), ENTRIES),
+    "a word for an origin": (entries(**{"from": "x"}), ENTRIES),
     "an average of nothing": (entries(source={"kind": "average", "from": "x"}), ENTRIES),
 }  # fmt: skip
 

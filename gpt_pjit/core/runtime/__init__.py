@@ -1,5 +1,9 @@
 """What surrounds the computation: hosts, the workdir, files, metrics, signals."""
 
+from gpt_pjit.core.runtime.changes import (
+    Origin as Origin,
+    entries_of as entries_of,
+)
 from gpt_pjit.core.runtime.hosts import (
     global_array as global_array,
     global_batch as global_batch,

@@ -1,7 +1,8 @@
 """The workdir of a run, and `run.json` in it: what was asked for, by which code, on what data.
 
 `run.json` holds the `config`, the `tokenizer`, and once a run has begun its `data`, one entry for
-each token set, and its `starts`. Imported, grown and averaged weights add their `source`.
+each token set, its `walks` through them and its `starts`. Imported, grown and averaged weights add
+their `source`, and a run that began from a step of another adds `from`.
 """
 
 from __future__ import annotations
@@ -9,18 +10,17 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import os
-import shlex
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from gpt_pjit.config import FIXED_BY_WEIGHTS, FREE_ON_RESUME, Config, differences, from_record
-from gpt_pjit.core.console import warn
-from gpt_pjit.core.errors import EXIT_FAULT, ConfigError, FaultError, IntegrityError, Problem
+from gpt_pjit.config import Config, differences, from_record
+from gpt_pjit.core.console import say, warn
+from gpt_pjit.core.errors import EXIT_FAULT, ConfigError, FaultError, IntegrityError
 from gpt_pjit.core.files import (
     Lease,
     check_bucket,
@@ -29,6 +29,16 @@ from gpt_pjit.core.files import (
     read_json,
     write_json,
     write_probe,
+)
+from gpt_pjit.core.runtime.changes import (
+    Origin,
+    as_record,
+    check_fits,
+    check_names,
+    check_resumes,
+    in_words,
+    new_run_from,
+    origin_of,
 )
 from gpt_pjit.core.runtime.provenance import this_start
 from gpt_pjit.core.runtime.together import all_or_none, end_all
@@ -42,25 +52,47 @@ FORM: Record = {
     "data": [{"path": str, "tokenizer": str, "vocab_size": int, "sha256": str}],
     "saved": int,
     "finished": int,
+    "from": {"workdir": str, "step": int},
+    "walks": [
+        {
+            "step": int,
+            "seed": int,
+            "sequence_length": int,
+            "batch_size": int,
+            "stages": [{"step": int, "weights": [(int, float)]}],
+            "sets": [{"sha256": str, "seed": int, "taken": int}],
+        }
+    ],
 }
 
 
-def open_workdir(workdir: Path, config: Config) -> None:
+def open_workdir(
+    workdir: Path, config: Config, asked: Origin | None = None, allowed: Collection[str] = ()
+) -> Origin | None:
     """Creates the workdir, or checks that a run of this config can start or resume there.
 
-    Raises ConfigError with every field that differs. Those of `FREE_ON_RESUME` may: they do not
-    change what is computed. Where no run has begun, any config that fits the weights will do.
+    Returns the step of another run that it begins, or began, from: the one that is `asked` for.
+    Raises ConfigError with every field that differs and is neither free nor `allowed`.
     """
-    path = workdir / "run.json"
+    path, origin = workdir / "run.json", asked
     cannot_be_used = f"the workdir {workdir} cannot be used"
     with all_or_none(), file_errors(cannot_be_used, "--workdir"):
         if is_remote(workdir):
             check_bucket(workdir, jax.process_index())
+        check_names(allowed)
         if path.exists():
-            _check_same_config(workdir, config)
+            old, record = read_run(workdir)
+            begun = has_begun(record)
+            origin = origin_of(workdir, record, asked, begun=begun)
+            if begun or "source" in record:
+                check_resumes(workdir, old, config, allowed, begun=begun)
+            elif origin:
+                check_fits(origin, read_run(origin.workdir)[0], config)
         elif workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
             problem = f"{workdir} is neither a run nor an empty folder; choose a new one"
             raise ConfigError([problem], "--workdir")
+        elif origin:
+            check_fits(origin, read_run(origin.workdir)[0], config)
     with all_or_none(), file_errors(cannot_be_used, "--workdir"):
         if jax.process_index() == 0 and not path.exists():
             workdir.mkdir(parents=True, exist_ok=True)
@@ -73,19 +105,28 @@ def open_workdir(workdir: Path, config: Config) -> None:
             raise ConfigError([f"{problem}; choose a folder that all hosts share"], "--workdir")
         if not is_remote(workdir):
             write_probe(workdir, jax.process_index())
+    return origin
 
 
 def record_start(
-    workdir: Path, config: Config, data: list[Record], tokenizer: tuple[str | None, bytes]
+    workdir: Path,
+    config: Config,
+    data: list[Record],
+    tokenizer: tuple[str | None, bytes],
+    step: int = 0,
+    entries: Record | None = None,
 ) -> None:
-    """Records a start with its config and data; ConfigError if the run had other data before.
+    """Records a start at `step` with its config and data, and what it changes.
 
     `data` has one entry for each set; the path in it may change. The tokenizer's file (its name,
-    if it has one, and content) is copied: whoever reads the checkpoints needs it.
+    if it has one, and content) is copied: whoever reads the checkpoints needs it. `entries` are
+    further ones of `run.json`.
     """
     with all_or_none():
-        check_same_data(workdir, data)
-        _, record = read_run(workdir)
+        old, record = read_run(workdir)
+        changed = differences(old, config) if has_begun(record) else {}
+    if changed:
+        say(f"changed at step {step:,}: {in_words(changed)}")
     with all_or_none():
         if jax.process_index() != 0:
             return
@@ -95,8 +136,9 @@ def record_start(
                 (workdir / file).write_bytes(content)
             of_data = {name: data[0][name] for name in ("vocab_size", "path")}
             record |= {"tokenizer": {"sha256": data[0]["tokenizer"], **of_data}, "data": data}
-        record["config"] = dataclasses.asdict(config)
-        record["starts"].append(this_start())
+        record |= (entries or {}) | {"config": dataclasses.asdict(config)}
+        start = this_start() | {"step": step}
+        record["starts"].append(start | ({"changes": as_record(changed)} if changed else {}))
         _write_record(workdir, record)
 
 
@@ -204,6 +246,8 @@ def _is_record(record: Record) -> bool:
     present = {name: form for name, form in FORM.items() if name in record}
     if not _fits(record, present | {"config": dict, "starts": [dict]}) or record.get("data") == []:
         return False
+    if "walks" in record and [walk["step"] for walk in record["walks"][:1]] != [0]:
+        return False
     source = record.get("source")
     while source is not None:  # of the weights that the weights were made of, and so on
         form: Record = {"kind": str, "from": str}
@@ -228,14 +272,17 @@ def _write_record(workdir: Path, record: Record) -> None:
     write_json(workdir / COPY, record)
 
 
-def check_same_data(workdir: Path, now: list[Record]) -> None:
+def check_same_data(workdir: Path, now: list[Record], origin: Origin | None = None) -> None:
     """Raises ConfigError unless the sets `now` are those of the run in `workdir`, or where none has
-    begun, of the tokenizer of its weights.
+    begun, of the tokenizer of its weights, or of those of its `origin`.
     """
-    config, record = read_run(workdir)
+    _, record = read_run(workdir)
+    if origin and not has_begun(record):
+        theirs = read_run(origin.workdir)[1]
+        record = {name: theirs[name] for name in ("tokenizer",) if name in theirs}
     if has_begun(record):
         before, names = record["data"], ["tokenizer", "vocab_size", "sha256"]
-        owner, remedy = "the run", f"use the run's data, or {_new_run_from(workdir, config)}"
+        owner, remedy = "the run", f"use the run's data, or {new_run_from(workdir)}"
     elif "tokenizer" in record:
         own = record["tokenizer"]
         before, names = [own | {"tokenizer": own["sha256"]}] * len(now), ["tokenizer"]
@@ -253,29 +300,3 @@ def check_same_data(workdir: Path, now: list[Record]) -> None:
     if problems:
         problems[-1] += f"; {remedy}"
         raise ConfigError(problems, f"data of the run in {workdir}")
-
-
-def _new_run_from(workdir: Path, config: Config) -> str:
-    """How to train on from the weights of `workdir` with another config."""
-    layers = config.model.n_layers
-    copy = f"gpt_pjit checkpoint grow {shlex.quote(str(workdir))} --layers={layers} --out=NEW"
-    return f"start a new run from its weights: {copy}, then train with --workdir=NEW"
-
-
-def _check_same_config(workdir: Path, config: Config) -> None:
-    """Raises ConfigError with every field that a run in `workdir` cannot change."""
-    old, record = read_run(workdir)
-    changed = differences(old, config)
-    length = {"data.sequence_length"} if old.model.positions == "learned" else set()
-    fixed = {*FIXED_BY_WEIGHTS, *length} & changed.keys()
-    if not has_begun(record):
-        held = fixed if "source" in record else ()
-        changed = {name: values for name, values in changed.items() if name in held}
-    other = "use another --workdir" if fixed else _new_run_from(workdir, old)
-    problems = [
-        Problem(name, now, f"the run in {workdir} has {was!r}", f"keep that value, or {other}")
-        for name, (was, now) in changed.items()
-        if not name.startswith(FREE_ON_RESUME)
-    ]
-    if problems:
-        raise ConfigError(problems, "config")

@@ -1,7 +1,8 @@
 """Reading token sets: which tokens an example holds, and the stream of batches.
 
 `format.py` and `dataset.py` read sets (docs/token_datasets.md); examples are a pure function of
-seed, step and row (`index.py`); `stream.py` opens what a run trains on, and reads batches ahead.
+seed, step and row (`index.py`), also where a run changes what it reads (`walk.py`); `stream.py`
+opens what a run trains on, and reads batches ahead.
 Importing it does not import JAX.
 """
 
@@ -39,4 +40,12 @@ from gpt_pjit.core.tokens.tokenizers import (
     load_tokenizer as load_tokenizer,
     saved_tokenizer as saved_tokenizer,
     tokenizer_from_bytes as tokenizer_from_bytes,
+)
+from gpt_pjit.core.tokens.walk import (
+    Walk as Walk,
+    first_walk as first_walk,
+    tokens_before as tokens_before,
+    walk_to_json as walk_to_json,
+    walks_of as walks_of,
+    walks_on as walks_on,
 )

@@ -3,8 +3,9 @@
 An epoch cuts the text into `n` windows of `T` tokens, starting at a random offset below `T`, and
 visits them in a random order. Nothing depends on hosts or on earlier reads, so a run resumes at
 any step, on any number of hosts, by computing. In a mixture of sets, weights become a cycle of
-whole examples, 0.7 and 0.3 are 7 and 3 of every 10, and each set walks its own epochs.
-docs/token_datasets.md says the same in prose.
+whole examples, 0.7 and 0.3 are 7 and 3 of every 10, and each set walks its own epochs. Where the
+weights change, another cycle begins, and the sets walk on. docs/token_datasets.md says the same in
+prose.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
@@ -89,7 +91,8 @@ def _splitmix64(x: np.ndarray) -> np.ndarray:
 
 
 def cycle_counts(weights: Sequence[float]) -> list[int]:
-    """The fewest whole examples in the proportions of the weights, as they are written in decimal.
+    """The fewest whole examples in the proportions of the weights, as they are written in decimal;
+    some weight is above 0.
 
     Raises ConfigError if there are more than `LONGEST_CYCLE` of them.
     """
@@ -97,13 +100,13 @@ def cycle_counts(weights: Sequence[float]) -> list[int]:
     multiple = math.lcm(*(weight.denominator for weight in exact))
     whole = [int(weight * multiple) for weight in exact]
     counts = [count // math.gcd(*whole) for count in whole]
-    if min(counts) < 1 or sum(counts) > LONGEST_CYCLE:
+    if sum(counts) > LONGEST_CYCLE:
         problem = f"weights {weights} do not repeat within {LONGEST_CYCLE:,} examples; round them"
         raise ConfigError([problem], "data.sources")
     return counts
 
 
-class Schedule:
+class Cycle:
     """Which set each example comes from, and its number among the examples of that set."""
 
     def __init__(self, weights: Sequence[float]):
@@ -124,6 +127,37 @@ class Schedule:
         return (cycle * self.counts + self._before[place]).tolist()
 
 
+class Mixture:
+    """A cycle for each stage. `stages` are pairs of a first example, ascending from 0, and the
+    weights from there on; `taken` examples of each set came before.
+    """
+
+    def __init__(self, stages: Sequence[tuple[int, Sequence[float]]], taken: Sequence[int]):
+        self._first = np.array([first for first, _ in stages])
+        self._cycles = [Cycle(weights) for _, weights in stages]
+        lengths = np.diff(self._first).tolist()
+        drawn = [cycle.drawn(n) for cycle, n in zip(self._cycles, lengths, strict=False)]
+        self._before = np.cumsum([list(taken), *drawn], axis=0)  # [stage, set]
+
+    def draw(self, example: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(set, number within the set) of int64 examples."""
+        chosen, number = np.empty_like(example), np.empty_like(example)
+        stage = self._stage(example)
+        for s in np.unique(stage):
+            mine = stage == s
+            chosen[mine], number[mine] = self._cycles[s].draw(example[mine] - self._first[s])
+        return chosen, number + self._before[stage, chosen]
+
+    def drawn(self, examples: int) -> list[int]:
+        """How many of each set came before example `examples`."""
+        s = int(self._stage(examples))
+        now = self._cycles[s].drawn(examples - int(self._first[s]))
+        return (self._before[s] + now).tolist()
+
+    def _stage(self, example: Any) -> Any:
+        return np.searchsorted(self._first, example, side="right") - 1
+
+
 def _even_cycle(counts: list[int]) -> np.ndarray:
     """The sets of a cycle, by Tijdeman's rule (the chairman assignment problem, 1980).
 
@@ -133,7 +167,9 @@ def _even_cycle(counts: list[int]) -> np.ndarray:
     total = sum(counts)
     taken = [0] * len(counts)
     cycle = np.empty(total, np.int64)
-    slack = 2 * len(counts) - 2 or 1  # a set must stay 1 / slack of an example below too many
+    slack = max(
+        2 * sum(map(bool, counts)) - 2, 1
+    )  # a set must stay 1 / slack of an example below too many
     for i in range(total):
         # Integers: `due` is total * slack times (share of i + 1 examples - taken).
         due = [((i + 1) * counts[s] - total * taken[s]) * slack for s in range(len(counts))]

@@ -15,8 +15,9 @@ import numpy as np
 from gpt_pjit.config import Config, DataConfig
 from gpt_pjit.core.errors import ConfigError, Problem
 from gpt_pjit.core.tokens.dataset import TokenDataset, TokenSplit
-from gpt_pjit.core.tokens.index import Schedule, hash64, window_starts, windows
+from gpt_pjit.core.tokens.index import cycle_counts, window_starts, windows
 from gpt_pjit.core.tokens.tokenizers import Tokenizer
+from gpt_pjit.core.tokens.walk import Walk, first_walk
 
 READ_AHEAD = 8  # batches
 
@@ -27,8 +28,8 @@ class TrainingData:
     `held_out` are the validation splits that hold text to score: none, if a set has no such split.
     """
 
-    def __init__(self, datasets: Sequence[TokenDataset], weights: Sequence[float] = (1,)):
-        self.datasets, self._schedule = list(datasets), Schedule(weights)
+    def __init__(self, datasets: Sequence[TokenDataset]):
+        self.datasets = list(datasets)
         self.splits = [dataset.splits["train"] for dataset in datasets]
         held_out = [dataset.splits.get("validation") for dataset in datasets]
         self.held_out = [s for s in held_out if s and s.tokens > 1 and s.source_bytes]
@@ -41,15 +42,16 @@ class TrainingData:
         return self.datasets[0].tokenizer()
 
     def windows(
-        self, example: np.ndarray, seed: int, sequence_length: int
-    ) -> Iterator[tuple[TokenSplit, np.ndarray, np.ndarray]]:
-        """For each set: its split, which of the int64 examples it has, and their first tokens."""
-        chosen, number = self._schedule.draw(example)
-        for s, split in enumerate(self.splits):
+        self, walk: Walk, step: int, rows: np.ndarray
+    ) -> Iterator[tuple[TokenSplit, np.ndarray, np.ndarray, np.ndarray]]:
+        """For each set: its split, which of the int64 rows of `step` it has, which of its examples
+        they hold, and the first tokens of these.
+        """
+        chosen, number = walk.draw(step, rows)
+        for s, (split, reading) in enumerate(zip(self.splits, walk.sets, strict=True)):
             mine = np.flatnonzero(chosen == s)
-            own = seed if len(self.splits) == 1 else int(hash64(seed, s)[0])
-            shape = {"sequence_length": sequence_length, "tokens": split.tokens}
-            yield split, mine, window_starts(number[mine], seed=own, **shape)
+            shape = {"sequence_length": walk.sequence_length, "tokens": split.tokens}
+            yield split, mine, number[mine], window_starts(number[mine], seed=reading.seed, **shape)
 
     def identity(self) -> list[dict[str, str | int]]:
         """What must be the same when a run is resumed."""
@@ -63,12 +65,15 @@ class TrainingData:
             for dataset in self.datasets
         ]
 
-    def proportions(self, examples: int, sequence_length: int) -> str:
-        """A line for each set: how many of the first `examples` of a run came from it."""
-        lines = []
-        for split, drawn in zip(self.splits, self._schedule.drawn(examples), strict=True):
-            epochs = drawn / windows(split.tokens, sequence_length)
-            share = drawn / max(examples, 1)
+    def fingerprints(self) -> list[str]:
+        return [dataset.fingerprint for dataset in self.datasets]
+
+    def proportions(self, walk: Walk, step: int) -> str:
+        """A line for each set: how many examples before `step` came from it."""
+        taken, lines = walk.taken(step), []
+        for split, drawn in zip(self.splits, taken, strict=True):
+            epochs = drawn / windows(split.tokens, walk.sequence_length)
+            share = drawn / max(sum(taken), 1)
             lines.append(f"{share:7.2%}  {drawn:,} examples, {epochs:.2f} epochs of {split.path}")
         return "\n".join(lines)
 
@@ -80,6 +85,8 @@ def open_data(config: DataConfig, folder: Path, vocab_size: int) -> TrainingData
     Raises ConfigError if ids do not fit `vocab_size`, the model's, or sets do not fit each other.
     """
     sources = config.sources or ((folder if config.text else config.path, 1),)
+    for _, weights in config.stages:
+        cycle_counts(weights)
     datasets = [TokenDataset.open(path) for path, _ in sources]
     first = datasets[0].info.tokenizer
     for dataset in datasets:
@@ -95,7 +102,7 @@ def open_data(config: DataConfig, folder: Path, vocab_size: int) -> TrainingData
             )
         if problem:
             raise ConfigError([problem], f"token dataset {dataset.path}")
-    return TrainingData(datasets, [weight for _, weight in sources])
+    return TrainingData(datasets)
 
 
 def check_vocabulary(name: str, needed: int, vocab_size: int) -> None:
@@ -118,9 +125,17 @@ class Batch(NamedTuple):
 
 
 def train_batches(
-    data: TrainingData, config: Config, rows: np.ndarray, start: int = 0
+    data: TrainingData,
+    config: Config,
+    rows: np.ndarray,
+    start: int = 0,
+    walk: Walk | None = None,
 ) -> Generator[Batch, None, None]:
-    """The rows numbered `rows` of each batch from step `start` to the last."""
+    """The rows numbered `rows` of each batch from step `start` to the last.
+
+    By `walk`, or by that of a run that begins at step 0.
+    """
+    by = walk or first_walk(config, data.fingerprints())
     length = config.data.sequence_length
     for split in data.splits:
         if windows(split.tokens, length) < 1:
@@ -131,9 +146,8 @@ def train_batches(
             raise ConfigError([problem], f"token dataset {split.path}")
 
     def batch(step: int) -> Batch:
-        example = step * config.data.batch_size + rows.astype(np.int64)
-        tokens = np.empty((len(example), length + 1), np.int32)
-        for split, mine, starts in data.windows(example, config.seed, length):
+        tokens = np.empty((len(rows), length + 1), np.int32)
+        for split, mine, _, starts in data.windows(by, step, rows.astype(np.int64)):
             tokens[mine] = split.read(starts, length + 1)
         masked = config.data.mask_documents
         return Batch(tokens, segments=segments(tokens, data.eot_id) if masked else None)

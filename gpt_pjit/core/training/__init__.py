@@ -7,9 +7,11 @@ from gpt_pjit.core.training.evaluation import (
 from gpt_pjit.core.training.muon import dealing as dealing
 from gpt_pjit.core.training.optimizer import (
     chosen_optimizers as chosen_optimizers,
-    learning_rate as learning_rate,
     make_optimizer as make_optimizer,
     optimizer_findings as optimizer_findings,
+)
+from gpt_pjit.core.training.schedule import (
+    learning_rate as learning_rate,
     warmup_steps as warmup_steps,
 )
 from gpt_pjit.core.training.step import TrainState as TrainState

@@ -1,4 +1,4 @@
-"""Optimizers and their schedule; the rule engine chooses for each parameter, with its factors."""
+"""Optimizers; the rule engine chooses one for each parameter, with its factors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import optax
 
-from gpt_pjit.config import Config, ModelConfig, OptimConfig
+from gpt_pjit.config import Config, ModelConfig
 from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.parameters import gpt_dimensions, matrix_rules
 from gpt_pjit.core.sharding import (
@@ -26,26 +26,10 @@ from gpt_pjit.core.sharding import (
     values,
 )
 from gpt_pjit.core.training.muon import scale_by_muon
+from gpt_pjit.core.training.schedule import learning_rate
 
 RULES = "optim.rules"
 DEFAULT: Rules = ((".*", "adamw"),)
-
-
-def learning_rate(c: OptimConfig) -> optax.Schedule:
-    """Linear warm-up to `peak_lr`, then cosine to `final_lr_fraction` of it at the last step."""
-    warmup = warmup_steps(c)
-    return optax.schedules.warmup_cosine_decay_schedule(
-        init_value=c.peak_lr / (warmup + 1),  # not 0: the first step counts too
-        peak_value=c.peak_lr,
-        warmup_steps=warmup,
-        decay_steps=c.steps,
-        end_value=c.peak_lr * c.final_lr_fraction,
-    )
-
-
-def warmup_steps(c: OptimConfig) -> int:
-    """As configured, or a tenth of the run if the run is too short for that."""
-    return c.warmup_steps if c.warmup_steps < c.steps else c.steps // 10
 
 
 def make_optimizer(config: Config, params: Any) -> optax.GradientTransformation:

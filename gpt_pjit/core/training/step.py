@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from gpt_pjit.config import Config, OptimConfig
 from gpt_pjit.core.model import Model, nll_and_logsumexp
 from gpt_pjit.core.sharding import BATCH_AXES, over_batch_axes
-from gpt_pjit.core.training.optimizer import learning_rate
+from gpt_pjit.core.training.schedule import learning_rate
 
 TOKENS = P(BATCH_AXES, None)  # [B, T + 1]
 

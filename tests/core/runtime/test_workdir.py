@@ -6,8 +6,17 @@ import os
 import pytest
 
 from gpt_pjit.checkpoint_arrays import derived_workdir
+from gpt_pjit.config import differences
 from gpt_pjit.core.errors import ConfigError, FaultError, IntegrityError
-from gpt_pjit.core.runtime import only_trainer, open_workdir, read_run, record_start
+from gpt_pjit.core.runtime import (
+    Origin,
+    check_same_data,
+    entries_of,
+    only_trainer,
+    open_workdir,
+    read_run,
+    record_start,
+)
 from gpt_pjit.core.tokens import BytesTokenizer
 from tests.helpers import tiny
 
@@ -17,8 +26,9 @@ BYTES_SET = SET | {"tokenizer": BytesTokenizer().sha256}
 LEARNED = {"positions": "learned"}
 
 
-def started(folder, config, *sets):
-    open_workdir(folder, config)
+def started(folder, config, *sets, allowed=()):
+    open_workdir(folder, config, allowed=allowed)
+    check_same_data(folder, list(sets or [SET]))
     record_start(folder, config, list(sets or [SET]), TOKENIZER)
     return folder
 
@@ -67,7 +77,7 @@ def test_a_start_that_never_reached_its_data_binds_nothing(tmp_path):
     "changes", [{"optim": {"steps": 2000}}, {"data": {"batch_size": 32}}, {"optim": {"b2": 0.9}}]
 )
 def test_what_cannot_change_in_a_run_names_the_way_on(workdir, changes):
-    way = rf"new run from its weights: gpt_pjit checkpoint grow {workdir} --layers=2 --out=NEW"
+    way = rf"start a new run from it: --from={workdir} --workdir=NEW"
     with pytest.raises(ConfigError, match=way):
         open_workdir(workdir, tiny(**changes))
     with pytest.raises(ConfigError, match=way):
@@ -77,7 +87,79 @@ def test_what_cannot_change_in_a_run_names_the_way_on(workdir, changes):
 def test_a_model_of_another_shape_is_not_promised_its_weights(workdir):
     with pytest.raises(ConfigError, match=r"model.d_ff=64: .*use another --workdir") as raised:
         open_workdir(workdir, tiny(model={"d_ff": 64}))
-    assert "grow" not in str(raised.value)
+    assert "--from" not in str(raised.value)
+
+
+def test_a_change_is_allowed_by_name_and_recorded(workdir):
+    more = tiny(optim={"steps": 2000, "peak_lr": 0.5}, log={"every": 3})
+    refused = r"optim.steps=2000: .* has 1000; .* --allow_change=optim.steps,optim.peak_lr, or"
+    with pytest.raises(ConfigError, match=refused):
+        open_workdir(workdir, more)
+    with pytest.raises(ConfigError, match=r"optim.peak_lr=0.5: .*=optim.steps,optim.peak_lr, or"):
+        open_workdir(workdir, more, allowed=["optim.steps"])
+    assert read_run(workdir)[0] == tiny()
+    open_workdir(workdir, more, allowed=["optim.steps", "optim.peak_lr"])
+    record_start(workdir, more, [SET], TOKENIZER, 700)
+    config, record = read_run(workdir)
+    assert config == more
+    one, two = record["starts"]
+    assert (one["step"], "changes" in one) == (0, False)
+    assert two["step"] == 700
+    assert two["changes"] == {
+        "optim.steps": {"from": 1000, "to": 2000},
+        "optim.peak_lr": {"from": 1e-3, "to": 0.5},
+        "log.every": {"from": 10, "to": 3},
+    }
+    open_workdir(workdir, more)  # once is enough
+    with pytest.raises(ConfigError, match=r"optim.steps=1000: the run in .* has 2000"):
+        open_workdir(workdir, tiny())
+
+
+def test_what_weights_fix_is_never_allowed(workdir):
+    with pytest.raises(ConfigError, match=r"model.d_ff=64: .*use another --workdir"):
+        open_workdir(workdir, tiny(model={"d_ff": 64}), allowed=["model.d_ff"])
+    with pytest.raises(ConfigError, match=r"optim.stepz.*: no such field.*mean optim.steps\?"):
+        open_workdir(workdir, tiny(), allowed=["optim.stepz"])
+
+
+@pytest.fixture
+def branch(workdir, tmp_path):
+    """A run that has begun from step 400 of another."""
+    folder, config = tmp_path / "branch", tiny(optim={"schedule": "constant"})
+    origin = Origin(workdir, 400)
+    assert open_workdir(folder, config, origin) == origin
+    entries = entries_of(origin, 400, differences(tiny(), config), read_run(workdir)[1])
+    record_start(folder, config, [SET], TOKENIZER, 400, entries)
+    return folder, config
+
+
+def test_a_branch_records_where_it_began_and_what_differs(branch, workdir):
+    folder, config = branch
+    assert read_run(folder)[1]["from"] == {
+        "workdir": str(workdir),
+        "step": 400,
+        "differences": {"optim.schedule": {"from": "cosine", "to": "constant"}},
+    }
+    for asked in (None, Origin(workdir, 400), Origin(workdir, None)):
+        assert open_workdir(folder, config, asked) == Origin(workdir, 400)
+    began = rf"--from={workdir}/checkpoints/300: .* began from {workdir}/checkpoints/400; use anoth"
+    with pytest.raises(ConfigError, match=began):
+        open_workdir(folder, config, Origin(workdir, 300))
+    with pytest.raises(ConfigError, match=r"began without --from; use another --workdir"):
+        open_workdir(workdir, tiny(), Origin(folder, None))
+
+
+def test_a_branch_has_the_model_and_the_tokenizer_of_its_origin(workdir, tmp_path):
+    origin = Origin(workdir, None)
+    with pytest.raises(ConfigError, match=rf"model.d_ff=64: {workdir} has 128; keep that value"):
+        open_workdir(tmp_path / "new", tiny(model={"d_ff": 64}), origin)
+    assert not (tmp_path / "new").exists()
+    open_workdir(tmp_path / "new", tiny(), origin)
+    with pytest.raises(ConfigError, match=r"tokenizer of sets/a is cccc, the model had aaaa"):
+        check_same_data(tmp_path / "new", [SET | {"tokenizer": "cccc"}], origin)
+    check_same_data(tmp_path / "new", [SET | {"sha256": "cccc"}], origin)
+    with pytest.raises(ConfigError, match=r"is not a folder"):
+        open_workdir(tmp_path / "other", tiny(), Origin(tmp_path / "missing", None))
 
 
 def test_a_workdir_that_cannot_be_used_is_one_sentence(tmp_path, monkeypatch):
@@ -154,7 +236,7 @@ def test_a_failed_first_start_does_not_bind_them(weights):
     typo = tiny(model=LEARNED, data={"path": "no/such", "text": ""}, optim={"steps": 9})
     open_workdir(weights, typo)
     with pytest.raises(ConfigError, match=r"tokenizer of sets/a is cccc, the model had"):
-        record_start(weights, typo, [BYTES_SET | {"tokenizer": "cccc"}], (None, b""))
+        check_same_data(weights, [BYTES_SET | {"tokenizer": "cccc"}])
     assert read_run(weights)[0] == tiny(model=LEARNED)
     right = tiny(model=LEARNED, optim={"steps": 7})
     started(weights, right, BYTES_SET)
