@@ -13,6 +13,10 @@ COMMANDS = {
     "train": ("gpt_pjit.main", "train a GPT, or resume a run"),
     "doctor": ("gpt_pjit.doctor.command", "check that this machine or pod is ready to train"),
     "plan": ("gpt_pjit.plan.command", "compile a step for absent hardware: memory, time, cost"),
+    "coordinates": (
+        "gpt_pjit.coordinates.command",
+        "does what is tuned at one width hold at another?",
+    ),
     "partition": ("gpt_pjit.partition.command", "explain, lint, compare and lock a placement"),
     "data": ("gpt_pjit.data.command", "make, inspect and verify token datasets"),
     "evaluate": ("gpt_pjit.evaluate.command", "score a checkpoint"),

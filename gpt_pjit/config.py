@@ -44,6 +44,10 @@ class ModelConfig:
     parallel_residual: bool = False  # attention and MLP both read the block's input
     tied: bool = True  # one matrix for embedding and logits
     logit_softcap: float = 0.0  # logits stay within +-this, by tanh; 0: no limit
+    attention_scale: float = 0.0  # of queries times keys; 0: 1 / sqrt(head size)
+    logit_factor: float = 1.0
+    residual_factor: float = 1.0  # of what attention and MLP add to the residual stream
+    init_rules: tuple = ()  # (regex, factor of the initial values); empty: 1 for all
     dropout_residual: float = 0.0
     dropout_attention: float = 0.0
     dropout_embedding: float = 0.0
@@ -177,7 +181,7 @@ FREE_ON_RESUME = (
 FIXED_BY_WEIGHTS = tuple(
     f"model.{field.name}"
     for field in dataclasses.fields(ModelConfig)
-    if not field.name.startswith(("dropout_", "dtype", "remat", "scan_layers"))
+    if not field.name.startswith(("dropout_", "dtype", "remat", "scan_layers", "init_rules"))
 )
 
 

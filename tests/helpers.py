@@ -121,6 +121,10 @@ BLOCKS: dict[str, dict[str, Any]] = {
         "activation": "relu2",
         "tied": False,
         "logit_softcap": 1.0,
+        "attention_scale": 0.2,
+        "logit_factor": 0.5,
+        "residual_factor": 0.5,
+        "init_rules": ((r".*/kernel", 2.0), (r".*", 1.0)),
     },
     "grouped": {"n_kv_heads": 2, "windows": (12,), "activation": "relu", "remat": "full"},
 }

@@ -29,6 +29,7 @@ AT_LEAST = {
     "model.d_ff": 1,
     "model.vocab_size": 2,
     "model.logit_softcap": 0,
+    "model.attention_scale": 0,
     "data.sequence_length": 2,
     "data.batch_size": 1,
     "optim.steps": 1,
@@ -49,6 +50,8 @@ ADDRESSABLE = 2**45  # float32: addresses have 47 bits
 POSITIVE = (
     "model.rope_theta",
     "model.norm_epsilon",
+    "model.logit_factor",
+    "model.residual_factor",
     "optim.peak_lr",
     "optim.clip_norm",
     "sample.temperature",
@@ -168,6 +171,16 @@ def block_problems(c: ModelConfig) -> Iterator[Problem]:
         yield Problem(
             "model.windows", c.windows, constraint, "write one for each layer of a period"
         )
+    if not all(map(_is_factor, c.init_rules)):
+        constraint = "must be pairs of a regex and a factor of at least 0"
+        remedy = "for example (('blocks/.*/kernel', 0.5), ('.*', 1.0))"
+        yield Problem("model.init_rules", c.init_rules, constraint, remedy)
+
+
+def _is_factor(row: Any) -> bool:
+    if not isinstance(row, tuple) or len(row) != 2 or not isinstance(row[0], str):
+        return False
+    return type(row[1]) in (int, float) and 0 <= row[1] < float("inf")
 
 
 def _is_llama3_scaling(scaling: tuple) -> bool:

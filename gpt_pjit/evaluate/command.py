@@ -20,6 +20,7 @@ from gpt_pjit.core.errors import ConfigError, Problem
 from gpt_pjit.core.files import file_errors, write_whole
 from gpt_pjit.core.runtime import ending_together
 from gpt_pjit.core.validation import CHOICES
+from gpt_pjit.evaluate.core_metric import CORE, prepare_core
 from gpt_pjit.evaluate.followers import follow
 from gpt_pjit.evaluate.harness import Harness, require_lm_eval
 from gpt_pjit.evaluate.losses import Job
@@ -30,7 +31,7 @@ from gpt_pjit.evaluate.texts import FILE, LENGTHS, TEXTS, is_text, prepare_text
 from gpt_pjit.pages import markdown, terminal
 from gpt_pjit.trained import Trained, start_devices
 
-KNOWN = f"{', '.join(TEXTS)}, {FILE}PATH, {LENGTHS}TEXT, and any task or group of lm-eval"
+KNOWN = f"{', '.join(TEXTS)}, {FILE}PATH, {LENGTHS}TEXT, {CORE}, and any task or group of lm-eval"
 
 
 @ending_together()
@@ -45,7 +46,7 @@ def run(flags: argparse.Namespace) -> None:
     if flags.out:  # before the work, so that its results have a place
         with file_errors(f"--out={flags.out} cannot be written", "flags"):
             flags.out.mkdir(parents=True, exist_ok=True)
-    theirs = [task for task in flags.tasks if not is_text(task)]
+    theirs = [task for task in flags.tasks if not is_text(task) and task != CORE]
     if theirs:
         require_lm_eval(theirs)
     trained = load_everywhere(flags.checkpoint, tensor=flags.tensor, dtype=flags.dtype)
@@ -86,6 +87,9 @@ def prepare_jobs(
             try:
                 if is_text(task):
                     jobs.append(prepare_text(task, scorer, stride, data_dir))
+                    continue
+                if task == CORE:
+                    jobs.append(prepare_core(scorer, data_dir, limit))
                     continue
                 harness = harness or Harness(scorer, Path(folder), data_dir, num_fewshot, limit)
                 jobs.append(harness.prepare(task))
@@ -129,7 +133,7 @@ def define(parser: Parser) -> None:
     add("--tasks", type=comma_separated, required=True, help=f"comma-separated: {KNOWN}")
     add("--data_dir", type=local_path, help="local data: a folder for each task")
     add("--num_fewshot", type=int, help="examples in the prompts of lm-eval's tasks")
-    add("--limit", type=float, help="items of each of lm-eval's tasks; below 1, a share of them")
+    add("--limit", type=float, help="items of each task; below 1, a share of them")
     add("--window", type=positive, help="longest input in tokens; default: as trained")
     add("--stride", type=positive, help="tokens scored per window of a text; default: the window")
     add("--rows", type=positive, default=4, help="full windows at once on each device")

@@ -25,6 +25,7 @@ from gpt_pjit.core.runtime import read_run
 from gpt_pjit.core.sharding import paths_and_leaves
 from gpt_pjit.core.tokens import END_OF_TEXT, Tokenizer
 from gpt_pjit.evaluate import ModelResults, results_table
+from gpt_pjit.hf.folding import fold, folded_config
 from gpt_pjit.hf.models import HFModel, Parameter, byte_tokenizer, hf_model, parameters, to_json
 from gpt_pjit.trained import find_checkpoint, run_tokenizer
 
@@ -69,7 +70,7 @@ def export(
     config, run = read_run(workdir)
     tokenizer = run_tokenizer(workdir, run)
     length = config.data.sequence_length
-    hf = hf_model(config.model, length)
+    hf = hf_model(folded_config(config.model), length)
     longest = max_length or length * (LONGEST if hf.model.positions == "alibi" else 1)
     if hf.model.positions == "learned" and longest != length:
         constraint = f"learned positions are for exactly {length} tokens"
@@ -117,6 +118,7 @@ def _tensors(directory: Path, step: int, config: Config, table: list[Parameter])
         if not np.isfinite(array).all():
             problem = f"step {step} of {directory.parent} holds NaN or infinity in {p.path}"
             raise ConfigError([problem], "export")
+        fold(config.model, p.path, array)
         for name, part in p.parts(array):
             yield name, p.theirs(part)
         del array, part  # before the next one is read

@@ -16,7 +16,12 @@ from gpt_pjit.pages.blocks import (
     markdown as markdown,
     terminal as terminal,
 )
-from gpt_pjit.pages.page import grid as grid, page as page, stacked_bars as stacked_bars
+from gpt_pjit.pages.page import (
+    grid as grid,
+    lines as lines,
+    page as page,
+    stacked_bars as stacked_bars,
+)
 from gpt_pjit.pages.records import (
     Change as Change,
     Record as Record,

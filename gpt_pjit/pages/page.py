@@ -50,6 +50,23 @@ def stacked_bars(
     return _svg(figure)
 
 
+def lines(
+    places: Sequence[float], series: Mapping[str, Sequence[float]], across: str, up: str
+) -> str:
+    """SVG of a line for each name over the same places; both axes are logarithmic."""
+    figure, axes = _axes(4.6, 3.2)
+    for place, (name, heights) in enumerate(series.items()):
+        style = ("-", "--", ":")[place // len(PALETTE) % 3]
+        color = PALETTE[place % len(PALETTE)]
+        axes.plot(places, heights, color=color, linestyle=style, marker="o", ms=3, label=name)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log", base=2)
+    axes.set_xticks(places, list(map(str, places)))
+    axes.set(xlabel=across, ylabel=up)
+    figure.legend(loc="outside right center", frameon=False, labelcolor=INK)
+    return _svg(figure)
+
+
 def grid(filled: Sequence[Sequence[bool]], down: str, across: str) -> str:
     """SVG of a grid, coloured where `filled`, with the names of its rows and columns."""
     from matplotlib.patches import PathPatch

@@ -15,6 +15,7 @@ from gpt_pjit.core.tokens import load_tokenizer
 from gpt_pjit.data import prepare_text, train_bpe, train_unigram
 from gpt_pjit.hf import export, import_model
 from tests.helpers import BLOCKS, tiny
+from tests.hf import routes
 from tests.hf.checkpoints import REFERENCE, SOME, some_tokens, write_checkpoint
 from tests.hf.make_reference import logits_and_greedy
 from tests.hf.ours import greedy, logits_of, write_run
@@ -32,6 +33,7 @@ SPELT = "1 < 2 > look: <unk> and <|endoftext|> are text"
 TRAINED, TIMES = 32, 4
 # CTranslate2 refuses a GPT-2 whose vocabulary is larger than its tokenizer.
 LEARNED = {"positions": "learned", "d_ff": 200, "vocab_size": 257}
+FACTORS = {"attention_scale": 0.1, "logit_factor": 0.7, "residual_factor": 0.3}
 SHAPES = {
     "alibi-4": {"n_heads": 4},
     "alibi-6": {"n_heads": 6, "d_model": 96, "d_ff": 384},
@@ -44,6 +46,9 @@ SHAPES = {
     "qwen2": BLOCKS["llama"] | {"bias": "qkv", "n_kv_heads": 1, "tied": True, "rope_scaling": ()},
     "qwen3": BLOCKS["qwen"] | {"bias": "none", "n_heads": 6, "d_model": 96, "n_kv_heads": 2},
     "neox": BLOCKS["neox"] | {"qk_norm": False},
+    "learned-factors": LEARNED | FACTORS,
+    "llama-factors": BLOCKS["llama"] | FACTORS,
+    "qwen3-factors": BLOCKS["qwen"] | FACTORS | {"bias": "none"},
 }
 
 
@@ -151,28 +156,22 @@ def test_prompts_in_a_batch_continue_as_they_do_alone(exported):
 
 @pytest.mark.parametrize("shape", ["learned", "llama", "llama-tied", "qwen2", "qwen3"])
 def test_ctranslate2_converts_and_continues_an_export(tmp_path, shape):
-    """A C++ runtime, with its own converter: its logits, and its greedy text with its own cache.
+    """Its logits, and its greedy text with its own cache.
 
     Not with the scaling of Llama 3, which CTranslate2 4.8.5 computes otherwise than transformers.
     """
-    ctranslate2 = pytest.importorskip("ctranslate2")
-    from ctranslate2.converters import TransformersConverter
-
+    pytest.importorskip("ctranslate2")
     run, folder, length = tmp_path / "run", tmp_path / "hf", TRAINED
     write_run(run, tiny(model={"vocab_size": 257} | SHAPES[shape]))
     export(run, folder, dtype="float32")
-    TransformersConverter(str(folder)).convert(str(tmp_path / "ct2"))
-    runtime = ctranslate2.Generator(str(tmp_path / "ct2"), intra_threads=1)
+    runtime = routes.ctranslate2_runtime(folder, tmp_path / "ct2")
     tokens = np.random.default_rng(1).integers(0, 256, (1, length), np.int32)
     ours = logits_of(run)
     theirs = np.array(runtime.forward_batch(tokens.tolist()))
     assert np.abs(ours(tokens) - theirs).max() < 1e-4
-    names = transformers.AutoTokenizer.from_pretrained(folder).convert_ids_to_tokens(tokens[0, :8])
-    n_new = length - 8
-    (result,) = runtime.generate_batch(
-        [names], max_length=n_new, sampling_topk=1, include_prompt_in_result=False, end_token=[]
-    )
-    assert result.sequences_ids[0] == greedy(ours, tokens[:, :8], n_new)[0].tolist()
+    prompt, n_new = tokens[:, :8], length - 8
+    new = routes.ctranslate2_greedy(runtime, folder, prompt[0], n_new)
+    assert new == greedy(ours, prompt, n_new)[0].tolist()
 
 
 def test_the_command_that_converts_a_pickle_works(tmp_path):
@@ -192,30 +191,7 @@ def test_the_command_that_converts_a_pickle_works(tmp_path):
 def test_lm_eval_scores_each_request_alike_through_both(theirs, imported):
     """The same checkpoint through lm-eval's `hf` backend and through ours."""
     pytest.importorskip("lm_eval.models", reason="wants lm-eval")  # and registers `hf`
-    pytest.importorskip("gpt_pjit.evaluate.model")
-    from lm_eval.api.instance import Instance
-    from lm_eval.api.registry import get_model
-
-    pairs = [(a, b) for a in ("", *TEXTS) for b in (" yes", "no", " 42\n")]
-    backends = [
-        get_model("hf")(pretrained=str(theirs), dtype="float32", device="cpu", max_length=64),
-        get_model("gpt_pjit")(checkpoint=str(imported), dtype="float32", window=64),
-    ]
-    kinds = {
-        "loglikelihood": pairs,
-        "loglikelihood_rolling": [(text * 9,) for text in TEXTS],
-    }
-    for kind, arguments in kinds.items():
-        hf, ours = (
-            getattr(backend, kind)([Instance(kind, {}, a, i) for i, a in enumerate(arguments)])
-            for backend in backends
-        )
-        np.testing.assert_allclose(
-            np.array(ours, np.float64).reshape(len(arguments), -1),
-            np.array(hf, np.float64).reshape(len(arguments), -1),
-            atol=1e-3,
-            rtol=0,
-        )
+    assert routes.largest_difference_in_lm_eval(theirs, imported, TEXTS) < 1e-3
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from gpt_pjit.core.model.attention import (
     QUERY_BLOCK as QUERY_BLOCK,
+    attend_causally as attend_causally,
     by_group as by_group,
     contract_groups as contract_groups,
 )

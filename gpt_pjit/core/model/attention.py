@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from gpt_pjit.config import ModelConfig
 from gpt_pjit.core.model.dropout import draw_kept, drop
-from gpt_pjit.core.model.layers import INIT_STD, Norm, Projection, contract, linear
+from gpt_pjit.core.model.layers import INIT_STD, Norm, Projection, contract, linear, scaled
 from gpt_pjit.core.model.positions import Rotation, alibi_bias, rotate
 
 QUERY_BLOCK = 256
@@ -30,6 +30,8 @@ class Attention(nnx.Module):
         sizes, biases = c.sizes, c.bias != "none"
         residual_std = INIT_STD / (2 * c.n_layers) ** 0.5
         self.grouped, self.qk_norm = sizes["G"] != sizes["H"], c.qk_norm
+        # Of the queries: the scores are divided by sqrt(K) in any case.
+        self.query_factor = c.attention_scale * sizes["K"] ** 0.5 or 1.0
         if self.grouped:
             self.q = Projection("ND,DHK->NHK", sizes, INIT_STD, biases, rngs)
             self.kv = Projection("ND,DCGK->NCGK", sizes | {"C": 2}, INIT_STD, biases, rngs)
@@ -56,7 +58,7 @@ class Attention(nnx.Module):
             q_HBTK, k_GBTK = self.norm_q(q_HBTK), self.norm_k(k_GBTK)
         if rotation is not None:
             q_HBTK, k_GBTK = rotate(q_HBTK, rotation), rotate(k_GBTK, rotation)
-        values_HBTK = attend(q_HBTK, k_GBTK, v_GBTK)
+        values_HBTK = attend(scaled(q_HBTK, self.query_factor), k_GBTK, v_GBTK)
         with jax.named_scope("attention_projections"):
             return self.out(values_HBTK.transpose(1, 2, 0, 3)), (k_GBTK, v_GBTK)
 

@@ -20,9 +20,18 @@ from jax.ad_checkpoint import checkpoint_name, checkpoint_policies
 from gpt_pjit.config import ModelConfig
 from gpt_pjit.core.model.attention import Attend, Attention, attend_causally
 from gpt_pjit.core.model.dropout import dropout
-from gpt_pjit.core.model.layers import INIT_STD, Embedding, Norm, Projection, activate, project
+from gpt_pjit.core.model.layers import (
+    INIT_STD,
+    Embedding,
+    Norm,
+    Projection,
+    activate,
+    project,
+    scaled,
+)
 from gpt_pjit.core.model.loss import softcap
 from gpt_pjit.core.model.positions import Rotation, rotation, token_positions
+from gpt_pjit.core.sharding import match_rules, values
 
 # Activations cheaper to keep than to recompute. Those of the MLP are excluded: they are wide, and
 # storing them costs more time than recomputing them.
@@ -65,6 +74,7 @@ class Block(nnx.Module):
 
     def __init__(self, c: ModelConfig, *, rngs: nnx.Rngs):
         self.dropout_residual, self.parallel = c.dropout_residual, c.parallel_residual
+        self.residual_factor = c.residual_factor
         self.norm_attention = Norm(c, c.d_model, c.bias == "all")
         self.attention = Attention(c, rngs=rngs)
         self.norm_mlp = Norm(c, c.d_model, c.bias == "all")
@@ -81,10 +91,11 @@ class Block(nnx.Module):
         keys = (None,) * 3 if key is None else jax.random.split(key, 3)
         normed = self.norm_attention(x_BTD)
         attended, keys_and_values = self.attention(normed, partial(attend, key=keys[0]), rotation)
-        attended = checkpoint_name(attended, "attended")
+        attended = scaled(checkpoint_name(attended, "attended"), self.residual_factor)
         before_BTD, x_BTD = x_BTD, x_BTD + dropout(attended, self.dropout_residual, keys[1])
         normed = self.norm_mlp(before_BTD if self.parallel else x_BTD)
-        x_BTD = x_BTD + dropout(self.mlp(normed), self.dropout_residual, keys[2])
+        widened = scaled(self.mlp(normed), self.residual_factor)
+        x_BTD = x_BTD + dropout(widened, self.dropout_residual, keys[2])
         return x_BTD, keys_and_values
 
 
@@ -112,6 +123,7 @@ class Ends(nnx.Module):
         """Logits, float32 [B, T, V], of the residual stream after the last block."""
         c, normed_BTD = self.config, self.norm_final(x_BTD)
         with jax.named_scope("loss_head"):
+            normed_BTD = scaled(normed_BTD, c.logit_factor)
             head_VD = self.embed.embedding[...] if c.tied else self.head.kernel[...]
             logits_BTV = project("ND,VD->NV", normed_BTD, head_VD, jnp.float32)
             if c.logit_softcap:
@@ -120,12 +132,18 @@ class Ends(nnx.Module):
 
 
 def init_params(c: ModelConfig, sequence_length: int, key: jax.Array) -> Any:
-    """Fresh float32 parameters: normal with std 0.02, residual outputs divided by sqrt(2 L)."""
+    """Fresh float32 parameters: normal with std 0.02, residual outputs divided by sqrt(2 L), all
+    times the factors of `init_rules`.
+    """
     rngs = nnx.Rngs(params=key)
     ends = Ends(c, sequence_length, rngs=rngs)
     stack = nnx.vmap(lambda rngs: Block(c, rngs=rngs), in_axes=(0,), out_axes=0)
     blocks = nnx.split_rngs(splits=c.n_layers)(stack)(rngs)
-    return _arrays(ends) | {"blocks": _arrays(blocks)}
+    params = _arrays(ends) | {"blocks": _arrays(blocks)}
+    if not c.init_rules:
+        return params
+    factors = values(match_rules(c.init_rules, params, "model.init_rules"))
+    return jax.tree.map(lambda w, factor: w * factor, params, factors)
 
 
 @functools.cache

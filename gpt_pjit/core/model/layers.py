@@ -81,6 +81,11 @@ def linear(equation: str, x: jax.Array, w: jax.Array, bias: jax.Array | None) ->
     return y if bias is None else add_bias(y, bias)
 
 
+def scaled(x: jax.Array, factor: float) -> jax.Array:
+    """`x` times a factor of the config; 1 leaves no trace in the program."""
+    return x if factor == 1 else x * factor
+
+
 def activate(name: str, x: jax.Array) -> jax.Array:
     """The activation function of a config; that of `swiglu` is SiLU."""
     if name == "gelu_tanh":
