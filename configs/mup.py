@@ -1,4 +1,4 @@
-"""One set of rates for every width: CompleteP (Dey et al., 2025), from a model 256 wide.
+"""One set of rates for every width: CompleteP (Dey et al., 2025), from a model 128 wide.
 
     gpt_pjit train --config=configs/mup.py:1024 --config.data.path=DATASET
     gpt_pjit coordinates --config=configs/mup.py
@@ -12,10 +12,10 @@ follow from it.
 from gpt_pjit.config import default_config
 from gpt_pjit.core.scaling import scale_from
 
-TUNED = {"width": 256, "layers": 4, "head_size": 64}
+TUNED = {"width": 128, "layers": 4, "head_size": 32}
 
 
-def get_config(width="256"):
+def get_config(width="128"):
     c = default_config()
     c.model.d_model = int(width)
     c.model.n_layers = 4
@@ -30,7 +30,7 @@ def get_config(width="256"):
     c.data.sequence_length = 1024
     c.data.batch_size = 256
     c.optim.steps = 10_000
-    c.optim.peak_lr = 2e-3
+    c.optim.peak_lr = 4e-3
     c.optim.warmup_steps = 500
     c.eval.every = 500
     c.eval.batches = 20
