@@ -17,7 +17,7 @@ from gpt_pjit.core.sharding import make_mesh
 from gpt_pjit.core.training import build_training
 
 VOCABULARY, ROWS, LENGTH = 256, 8, 64
-FLAT = 0.3  # powers of the width: a change by less than a quarter where the width doubles
+FLAT = 0.5  # a power of the width nearer to 0, which the tables promise, than to 1
 WITHOUT = {  # the tables and factors of `core/scaling.py`
     "model.init_rules": (),
     "model.attention_scale": 0.0,

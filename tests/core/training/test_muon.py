@@ -17,7 +17,7 @@ from tests.helpers import BLOCKS, program_on, run_steps, tiny
 
 MUON = ((r"blocks/.*/kernel", ("muon", 0.02)), (r".*", "adamw"))
 MESHES = [(1, 8, 1), (1, 4, 2), (1, 2, 4), (2, 2, 2), (1, 32, 1)]
-QUICK = {("alibi", "zero", (1, 8, 1)), ("llama", "fsdp", (1, 4, 2))}
+QUICK = {("alibi", "zero", (1, 8, 1))}
 STEPS = 5
 
 
@@ -32,10 +32,18 @@ def on_one_device(block):
     return run_steps(config, program_on(config, (1, 1, 1)), STEPS)[1]
 
 
+def marks_of(case):
+    if case in QUICK:
+        return []
+    block, _, shape = case
+    often = shape == (1, 4, 2) or (block == "alibi" and shape == (2, 2, 2))
+    return [pytest.mark.slow] if often else [pytest.mark.slow, pytest.mark.long]
+
+
 @pytest.mark.parametrize(
     ("block", "layout", "shape"),
     [
-        pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow)
+        pytest.param(*case, marks=marks_of(case))
         for block in ("alibi", "llama")
         for layout in LAYOUTS
         for shape in MESHES
@@ -108,6 +116,7 @@ def test_a_device_holds_whole_matrices_and_none_holds_them_all():
     assert deal.numbers == optax.contrib.MuonDimensionNumbers((1,), (2, 3))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_continued_on_another_mesh(tmp_path):
     """The losses are those of the run that did not move; the momentum is split in both."""
     config = with_muon("alibi")

@@ -45,10 +45,19 @@ QUICK = {  # all others are slow
 }
 
 
+def marks_of(case):
+    """Of the modern blocks, only these run on every mesh each time."""
+    if case in QUICK:
+        return []
+    block, _, shape = case
+    often = block in ("alibi", "llama", "nanochat") or shape in [(1, 4, 2), (2, 2, 2)]
+    return [pytest.mark.slow] if often else [pytest.mark.slow, pytest.mark.long]
+
+
 @pytest.mark.parametrize(
     ("block", "layout", "shape"),
     [
-        pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow)
+        pytest.param(*case, marks=marks_of(case))
         for block in BLOCKS
         for layout in LAYOUTS
         for shape in MESHES + [(2, 2, 2)] * (block != "alibi")
