@@ -366,5 +366,7 @@ def one_sentence(problem: str, kind: type[ConfigError]) -> Iterator[None]:
     except ConfigError:
         raise
     except Exception as error:
-        reason = str(error).split("\n", 1)[0][:300]
+        reason = str(error).split("\n", 1)[0]
+        if len(reason) > 300:  # TensorStore names every layer, and the cause last
+            reason = f"{reason[:100]} ... {reason[-200:]}"
         raise kind([f"{problem}: {reason}"], "checkpoint") from error
