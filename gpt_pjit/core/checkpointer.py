@@ -289,8 +289,13 @@ def _check_optimizer(directory: Path, step: int, target: Any) -> None:
     with all_or_none(), one_sentence(f"{where} cannot be read", IntegrityError):
         require_parts(directory, step)
         saved = set(_about(directory, step).get("fingerprints", ()))  # older steps have none
-        differ = sorted(saved ^ {path for path, _ in paths_and_leaves(target)})
+        wanted = {path for path, _ in paths_and_leaves(target)}
+        differ = sorted(saved ^ wanted)
         if saved and differ:
+            folder = orbax_folder(directory) / str(step) / ITEM
+            held = ocp.PyTreeCheckpointHandler().metadata(folder).tree
+            if {path for path, _ in paths_and_leaves(held)} == wanted:
+                raise ValueError(f"its fingerprints are of other arrays: {METADATA} is damaged")
             found = f"{where} {'holds' if differ[0] in saved else 'lacks'} {differ[0]}"
             problem = f"optim.rules: {found}, as another optimizer saved it; keep that run's rules"
             raise ConfigError([problem])
