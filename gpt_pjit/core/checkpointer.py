@@ -91,7 +91,6 @@ class Checkpointer:
         self.wait()
         if self._pruning.is_alive():
             self._pruning.join()
-        self._complete.clear()
         _write(self._writer, self.directory, step, state)
         self.last = self._unchecked = step
 
@@ -108,10 +107,10 @@ class Checkpointer:
         step, self._unchecked = self._unchecked, None
         if step is None:
             return
-        self._complete.clear()
         with one_sentence(self._was_not_saved(step), FaultError):
             self._writer.wait_until_finished()
             _check_written(self.directory, step)
+        self._complete.clear()
         self._on_saved(step)
         if jax.process_index() == 0 and self._keep is not None:
             old = saved_steps(self.directory)[: -self._keep]
