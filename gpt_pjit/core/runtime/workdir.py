@@ -80,18 +80,18 @@ def open_workdir(
         if is_remote(workdir):
             check_bucket(workdir, jax.process_index())
         check_names(allowed)
+        bound = False  # by an earlier start, or by weights
         if path.exists():
             old, record = read_run(workdir)
             begun = has_begun(record)
+            bound = begun or "source" in record
             origin = origin_of(workdir, record, asked, begun=begun)
-            if begun or "source" in record:
+            if bound:
                 check_resumes(workdir, old, config, allowed, begun=begun)
-            elif origin:
-                check_fits(origin, read_run(origin.workdir)[0], config)
         elif workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
             problem = f"{workdir} is neither a run nor an empty folder; choose a new one"
             raise ConfigError([problem], "--workdir")
-        elif origin:
+        if origin and not bound:
             check_fits(origin, read_run(origin.workdir)[0], config)
     with all_or_none(), file_errors(cannot_be_used, "--workdir"):
         if jax.process_index() == 0 and not path.exists():
