@@ -2,7 +2,7 @@
 
 `CHAOS` is a JSON list of faults: {"at": EVENT, "do": WHAT, "process": NUMBER or null, "step": N}.
 They fire inside this process, at the event, so no test depends on a clock. `CHAOS_OFF` lists
-protections to switch off, to show that they are needed.
+protections to switch off, to show that they are needed. Each step takes `CHAOS_PACE` seconds more.
 """
 
 import json
@@ -79,6 +79,7 @@ def plant():
         def train_step(state, *arrays):
             number = int(jax.device_get(state.step)) + 1 if FAULTS else None
             fire("train", number)
+            time.sleep(float(os.environ.get("CHAOS_PACE", 0)))
             return training.train_step(state_changes(number, state), *arrays)
 
         return dataclasses.replace(training, train_step=train_step)
