@@ -16,16 +16,16 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from gpt_pjit.config import Config
-from gpt_pjit.core.checkpointer import (
+from gpt_pjit.core.checkpoints import (
     ITEM,
     MANIFEST,
     one_sentence,
+    orbax_folder,
     read_part,
     require_parts,
 )
 from gpt_pjit.core.errors import ConfigError, IntegrityError
 from gpt_pjit.core.files import check_bucket, file_errors, is_remote, remove_folder, write_json
-from gpt_pjit.core.orbax_paths import orbax_folder
 from gpt_pjit.core.runtime import this_start
 from gpt_pjit.core.tokens import Tokenizer
 

@@ -14,10 +14,9 @@ from jax.sharding import Mesh
 
 from gpt_pjit.checkpoint_arrays import verify
 from gpt_pjit.config import Config, MeshConfig
-from gpt_pjit.core.checkpointer import newest_or_wanted, other_steps, restore_params
+from gpt_pjit.core.checkpoints import fingerprints, newest_or_wanted, other_steps, restore_params
 from gpt_pjit.core.errors import ConfigError, IntegrityError, Problem
 from gpt_pjit.core.files import as_path
-from gpt_pjit.core.fingerprint import fingerprints
 from gpt_pjit.core.model import Model, build_model
 from gpt_pjit.core.runtime import initialize_devices, pod_devices, read_run
 from gpt_pjit.core.sharding import make_mesh, mesh_shape

@@ -16,7 +16,7 @@ import pytest
 
 from gpt_pjit.commandline import run_command
 from gpt_pjit.config import Config, from_config_dict, replaced as with_fields
-from gpt_pjit.core.checkpointer import Checkpointer
+from gpt_pjit.core.checkpoints import Checkpointer
 from gpt_pjit.core.runtime import open_workdir, record_start
 from gpt_pjit.core.sharding import make_mesh
 from gpt_pjit.core.tokens import load_tokenizer

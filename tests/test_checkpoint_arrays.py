@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from gpt_pjit.checkpoint_arrays import derived_workdir, new_folder, read_arrays
-from gpt_pjit.core.checkpointer import write_state
+from gpt_pjit.core.checkpoints import write_state
 from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.tokens import BytesTokenizer
 from tests.helpers import tiny

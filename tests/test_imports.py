@@ -9,15 +9,9 @@ PACKAGE = ROOT / "gpt_pjit"
 FLOORS = (
     ("core.errors", "core.chips", "core.cores", "core.console"),
     ("config", "core.sharding", "core.cluster", "core.files"),
-    (
-        "core.parameters",
-        "core.validation",
-        "core.fingerprint",
-        "core.orbax_paths",
-        "core.step_files",
-    ),
+    ("core.parameters", "core.validation"),
     ("core.model", "core.scaling", "core.tokens", "core.runtime"),
-    ("core.training", "core.checkpointer"),
+    ("core.training", "core.checkpoints"),
     ("core.train",),
     ("commandline", "checkpoint_arrays", "pages"),
     ("trained",),

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_pjit.core.checkpointer import write_state
+from gpt_pjit.core.checkpoints import write_state
 from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.model import forward
 from gpt_pjit.core.sharding import make_mesh
@@ -93,7 +93,7 @@ def test_a_run_that_has_diverged_is_refused(tmp_path, monkeypatch):
     params = write_run(tmp_path / "run", tiny(), (1,))[1]
     params["blocks"]["mlp"]["up"]["kernel"][1, 2, 3] = np.nan
     with monkeypatch.context() as patch:  # our own runs save no such state
-        patch.setattr("gpt_pjit.core.checkpointer._check_sound", lambda *_: None)
+        patch.setattr("gpt_pjit.core.checkpoints.checkpointer._check_sound", lambda *_: None)
         write_state(tmp_path / "run" / "checkpoints", 2, {"params": params})
     match = r"step 2 of .*run holds NaN or infinity in blocks/mlp/up/kernel; other steps here: 1"
     with pytest.raises(ConfigError, match=match):

@@ -42,7 +42,7 @@ from gpt_pjit.checkpoint_arrays import (
 )
 from gpt_pjit.commandline import Answer, Parser, any_path, positive
 from gpt_pjit.config import Config
-from gpt_pjit.core.checkpointer import has_fingerprints, missing_parts, saved_steps, write_state
+from gpt_pjit.core.checkpoints import has_fingerprints, missing_parts, saved_steps, write_state
 from gpt_pjit.core.console import Progress
 from gpt_pjit.core.errors import EXIT_DONE, EXIT_INTEGRITY, ConfigError, IntegrityError
 from gpt_pjit.core.files import as_path, files_below

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from gpt_pjit.config import Config, differences, flatten
-from gpt_pjit.core.checkpointer import Checkpointer, newest_or_wanted, restore, saved_steps
+from gpt_pjit.core.checkpoints import Checkpointer, newest_or_wanted, restore, saved_steps
 from gpt_pjit.core.console import say
 from gpt_pjit.core.errors import EXIT_DONE, ConfigError, Problem
 from gpt_pjit.core.model import Model, count_params

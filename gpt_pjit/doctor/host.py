@@ -19,13 +19,13 @@ from gpt_pjit.config import Config
 from gpt_pjit.core.files import file_errors, is_remote
 from gpt_pjit.core.model import param_shapes
 from gpt_pjit.core.tokens import open_data, train_batches
+from gpt_pjit.core.training import make_optimizer
 from gpt_pjit.data import Corpus, find_files
 from gpt_pjit.doctor.findings import CheckFailedError
 from gpt_pjit.pages import human_bytes
 
 TPU_LOCK = Path("/tmp/libtpu_lockfile")  # noqa: S108 (libtpu's choice)
 SECONDS_OF_READING = 3.0
-ARRAYS_OF_STATE = 3  # the parameters and both moments of AdamW, in float32
 LEAST_FREE = 2**30  # bytes, where no config says how large its checkpoints are
 BLOCK = 2**20
 
@@ -68,9 +68,10 @@ def disk(config: Config | None, workdir: Path) -> str:
     place = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
     free, needed = shutil.disk_usage(place).free, LEAST_FREE
     if config:
-        shapes = jax.tree.leaves(param_shapes(config.model, config.data.sequence_length))
-        state = ARRAYS_OF_STATE * 4 * sum(shape.size for shape in shapes)
-        needed = state * (config.checkpoint.keep + 1)
+        params = param_shapes(config.model, config.data.sequence_length)
+        state = params, jax.eval_shape(make_optimizer(config, params).init, params)
+        held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+        needed = held * (config.checkpoint.keep + 1)
     found = f"{human_bytes(free)} free at {place}, {human_bytes(needed)} needed"
     if free < needed:
         remedy = "make room, choose another --workdir, or lower checkpoint.keep"

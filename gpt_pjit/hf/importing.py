@@ -15,7 +15,7 @@ from tokenizers import models
 
 from gpt_pjit.checkpoint_arrays import check_new, derived_workdir
 from gpt_pjit.config import Config, DataConfig
-from gpt_pjit.core.checkpointer import write_state
+from gpt_pjit.core.checkpoints import write_state
 from gpt_pjit.core.errors import ConfigError, Problem
 from gpt_pjit.core.files import (
     LARGEST_TOKENIZER,

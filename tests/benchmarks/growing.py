@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from gpt_pjit.checkpoint.combine import OUTPUTS, grown_config, is_copy, layer_sources
 from gpt_pjit.config import Config
-from gpt_pjit.core.checkpointer import Checkpointer
+from gpt_pjit.core.checkpoints import Checkpointer
 from gpt_pjit.core.runtime import global_batch, read_run
 from gpt_pjit.core.sharding import make_mesh
 from gpt_pjit.core.tokens import held_out_batches, open_data, train_batches

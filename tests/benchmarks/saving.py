@@ -54,8 +54,7 @@ def seconds_of(function: Callable[[], Any]) -> float:
 def measure(config: Any, program: Any, unchecked: Any) -> None:
     import jax
 
-    from gpt_pjit.core.checkpointer import Checkpointer
-    from gpt_pjit.core.fingerprint import fingerprints
+    from gpt_pjit.core.checkpoints import Checkpointer, fingerprints
     from gpt_pjit.core.runtime import Watch
     from tests.helpers import random_tokens
 

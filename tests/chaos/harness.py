@@ -16,7 +16,7 @@ import numpy as np
 
 from gpt_pjit.checkpoint_arrays import read_arrays, saved_shapes
 from gpt_pjit.config import Config, replaced
-from gpt_pjit.core.checkpointer import saved_steps
+from gpt_pjit.core.checkpoints import saved_steps
 from gpt_pjit.data import prepare_text
 from tests.helpers import ROOT, write_texts
 

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from gpt_pjit.core.checkpointer import saved_steps
+from gpt_pjit.core.checkpoints import saved_steps
 from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_DONE, EXIT_FAULT, EXIT_PREEMPTED
 from tests.chaos.harness import assert_same_state
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gpt_pjit.core.checkpointer import saved_steps
+from gpt_pjit.core.checkpoints import saved_steps
 from gpt_pjit.core.errors import EXIT_DONE
 from tests.chaos.harness import EVAL_EVERY, EVERY, STEPS, assert_same_state
 

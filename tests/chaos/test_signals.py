@@ -2,7 +2,7 @@
 
 import pytest
 
-from gpt_pjit.core.checkpointer import saved_steps
+from gpt_pjit.core.checkpoints import saved_steps
 from gpt_pjit.core.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_PREEMPTED
 from tests.chaos.harness import STEPS
 

@@ -9,7 +9,7 @@ import pytest
 
 from gpt_pjit.checkpoint import command
 from gpt_pjit.checkpoint.combine import mean_params, steps_to_average
-from gpt_pjit.core.checkpointer import restore
+from gpt_pjit.core.checkpoints import restore
 from gpt_pjit.core.errors import (
     EXIT_CONFIG,
     EXIT_DONE,

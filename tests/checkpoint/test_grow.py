@@ -10,7 +10,7 @@ import pytest
 from gpt_pjit.checkpoint import command
 from gpt_pjit.checkpoint.combine import grown_config, layer_sources
 from gpt_pjit.checkpoint_arrays import read_arrays
-from gpt_pjit.core.checkpointer import saved_steps
+from gpt_pjit.core.checkpoints import saved_steps
 from gpt_pjit.core.errors import EXIT_DONE, ConfigError
 from gpt_pjit.core.model import forward, param_shapes
 from gpt_pjit.core.runtime import read_run

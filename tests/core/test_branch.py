@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gpt_pjit.checkpoint_arrays import derived_workdir, read_arrays, saved_shapes
-from gpt_pjit.core.checkpointer import saved_steps, write_state
+from gpt_pjit.core.checkpoints import saved_steps, write_state
 from gpt_pjit.core.errors import ConfigError, IntegrityError
 from gpt_pjit.core.files import as_path
 from gpt_pjit.core.runtime import Origin, read_run

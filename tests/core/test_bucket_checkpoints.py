@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_pjit.core.checkpointer import Checkpointer, missing_parts, saved_steps
+from gpt_pjit.core.checkpoints import Checkpointer, missing_parts, saved_steps
+from gpt_pjit.core.checkpoints.orbax_paths import COMMIT
 from gpt_pjit.core.files import as_path
-from gpt_pjit.core.orbax_paths import COMMIT
 from tests.helpers import program_on, tiny
 
 MANIFEST = "default/manifest.ocdbt"

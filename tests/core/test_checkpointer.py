@@ -10,11 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_pjit.core import checkpointer as module
-from gpt_pjit.core.checkpointer import Checkpointer, read_part, restore_params, saved_steps
+from gpt_pjit.core.checkpoints import (
+    Checkpointer,
+    fingerprints,
+    orbax_folder,
+    read_part,
+    reading,
+    restore_params,
+    saved_steps,
+)
 from gpt_pjit.core.errors import EXIT_CONFIG, ConfigError, FaultError, IntegrityError
-from gpt_pjit.core.fingerprint import fingerprints
-from gpt_pjit.core.orbax_paths import orbax_folder
 from gpt_pjit.core.training import TrainState
 from tests.helpers import program_on, tiny
 
@@ -169,7 +174,7 @@ def test_without_fingerprints_flipped_bits_are_read_in_silence(tmp_path, monkeyp
     checkpointer.save(1, {"params": params})
     checkpointer.close()
     if not checked:
-        monkeypatch.setattr(module, "_check_same", lambda *_: None)
+        monkeypatch.setattr(reading, "_check_same", lambda *_: None)
     silent = 0
     for number in range(8):
         directory = tmp_path / str(number)

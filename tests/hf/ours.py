@@ -12,7 +12,7 @@ import numpy as np
 
 from gpt_pjit.checkpoint_arrays import derived_workdir, read_arrays
 from gpt_pjit.config import Config
-from gpt_pjit.core.checkpointer import saved_steps, write_state
+from gpt_pjit.core.checkpoints import saved_steps, write_state
 from gpt_pjit.core.model import forward, param_shapes
 from gpt_pjit.core.runtime import read_run
 from gpt_pjit.core.sharding import make_mesh

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gpt_pjit.checkpoint_arrays import fingerprint
-from gpt_pjit.core.checkpointer import write_state
+from gpt_pjit.core.checkpoints import write_state
 from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.runtime import read_run
 from gpt_pjit.evaluate import read_results
@@ -144,7 +144,7 @@ def test_weights_that_are_not_finite_are_not_exported(run, tmp_path, monkeypatch
     folder, params = run
     params[5]["norm_final"]["scale"][3] = np.inf
     with monkeypatch.context() as patch:  # our own runs save no such state
-        patch.setattr("gpt_pjit.core.checkpointer._check_sound", lambda *_: None)
+        patch.setattr("gpt_pjit.core.checkpoints.checkpointer._check_sound", lambda *_: None)
         write_state(tmp_path / "run" / "checkpoints", 7, {"params": params[5]})
     (tmp_path / "run" / "run.json").write_bytes((folder / "run.json").read_bytes())
     with pytest.raises(ConfigError, match=r"step 7 of .* holds NaN or infinity in norm_final"):

@@ -10,7 +10,7 @@ import pytest
 import tensorstore
 
 from gpt_pjit.config import Config, flatten
-from gpt_pjit.core.checkpointer import write_state
+from gpt_pjit.core.checkpoints import write_state
 from tests.hostile.conftest import Touch, some
 
 STEP = "checkpoints/1"

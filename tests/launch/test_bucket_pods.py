@@ -9,9 +9,9 @@ import time
 
 import pytest
 
+from gpt_pjit.core.checkpoints.orbax_paths import COMMIT
 from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_DONE
 from gpt_pjit.core.files import as_path
-from gpt_pjit.core.orbax_paths import COMMIT
 from tests.helpers import ROOT, write_texts
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]

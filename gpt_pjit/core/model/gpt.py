@@ -197,7 +197,7 @@ def forward(
 
 def scan_layers(c: ModelConfig, run: Callable[..., Any], x_BTD: jax.Array, layers: Any) -> Any:
     """`jax.lax.scan` of `run(x, layer, window)`; leaves of `layers` have a leading dimension of
-    layers. Each step runs one layer for each of the windows, which so are constants.
+    layers. Each step runs one layer for each of the windows, so that they are constants.
     """
     windows = c.windows or (0,)
     period = len(windows)

@@ -35,6 +35,7 @@ SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_TO_HEAR = 5.0
 
 _meetings = itertools.count()
+_read: list[str] = []  # the folder of the last meeting, until the next
 _state = distributed.global_state  # unlike jax.process_index(), it does not touch a device
 
 
@@ -57,6 +58,10 @@ def everyone(value: Any) -> list[Any]:
     folder = f"{ROOT}/meeting/{next(_meetings)}"
     client.key_value_set(f"{folder}/{_state.process_id:06}", json.dumps(value))
     client.wait_at_barrier(folder.replace("/", "-"), A_DAY)
+    if _state.process_id == 0:
+        if _read:  # by all, who are here now
+            client.key_value_delete(_read.pop())
+        _read.append(folder)
     return [json.loads(text) for _, text in sorted(client.key_value_dir_get(folder))]
 
 

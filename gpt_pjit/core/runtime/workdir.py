@@ -144,13 +144,13 @@ def record_start(
 
 @contextmanager
 def only_trainer(workdir: Path) -> Iterator[None]:
-    """Holds the lock of the workdir: of a folder one that the kernel frees when this process ends,
-    of a bucket one that others take if it is not renewed.
+    """Holds the lock of the workdir. In a folder the kernel frees it when this process ends; in a
+    bucket another process takes it over once it is no longer renewed.
     """
     owner = f"process {os.getpid()} on {socket.gethostname()}"
 
     def lost(other: str) -> None:
-        line = f"{workdir} is now trained by {other}: this run did not renew its lock in time"
+        line = f"{workdir} is now being trained by {other}: this run did not renew its lock in time"
         end_all(EXIT_FAULT, line)
 
     with ExitStack() as stack:

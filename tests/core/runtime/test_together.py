@@ -20,8 +20,10 @@ from jax.experimental import multihost_utils
 from gpt_pjit.config import MeshConfig
 from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.runtime import (
-    all_or_none, check_agreement, ending_together, from_process_0, initialize_devices, to_process_0
+    all_or_none, check_agreement, ending_together, everyone, from_process_0, initialize_devices,
+    to_process_0,
 )
+from gpt_pjit.core.runtime.together import coordinator
 
 initialize_devices(MeshConfig())
 case, failing, me = sys.argv[1], int(sys.argv[2]), jax.process_index()
@@ -36,6 +38,9 @@ with ending_together():
         own = bytes([me]) * me * 2**22  # none, 4 MB, 8 MB
         expected = [b"", b"\1" * 2**22, b"\2" * 2**23] if me == 0 else []
         assert to_process_0(own) == expected
+        assert [everyone(number + me) for number in range(3)][2] == [2, 3, 4]
+        left = coordinator().key_value_dir_get("gpt_pjit/meeting")
+        assert me or len(left) <= 2 * jax.process_count()  # of this meeting and the next
     with all_or_none():
         if case == "input" and me == failing:
             raise ConfigError(["x.txt cannot be read"], "data.text")

@@ -9,7 +9,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from gpt_pjit.core.checkpointer import Checkpointer
+from gpt_pjit.core.checkpoints import Checkpointer
 from gpt_pjit.core.sharding import LAYOUTS, make_mesh, paths_and_leaves
 from gpt_pjit.core.training import dealing
 from gpt_pjit.core.training.muon import orthogonalize
