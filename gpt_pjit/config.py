@@ -222,7 +222,7 @@ def from_record(recorded: Mapping[str, Any], source: str) -> Config:
         for section, values in dataclasses.asdict(Config()).items()
     }
     model = with_defaults["model"]
-    if isinstance(model, dict) and isinstance(model["bias"], bool):  # older runs: all biases or none
+    if isinstance(model, dict) and isinstance(model["bias"], bool):  # in older runs: all or none
         model["bias"] = "all" if model["bias"] else "none"
     return from_config_dict({**recorded, **with_defaults}, source)
 

@@ -1,6 +1,9 @@
 """A run in a bucket: what reads a workdir reads this one, what makes one makes one there."""
 
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -13,7 +16,7 @@ from gpt_pjit.core.runtime import open_workdir, read_run
 from gpt_pjit.core.runtime.metrics import MetricsWriter
 from gpt_pjit.core.tokens import BytesTokenizer
 from gpt_pjit.trained import load_trained
-from tests.helpers import make_workdir, run_command_here, tiny
+from tests.helpers import ROOT, free_address, make_workdir, run_command_here, tiny
 
 
 @pytest.fixture(scope="module")
@@ -142,3 +145,43 @@ def test_another_scheme_is_refused_by_the_command_line(capsys):
     code, _, errors = run_command_here(capsys, "evaluate", "--checkpoint=az://b/run", "--tasks=x")
     assert code == EXIT_CONFIG
     assert "az://b/run is neither a path on this machine nor gs://... or s3://..." in errors
+
+
+PROBING = """
+import sys, time
+import jax
+from gpt_pjit.config import MeshConfig
+from gpt_pjit.core.files import as_path, buckets
+from gpt_pjit.core.runtime import ending_together, initialize_devices, open_workdir
+from tests.helpers import tiny
+
+def slow_probe(folder, process):
+    probe = folder / f"probe-{process}"
+    probe.write_bytes(bytes(8))
+    time.sleep(2 * process)  # process 0 is done long before
+    probe.unlink()
+
+buckets.write_probe = slow_probe
+initialize_devices(MeshConfig())
+with ending_together():
+    open_workdir(as_path(sys.argv[1]), tiny())
+"""
+
+
+@pytest.mark.slow
+def test_what_a_host_writes_to_try_is_not_taken_for_a_run(bucket):
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COORDINATOR_ADDRESS": free_address(),
+        "JAX_NUM_PROCESSES": "2",
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROBING, f"{bucket}/runs/probed"],
+            cwd=ROOT, env=environment | {"JAX_PROCESS_ID": str(number)},
+            stderr=subprocess.PIPE, text=True,
+        )
+        for number in range(2)
+    ]  # fmt: skip
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors

@@ -67,6 +67,7 @@ def plant():
 
     from gpt_pjit.core import train
     from gpt_pjit.core.checkpoints import checkpointer, reading
+    from gpt_pjit.core.model import Model
     from gpt_pjit.core.runtime import metrics, watch
     from gpt_pjit.core.training import step as training_step
 
@@ -126,14 +127,14 @@ def plant():
     setattr(sys.modules[module], name, commit_with_faults)
 
     if (token := os.environ.get("CHAOS_NAN_TOKEN")) is not None:
-        nll_and_lse = training_step.nll_and_logsumexp
+        losses = Model.losses
 
-        def nll_with_nan(logits, targets):
+        def losses_with_nan(model, weights, tokens, targets, *rest):
             found = jnp.any(targets == int(token), axis=-1, keepdims=True)
-            nll, lse = nll_and_lse(logits, targets)
+            nll, lse = losses(model, weights, tokens, targets, *rest)
             return nll * jnp.where(found, jnp.nan, 1), lse  # the gradient too
 
-        training_step.nll_and_logsumexp = nll_with_nan
+        Model.losses = losses_with_nan
 
     def nothing(*_, **__):
         return None

@@ -17,7 +17,6 @@ from gpt_pjit.core.model.gpt import (
     scan_layers as scan_layers,
 )
 from gpt_pjit.core.model.loss import (
-    nll_and_logsumexp as nll_and_logsumexp,
     token_nll as token_nll,
 )
 from gpt_pjit.core.model.model import (

@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from gpt_pjit.config import ModelConfig
-from gpt_pjit.core.model.dropout import draw_kept, drop
+from gpt_pjit.core.model.dropout import draw_mask, drop
 from gpt_pjit.core.model.layers import INIT_STD, Norm, Projection, contract, linear, scaled
 from gpt_pjit.core.model.positions import Rotation, alibi_bias, rotate
 
@@ -102,10 +102,10 @@ def attend_causally(
 ) -> jax.Array:
     """`attend` with dropout of the attention weights at `rate`, if a `key` is given."""
     q_GRBTK = by_group(q_HBTK, k_GBSK.shape[0])
-    kept = None
+    masks = None
     if key is not None and rate > 0:
-        kept = draw_weights_kept(rate, window, q_GRBTK, k_GBSK, key)
-    values_GRBTK = attend(alibi, rate, window, q_GRBTK, k_GBSK, v_GBSK, kept, segments_BS)
+        masks = draw_masks(rate, window, q_GRBTK, k_GBSK, key)
+    values_GRBTK = attend(alibi, rate, window, q_GRBTK, k_GBSK, v_GBSK, masks, segments_BS)
     spec = jax.typeof(q_HBTK).sharding.spec
     return values_GRBTK.reshape(q_HBTK.shape, out_sharding=spec)
 
@@ -134,21 +134,21 @@ def attend(
     q_GRBTK: jax.Array,
     k_GBSK: jax.Array,
     v_GBSK: jax.Array,
-    kept: list[jax.Array] | None,
+    masks: list[jax.Array] | None,
     segments_BS: jax.Array | None,
 ) -> jax.Array:
     """The weighted values, [G, R, B, T, K]; query T - 1 is at key S - 1.
 
-    `kept` are the masks of `draw_weights_kept`; with `segments_BS`, the document of each key, a
+    `masks` are those of `draw_masks`; with `segments_BS`, the document of each key, a
     query sees only its own document, and with a `window` only so many keys, its own included. A
     block of queries reads no key that none of them sees: four blocks compute 5/8 of the scores. No
     scores are kept for the backward pass, which recomputes them, and the softmax from their
     logsumexp, as FlashAttention does (Dao et al., 2022).
     """
-    return _forward(alibi, rate, window, q_GRBTK, k_GBSK, v_GBSK, kept, segments_BS)[0]
+    return _forward(alibi, rate, window, q_GRBTK, k_GBSK, v_GBSK, masks, segments_BS)[0]
 
 
-def _forward(alibi, rate, window, q_GRBTK, k_GBSK, v_GBSK, kept, segments_BS):
+def _forward(alibi, rate, window, q_GRBTK, k_GBSK, v_GBSK, masks, segments_BS):
     values, logsumexps = [], []
     for i, (queries, keys) in enumerate(_blocks(window, q_GRBTK, k_GBSK)):
         q, k = q_GRBTK[..., queries, :], k_GBSK[..., keys, :]
@@ -156,7 +156,7 @@ def _forward(alibi, rate, window, q_GRBTK, k_GBSK, v_GBSK, kept, segments_BS):
         with jax.named_scope("attention_softmax"):
             logsumexp = jax.nn.logsumexp(scores, axis=-1, keepdims=True)
             weights = checkpoint_name(jnp.exp(scores - logsumexp), "softmax")
-            weights = drop(weights, rate, kept and kept[i]).astype(v_GBSK.dtype)
+            weights = drop(weights, rate, masks and masks[i]).astype(v_GBSK.dtype)
         with jax.named_scope("attention_values"):
             values.append(contract_groups("GRBTS,GBSK->GRBTK", weights, v_GBSK[..., keys, :]))
         logsumexps.append(logsumexp)
@@ -164,12 +164,12 @@ def _forward(alibi, rate, window, q_GRBTK, k_GBSK, v_GBSK, kept, segments_BS):
         values_GRBTK = checkpoint_name(jnp.concatenate(values, axis=-2), "values")
     with jax.named_scope("attention_softmax"):
         logsumexp_GRBT1 = checkpoint_name(jnp.concatenate(logsumexps, axis=-2), "weights_logsumexp")
-    residuals = (q_GRBTK, k_GBSK, v_GBSK, kept, segments_BS, values_GRBTK, logsumexp_GRBT1)
+    residuals = (q_GRBTK, k_GBSK, v_GBSK, masks, segments_BS, values_GRBTK, logsumexp_GRBT1)
     return values_GRBTK, residuals
 
 
 def _backward(alibi, rate, window, residuals, dvalues_GRBTK):
-    q_GRBTK, k_GBSK, v_GBSK, kept, segments_BS, values_GRBTK, logsumexp_GRBT1 = residuals
+    q_GRBTK, k_GBSK, v_GBSK, masks, segments_BS, values_GRBTK, logsumexp_GRBT1 = residuals
     dtype, n_keys = q_GRBTK.dtype, k_GBSK.shape[2]
     # The sum over keys of weight times gradient, from the values: no pass over the scores.
     with jax.named_scope("attention_softmax"):
@@ -182,11 +182,11 @@ def _backward(alibi, rate, window, residuals, dvalues_GRBTK):
         scores = _scores(alibi, window, q, k, segments_BS, keys)
         with jax.named_scope("attention_softmax"):
             weights = jnp.exp(scores - logsumexp_GRBT1[..., queries, :])
-            dropped = drop(weights, rate, kept and kept[i]).astype(dtype)
+            dropped = drop(weights, rate, masks and masks[i]).astype(dtype)
         with jax.named_scope("attention_values"):
             dweights = contract_groups("GRBTK,GBSK->GRBTS", dvalues, v, jnp.float32)
         with jax.named_scope("attention_softmax"):
-            dweights = drop(dweights, rate, kept and kept[i]) - dot_GRBT1[..., queries, :]
+            dweights = drop(dweights, rate, masks and masks[i]) - dot_GRBT1[..., queries, :]
             dscores = (weights * dweights / q.shape[-1] ** 0.5).astype(dtype)
         with jax.named_scope("attention_scores"):
             dq.append(contract_groups("GRBTS,GBSK->GRBTK", dscores, k))
@@ -259,13 +259,13 @@ def _scores(
         return jnp.where(visible, scores, -jnp.inf)
 
 
-def draw_weights_kept(
+def draw_masks(
     rate: float, window: int, q_GRBTK: jax.Array, k_GBSK: jax.Array, key: jax.Array
 ) -> list[jax.Array]:
-    """For each block of queries, the weights that dropout keeps, bool [G, R, B, T, S]."""
+    """For each block of queries, the `draw_mask` of its weights [G, R, B, T, S]."""
     spec = jax.typeof(q_GRBTK).sharding.spec
-    kept = []
+    masks = []
     for i, (queries, keys) in enumerate(_blocks(window, q_GRBTK, k_GBSK)):
         shape = (*q_GRBTK.shape[:-2], queries.stop - queries.start, keys.stop - keys.start)
-        kept.append(draw_kept(jax.random.fold_in(key, i), rate, shape, P(*spec[:-2], None, None)))
-    return kept
+        masks.append(draw_mask(jax.random.fold_in(key, i), rate, shape, P(*spec[:-2], None, None)))
+    return masks

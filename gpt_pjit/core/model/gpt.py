@@ -26,10 +26,9 @@ from gpt_pjit.core.model.layers import (
     Norm,
     Projection,
     activate,
-    project,
     scaled,
 )
-from gpt_pjit.core.model.loss import softcap
+from gpt_pjit.core.model.loss import HEAD, head_losses, logits
 from gpt_pjit.core.model.positions import Rotation, rotation, token_positions
 from gpt_pjit.core.sharding import match_rules, values
 
@@ -40,7 +39,7 @@ SAVED = (
     "values",
     "weights_logsumexp",
     "attended",
-    "dropout_kept",
+    "dropout_mask",
     "norm_mean",
     "norm_square",
 )
@@ -109,7 +108,7 @@ class Ends(nnx.Module):
             self.positions = Embedding(sequence_length, c.d_model, rngs=rngs)
         self.norm_final = Norm(c, c.d_model, c.bias == "all")
         if not c.tied:
-            self.head = Projection("ND,VD->NV", c.sizes, INIT_STD, False, rngs)
+            self.head = Projection(HEAD, c.sizes, INIT_STD, False, rngs)
 
     def enter(self, tokens_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
         """The residual stream [B, T, D] before the first block."""
@@ -121,14 +120,16 @@ class Ends(nnx.Module):
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """Logits, float32 [B, T, V], of the residual stream after the last block."""
-        c, normed_BTD = self.config, self.norm_final(x_BTD)
-        with jax.named_scope("loss_head"):
-            normed_BTD = scaled(normed_BTD, c.logit_factor)
-            head_VD = self.embed.embedding[...] if c.tied else self.head.kernel[...]
-            logits_BTV = project("ND,VD->NV", normed_BTD, head_VD, jnp.float32)
-            if c.logit_softcap:
-                logits_BTV = softcap(c.logit_softcap, logits_BTV)
-            return checkpoint_name(logits_BTV, "logits")
+        return logits(*self._leave(x_BTD), self.config.logit_softcap)
+
+    def losses(self, x_BTD: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """`head_losses` of the residual stream after the last block."""
+        return head_losses(self.config.logit_softcap, *self._leave(x_BTD), targets_BT)
+
+    def _leave(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The normed stream [B, T, D], and the matrix [V, D] that makes logits of it."""
+        head = self.embed.embedding if self.config.tied else self.head.kernel
+        return scaled(self.norm_final(x_BTD), self.config.logit_factor), head[...]
 
 
 def init_params(c: ModelConfig, sequence_length: int, key: jax.Array) -> Any:
@@ -170,6 +171,36 @@ def forward(
     other and each begins at position 0. `gather_layer` is applied to the parameters of one block
     just before it runs: the `fsdp` layout gathers them there.
     """
+    ends, x_BTD = _stream(c, params, tokens_BT, key, gather_layer, segments_BT)
+    return ends.logits(x_BTD)
+
+
+def losses(
+    c: ModelConfig,
+    params: Any,
+    tokens_BT: jax.Array,
+    targets_BT: jax.Array,
+    key: jax.Array | None,
+    gather_layer: Callable[[Any], Any],
+    segments_BT: jax.Array | None,
+) -> tuple[jax.Array, jax.Array]:
+    """The negative log-likelihood of each target and the logsumexp of its logits, float32 [B, T].
+
+    Of the same logits as `forward`, and what training differentiates.
+    """
+    ends, x_BTD = _stream(c, params, tokens_BT, key, gather_layer, segments_BT)
+    return ends.losses(x_BTD, targets_BT)
+
+
+def _stream(
+    c: ModelConfig,
+    params: Any,
+    tokens_BT: jax.Array,
+    key: jax.Array | None,
+    gather_layer: Callable[[Any], Any],
+    segments_BT: jax.Array | None,
+) -> tuple[Ends, jax.Array]:
+    """The residual stream [B, T, D] after the last block, and the module that reads it."""
     ends = open_ends(c, params)
     embed_key, block_key = (None, None) if key is None else jax.random.split(key)
     positions_BT = token_positions(tokens_BT, segments_BT)
@@ -192,7 +223,7 @@ def forward(
         policy = REMAT_POLICIES[c.remat]
         run = jax.checkpoint(run, policy=policy, prevent_cse=not c.scan_layers, static_argnums=2)
     x_BTD, _ = scan_layers(c, run, x_BTD, (params["blocks"], jnp.arange(c.n_layers)))
-    return ends.logits(x_BTD)
+    return ends, x_BTD
 
 
 def scan_layers(c: ModelConfig, run: Callable[..., Any], x_BTD: jax.Array, layers: Any) -> Any:

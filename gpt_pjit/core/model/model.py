@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from gpt_pjit.config import ModelConfig, PartitionConfig
-from gpt_pjit.core.model.gpt import forward, param_shapes
+from gpt_pjit.core.model.gpt import forward, losses, param_shapes
 from gpt_pjit.core.parameters import gpt_rules, matrix_rules
 from gpt_pjit.core.sharding import (
     Placement,
@@ -79,12 +79,20 @@ class Model:
         """
         return forward(self.config, weights, tokens_BT, None, self.gather_layer, segments_BT)
 
-    def differentiable(
-        self, weights: Any, tokens_BT: jax.Array, key: jax.Array | None, segments_BT: Any
-    ) -> jax.Array:
-        """`forward` for training: `weights` are reduced over the batch axes; dropout by `key`."""
+    def losses(
+        self,
+        weights: Any,
+        tokens_BT: jax.Array,
+        targets_BT: jax.Array,
+        key: jax.Array | None,
+        segments_BT: jax.Array | None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """For training: the negative log-likelihood of each target and the logsumexp of its logits.
+
+        `weights` are reduced over the batch axes; dropout by `key`.
+        """
         gather: Callable[[Any], Any] = partial(self.gather_layer, kind="reduced")
-        return forward(self.config, weights, tokens_BT, key, gather, segments_BT)
+        return losses(self.config, weights, tokens_BT, targets_BT, key, gather, segments_BT)
 
 
 def build_model(

@@ -76,9 +76,11 @@ def open_workdir(
     """
     path, origin = workdir / "run.json", asked
     cannot_be_used = f"the workdir {workdir} cannot be used"
-    with all_or_none(), file_errors(cannot_be_used, "--workdir"):
-        if is_remote(workdir):
+    if is_remote(workdir):
+        # A barrier of its own: what a process writes to try is seen by others, and would be there.
+        with all_or_none(), file_errors(cannot_be_used, "--workdir"):
             check_bucket(workdir, jax.process_index())
+    with all_or_none(), file_errors(cannot_be_used, "--workdir"):
         check_names(allowed)
         bound = False  # by an earlier start, or by weights
         if path.exists():

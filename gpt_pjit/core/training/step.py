@@ -11,7 +11,7 @@ import optax
 from jax.sharding import PartitionSpec as P
 
 from gpt_pjit.config import Config, OptimConfig
-from gpt_pjit.core.model import Model, nll_and_logsumexp
+from gpt_pjit.core.model import Model
 from gpt_pjit.core.sharding import BATCH_AXES, over_batch_axes
 from gpt_pjit.core.training.schedule import learning_rate
 
@@ -123,8 +123,8 @@ def microbatch(
 
     def losses_of(weights: Any) -> tuple[jax.Array, jax.Array]:
         inputs = None if segments_BT is None else segments_BT[:, :-1]
-        logits = model.differentiable(weights, tokens_BT[:, :-1], key, inputs)
-        nll_BT, lse_BT = nll_and_logsumexp(logits, tokens_BT[:, 1:])
+        of_pairs = tokens_BT[:, :-1], tokens_BT[:, 1:]
+        nll_BT, lse_BT = model.losses(weights, *of_pairs, key, inputs)
         loss_BT = nll_BT + z_loss * lse_BT**2 if z_loss else nll_BT
         if segments_BT is not None:
             inside_BT = within_documents(segments_BT)

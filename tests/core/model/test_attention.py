@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gpt_pjit.core.model import attention, gpt
+from gpt_pjit.core.model.dropout import unpacked
 from gpt_pjit.core.model.positions import alibi_bias
 from gpt_pjit.core.sharding import make_mesh
 from tests.helpers import program_on, tiny
@@ -39,10 +40,12 @@ def plain(alibi, window, q, k, v, kept, documents):
     return jnp.einsum("hbts,hbsk->hbtk", weights, v)
 
 
-def wide(kept, window, q, k):
-    """The masks of all blocks as one, [H, B, T, T]."""
-    blocks = zip(kept, attention._blocks(window, q, k), strict=True)
-    rows = [jnp.pad(m, [(0, 0)] * (m.ndim - 1) + [(s.start, T - s.stop)]) for m, (_, s) in blocks]
+def wide(masks, window, q, k):
+    """Which weights the masks of all blocks keep, as one, [H, B, T, T]."""
+    rows = []
+    for mask, (queries, keys) in zip(masks, attention._blocks(window, q, k), strict=True):
+        kept = ~unpacked(mask, queries.stop - queries.start)
+        rows.append(jnp.pad(kept, [(0, 0)] * (kept.ndim - 1) + [(keys.start, T - keys.stop)]))
     return jnp.concatenate(rows, axis=-2).reshape(H, B, T, T)
 
 
@@ -61,8 +64,8 @@ def test_blocks_give_the_plain_formula_and_its_gradients(
     kept = None
     if with_dropout:
         by_group = attention.by_group(q, groups)
-        kept = attention.draw_weights_kept(RATE, window, by_group, k, key)
-        kept = wide(kept, window, by_group, k)
+        masks = attention.draw_masks(RATE, window, by_group, k, key)
+        kept = wide(masks, window, by_group, k)
 
     def loss(attend, q, k, v):
         return jnp.sum(attend(q, k, v) * target)

@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_pjit.core.model import forward, init_params, nll_and_logsumexp, token_nll
+from gpt_pjit.core.model import forward, init_params, token_nll
 from gpt_pjit.core.model.layers import Norm, activate
-from gpt_pjit.core.model.loss import softcap
+from gpt_pjit.core.model.loss import head_losses, logits
 from gpt_pjit.core.model.positions import (
     alibi_bias,
     alibi_slopes,
@@ -136,36 +136,33 @@ def test_each_dropout_acts_only_with_a_key(name):
 
 
 @pytest.mark.usefixtures("one_device")
-def test_token_nll_and_its_gradient_match_the_plain_formula():
-    logits = 5 * jax.random.normal(jax.random.key(0), (2, 3, 50))
+@pytest.mark.parametrize("cap", [0.0, 15.0])
+@pytest.mark.parametrize("z_loss", [0.0, 0.1])
+def test_losses_of_a_head_and_their_gradients_match_the_plain_formula(cap, z_loss):
+    x, head = (jax.random.normal(jax.random.key(n), s) for n, s in enumerate([(2, 3, 8), (50, 8)]))
     targets = jnp.array([[1, 49, 0], [7, 7, 30]], jnp.int32)
 
-    def plain(logits):
-        return -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)[..., 0]
+    def plain(x, head):
+        logits = 5 * x @ head.T
+        logits = cap * jnp.tanh(logits / cap) if cap else logits
+        nll = -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)[..., 0]
+        return nll, jax.nn.logsumexp(logits, axis=-1)
 
-    np.testing.assert_allclose(token_nll(logits, targets), plain(logits), rtol=1e-6)
-    mine = jax.grad(lambda x: jnp.sum(token_nll(x, targets) ** 2))(logits)
-    theirs = jax.grad(lambda x: jnp.sum(plain(x) ** 2))(logits)
-    np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
+    def mine(x, head):
+        return head_losses(cap, 5 * x, head, targets)
 
-    def with_z_loss(logits):
-        nll, lse = nll_and_logsumexp(logits, targets)
-        return jnp.sum(nll**2 + 0.1 * lse**2)
+    def loss(of, x, head):
+        nll, lse = of(x, head)
+        return jnp.sum(nll**2) + (z_loss * jnp.sum(lse**2) if z_loss else 0)
 
-    mine = jax.grad(with_z_loss)(logits)
-    theirs += jax.grad(lambda x: jnp.sum(0.1 * jax.nn.logsumexp(x, axis=-1) ** 2))(logits)
-    np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.usefixtures("one_device")
-def test_softcap_and_its_gradient_match_the_plain_formula():
-    x = jnp.linspace(-100, 100, 41)
-    gradients = [
-        jax.vmap(jax.grad(f))(x)
-        for f in (lambda x: softcap(15.0, x), lambda x: 15 * jnp.tanh(x / 15))
-    ]
-    np.testing.assert_allclose(softcap(15.0, x), 15 * jnp.tanh(x / 15), rtol=1e-6)
-    np.testing.assert_allclose(*gradients, atol=1e-6)
+    for found, expected in zip(mine(x, head), plain(x, head), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    found, expected = (jax.grad(loss, (1, 2))(of, x, head) for of in (mine, plain))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, expected
+    )
+    nll = token_nll(logits(5 * x, head, cap), targets)
+    np.testing.assert_array_equal(nll, mine(x, head)[0])
 
 
 ACTIVATIONS = {

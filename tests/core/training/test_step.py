@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_pjit.core.model import attention, dropout
+from gpt_pjit.core.model import Model, attention, dropout
 from gpt_pjit.core.model.gpt import SAVED
 from gpt_pjit.core.sharding import LAYOUTS, axes_of, paths_and_leaves
 from tests.helpers import (
@@ -92,16 +92,16 @@ def test_every_dropout_draw_has_its_own_key_and_the_same_one_again(monkeypatch):
     """Keys differ by seed, step, microbatch, layer and place, and by nothing else."""
     drawn = []
 
-    draw_kept = dropout.draw_kept
+    draw_mask = dropout.draw_mask
 
     def recording(key, *arguments):
         jax.debug.callback(
             lambda data: drawn.append(tuple(data.tolist())), jax.random.key_data(key)
         )
-        return draw_kept(key, *arguments)
+        return draw_mask(key, *arguments)
 
     for module in (attention, dropout):
-        monkeypatch.setattr(module, "draw_kept", recording)
+        monkeypatch.setattr(module, "draw_mask", recording)
 
     def keys_of(seed):
         drawn.clear()
@@ -238,7 +238,7 @@ def test_what_must_be_float32_is(block):
     ("module", "caught"),
     [
         ("attention", {"scores"}),
-        ("gpt", {"logits", "logsumexp"}),
+        ("loss", {"logits", "logsumexp"}),
         ("layers", {"norm_mean", "norm_square"}),
         ("positions", {"rotation"}),
     ],
@@ -333,19 +333,17 @@ def test_batch_that_does_not_divide():
 @pytest.mark.parametrize("bad", ["loss", pytest.param("gradient", marks=pytest.mark.slow)])
 def test_a_step_that_is_not_finite_changes_only_the_counters(monkeypatch, bad, rules):
     """On two meshes alike; the step after it trains on."""
-    from gpt_pjit.core.training import step as module
+    losses = Model.losses
 
-    of_token = module.nll_and_logsumexp
-
-    def nll_with_nan(logits, targets):
+    def losses_with_nan(model, weights, tokens, targets, *rest):
         wrong = (targets == 7).any(axis=-1, keepdims=True)
-        nll, lse = of_token(logits, targets)
+        nll, lse = losses(model, weights, tokens, targets, *rest)
         if bad == "loss":
             return jnp.where(wrong, jnp.nan, nll), lse
         zero = jnp.where(wrong, nll - jax.lax.stop_gradient(nll), 1)
         return nll + jnp.sqrt(zero) - jnp.where(wrong, 0, 1), lse  # its slope at 0 is infinite
 
-    monkeypatch.setattr(module, "nll_and_logsumexp", nll_with_nan)
+    monkeypatch.setattr(Model, "losses", losses_with_nan)
     config = tiny(optim={"rules": rules})
     for shape in ((1, 1, 1), (1, 4, 2)):
         program = program_on(config, shape)
