@@ -15,7 +15,15 @@ from jax.sharding import PartitionSpec as P
 
 from gpt_pjit.config import ModelConfig
 from gpt_pjit.core.model.dropout import draw_mask, drop
-from gpt_pjit.core.model.layers import INIT_STD, Norm, Projection, contract, linear, scaled
+from gpt_pjit.core.model.layers import (
+    INIT_STD,
+    Norm,
+    Projection,
+    computed_twice,
+    contract,
+    linear,
+    scaled,
+)
 from gpt_pjit.core.model.positions import Rotation, alibi_bias, rotate
 
 QUERY_BLOCK = 256
@@ -143,25 +151,33 @@ def attend(
     query sees only its own document, and with a `window` only so many keys, its own included. A
     block of queries reads no key that none of them sees: four blocks compute 5/8 of the scores. No
     scores are kept for the backward pass, which recomputes them, and the softmax from their
-    logsumexp, as FlashAttention does (Dao et al., 2022).
+    logsumexp, as FlashAttention does (Dao et al., 2022). The forward pass makes them twice: for
+    their maximum, and for the weights, which stay unnormalised until they are summed.
     """
     return _forward(alibi, rate, window, q_GRBTK, k_GBSK, v_GBSK, masks, segments_BS)[0]
 
 
 def _forward(alibi, rate, window, q_GRBTK, k_GBSK, v_GBSK, masks, segments_BS):
     values, logsumexps = [], []
+    again = computed_twice((q_GRBTK, k_GBSK))
     for i, (queries, keys) in enumerate(_blocks(window, q_GRBTK, k_GBSK)):
         q, k = q_GRBTK[..., queries, :], k_GBSK[..., keys, :]
         scores = _scores(alibi, window, q, k, segments_BS, keys)
         with jax.named_scope("attention_softmax"):
-            logsumexp = jax.nn.logsumexp(scores, axis=-1, keepdims=True)
-            weights = checkpoint_name(jnp.exp(scores - logsumexp), "softmax")
+            maximum = jax.lax.optimization_barrier(jnp.max(scores, axis=-1, keepdims=True))
+        q, k = again[0][..., queries, :], again[1][..., keys, :]
+        scores = _scores(alibi, window, q, k, segments_BS, keys)
+        with jax.named_scope("attention_softmax"):
+            weights = checkpoint_name(jnp.exp(scores - maximum), "softmax")
+            total = jnp.sum(weights, axis=-1, keepdims=True)
+            logsumexps.append(maximum + jnp.log(total))
             weights = drop(weights, rate, masks and masks[i]).astype(v_GBSK.dtype)
         with jax.named_scope("attention_values"):
-            values.append(contract_groups("GRBTS,GBSK->GRBTK", weights, v_GBSK[..., keys, :]))
-        logsumexps.append(logsumexp)
+            v = v_GBSK[..., keys, :]
+            block = contract_groups("GRBTS,GBSK->GRBTK", weights, v, jnp.float32) / total
+            values.append(block.astype(v.dtype))
     with jax.named_scope("attention_values"):
-        values_GRBTK = checkpoint_name(jnp.concatenate(values, axis=-2), "values")
+        values_GRBTK = checkpoint_name(_join_blocks(values), "values")
     with jax.named_scope("attention_softmax"):
         logsumexp_GRBT1 = checkpoint_name(jnp.concatenate(logsumexps, axis=-2), "weights_logsumexp")
     residuals = (q_GRBTK, k_GBSK, v_GBSK, masks, segments_BS, values_GRBTK, logsumexp_GRBT1)
@@ -194,7 +210,7 @@ def _backward(alibi, rate, window, residuals, dvalues_GRBTK):
         with jax.named_scope("attention_values"):
             dv.append((keys, contract_groups("GRBTS,GRBTK->GBSK", dropped, dvalues)))
     with jax.named_scope("attention_scores"):
-        dq_GRBTK, dk_GBSK = jnp.concatenate(dq, axis=-2), _sum_blocks(dk, n_keys)
+        dq_GRBTK, dk_GBSK = _join_blocks(dq), _sum_blocks(dk, n_keys)
     with jax.named_scope("attention_values"):
         dv_GBSK = _sum_blocks(dv, n_keys)
     return dq_GRBTK, dk_GBSK, dv_GBSK, None, None
@@ -211,6 +227,21 @@ def _blocks(window: int, q_GRBTK: jax.Array, k_GBSK: jax.Array) -> Iterator[tupl
         end = min(start + QUERY_BLOCK, n_queries)
         first = max(0, before + start + 1 - window) if window else 0
         yield slice(start, end), slice(first, before + end)
+
+
+def _join_blocks(blocks: list[jax.Array]) -> jax.Array:
+    """Blocks of queries as one array, each written to its place: a TPU pads and adds the operands
+    of a concatenation.
+    """
+    first, *rest = blocks
+    start, n_queries = first.shape[-2], sum(block.shape[-2] for block in blocks)
+    room = [(0, 0)] * first.ndim
+    room[-2] = (0, n_queries - start)
+    whole = jnp.pad(first, room)
+    for block in rest:
+        whole = jax.lax.dynamic_update_slice_in_dim(whole, block, start, axis=block.ndim - 2)
+        start += block.shape[-2]
+    return whole
 
 
 def _sum_blocks(blocks: list[tuple[slice, jax.Array]], n_keys: int) -> jax.Array:

@@ -53,15 +53,31 @@ def project(equation: str, x: jax.Array, w: jax.Array, dtype: Any = None) -> jax
     One merged dimension makes the backward products plain transposed matrices. With two, XLA on CPU
     copies the transposed operand and recomputes the activation function while it does.
     """
-    batch, length = x.shape[:2]
+    return split_tokens(project_tokens(equation, merge_tokens(x), w, dtype), x.shape[:2])
+
+
+def project_tokens(equation: str, x_N: jax.Array, w: jax.Array, dtype: Any = None) -> jax.Array:
+    """`project` of tokens [N, ...] to [N, ...]."""
     weight_letters, out_letters = equation.split(",")[1].split("->")
     split = dict(zip(weight_letters, jax.typeof(w).sharding.spec.partitions, strict=True))
-    out = P(jax.typeof(x).sharding.spec[0], *(split[letter] for letter in out_letters[1:]))
-    # Shardings are explicit: if batch or length is 1, JAX would give its axes to the other.
+    out = P(jax.typeof(x_N).sharding.spec[0], *(split[letter] for letter in out_letters[1:]))
+    return contract(equation, x_N, w, dtype, out)
+
+
+# Shardings are explicit: if batch or length is 1, JAX would give its axes to the other.
+
+
+def merge_tokens(x: jax.Array) -> jax.Array:
+    """[B, T, ...] to [N, ...]."""
     rows, _, *rest = jax.typeof(x).sharding.spec
-    x_N = x.reshape(batch * length, *x.shape[2:], out_sharding=P(rows, *rest))
-    y = contract(equation, x_N, w, dtype, out)
-    return y.reshape(batch, length, *y.shape[1:], out_sharding=P(out[0], None, *out[1:]))
+    return x.reshape(-1, *x.shape[2:], out_sharding=P(rows, *rest))
+
+
+def split_tokens(x_N: jax.Array, batch_and_length: tuple[int, ...]) -> jax.Array:
+    """[N, ...] to [B, T, ...]."""
+    rows, *rest = jax.typeof(x_N).sharding.spec
+    shape = (*batch_and_length, *x_N.shape[1:])
+    return x_N.reshape(shape, out_sharding=P(rows, None, *rest))
 
 
 def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
@@ -79,6 +95,15 @@ def linear(equation: str, x: jax.Array, w: jax.Array, bias: jax.Array | None) ->
     """`project`, plus a bias if there is one."""
     y = project(equation, x, w)
     return y if bias is None else add_bias(y, bias)
+
+
+def computed_twice(x: Any) -> Any:
+    """`x`; what a TPU computes from it is not taken for what it computes from the original.
+
+    There, an operand of a product is often cheaper to make again than to write and read. Other
+    platforms, which fuse less into products, make it once.
+    """
+    return jax.lax.platform_dependent(x, tpu=jax.lax.optimization_barrier, default=lambda x: x)
 
 
 def scaled(x: jax.Array, factor: float) -> jax.Array:
