@@ -162,6 +162,7 @@ def test_a_start_that_found_no_data_does_not_bind_the_workdir(corpus, tmp_path):
     assert max(metrics(workdir)) == 2
 
 
+@pytest.mark.slow
 def test_a_corpus_too_small_for_validation_trains_without(tmp_path):
     """And a run shorter than its warm-up says what it does instead."""
     (tmp_path / "one.txt").write_text("a single document\n" * 400)

@@ -72,6 +72,7 @@ def test_the_lock_of_one_that_was_killed_is_taken_by_one_alone(folder):
     assert names(folder) == []
 
 
+@pytest.mark.slow
 def test_one_that_was_silent_too_long_is_told(folder):
     """It must not write over what the next owner has written."""
     owners, told = [], threading.Event()

@@ -49,7 +49,9 @@ def wide(masks, window, q, k):
     return jnp.concatenate(rows, axis=-2).reshape(H, B, T, T)
 
 
-@pytest.mark.parametrize("block", [5, 256, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "block", [5, *(pytest.param(size, marks=pytest.mark.slow) for size in (8, 256))]
+)
 @pytest.mark.parametrize("alibi", [True, False])
 @pytest.mark.parametrize("with_dropout", [True, False])
 @pytest.mark.parametrize("documents", [None, DOCUMENTS], ids=["one", "documents"])

@@ -98,6 +98,7 @@ def test_no_gradient_crosses_from_document_to_document(config):
     assert np.any(unmasked[1:17] != 0)
 
 
+@pytest.mark.slow
 def test_masked_training_is_the_same_on_every_mesh_and_in_microbatches():
     losses = []
     for shape, microbatches in (((1, 1, 1), 1), ((2, 2, 1), 2)):

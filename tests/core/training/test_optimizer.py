@@ -90,7 +90,7 @@ def test_others_are_those_of_optax(name):
         np.testing.assert_allclose(update, dict(paths_and_leaves(wanted[0]))[path], rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["lion", "adafactor"])
+@pytest.mark.parametrize("name", [pytest.param("lion", marks=pytest.mark.slow), "adafactor"])
 def test_losses_and_state_on_a_mesh(name):
     sizes = {"d_model": 128, "d_ff": 128, "n_layers": 1}
     config = tiny(model=sizes, optim={"rules": ((".*", name),), "warmup_steps": 1})

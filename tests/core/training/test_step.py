@@ -88,6 +88,7 @@ def test_z_loss_is_in_the_gradient_and_not_in_the_loss():
     assert pulled["train/grad_norm"] > 1.1 * plain["train/grad_norm"]
 
 
+@pytest.mark.slow
 def test_every_dropout_draw_has_its_own_key_and_the_same_one_again(monkeypatch):
     """Keys differ by seed, step, microbatch, layer and place, and by nothing else."""
     drawn = []
@@ -145,6 +146,7 @@ def test_optimizer_state_is_split_over_all_devices(layout):
     assert replicated < 0.02 * whole
 
 
+@pytest.mark.slow
 def test_training_learns_the_batch():
     config = tiny(optim={"warmup_steps": 1, "peak_lr": 1e-2})
     program = program_on(config, (1, 1, 1))
@@ -280,15 +282,19 @@ def is_matrix_product(equation):
     )
 
 
+def _slow(*case):
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
 # Every dimension that a config can make 1, on meshes that would split it.
 ONES = [
     ({}, {"batch_size": 1}, {}, (1, 1, 1)),
     ({}, {"batch_size": 4}, {"microbatches": 4}, (1, 1, 1)),
-    ({}, {"batch_size": 8}, {}, (1, 8, 1)),
+    _slow({}, {"batch_size": 8}, {}, (1, 8, 1)),
     ({}, {"batch_size": 8}, {"microbatches": 4}, (2, 1, 2)),
-    ({}, {"batch_size": 4, "sequence_length": 2}, {}, (1, 4, 2)),
+    _slow({}, {"batch_size": 4, "sequence_length": 2}, {}, (1, 4, 2)),
     ({"n_heads": 1, "d_ff": 1}, {"batch_size": 4}, {}, (1, 4, 1)),
-    ({"n_layers": 1, "vocab_size": 4}, {"batch_size": 4}, {}, (1, 1, 4)),
+    _slow({"n_layers": 1, "vocab_size": 4}, {"batch_size": 4}, {}, (1, 1, 4)),
     ({"n_heads": 1, "d_model": 1, "d_ff": 1, "vocab_size": 2}, {"batch_size": 1}, {}, (1, 1, 1)),
 ]
 DROPOUTS = {"dropout_attention": 0.1, "dropout_residual": 0.1}
@@ -308,6 +314,7 @@ def test_shapes_of_size_1_train(model, data, optim, shape, kind):
     assert np.isfinite(one[0]["train/loss"])
 
 
+@pytest.mark.slow
 def test_a_batch_of_empty_documents_changes_nothing_but_by_decay():
     config = tiny(optim={"weight_decay": 0.0})
     program = program_on(config, (1, 4, 1))
@@ -329,7 +336,10 @@ def test_batch_that_does_not_divide():
         program_on(with_fields(tiny(), {"data.batch_size": 20}), (1, 8, 1))
 
 
-@pytest.mark.parametrize("rules", [(), ((r"blocks/.*/kernel", "muon"), (".*", "adamw"))], ids=len)
+MUON = pytest.param(((r"blocks/.*/kernel", "muon"), (".*", "adamw")), marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("rules", [(), MUON], ids=["adamw", "muon"])
 @pytest.mark.parametrize("bad", ["loss", pytest.param("gradient", marks=pytest.mark.slow)])
 def test_a_step_that_is_not_finite_changes_only_the_counters(monkeypatch, bad, rules):
     """On two meshes alike; the step after it trains on."""
