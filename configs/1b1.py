@@ -16,14 +16,13 @@ def get_config():
     c.model.d_model = 2048
     c.model.d_ff = 8192
     c.model.vocab_size = 50304
-    c.model.remat = "full"
+    c.model.remat = "selective"
     c.data.path = "data/openwebtext"
     c.data.sequence_length = 1024
     c.data.batch_size = 512
     c.optim.steps = 96_000
     c.optim.peak_lr = 2e-4
     c.optim.warmup_steps = 2_000
-    c.optim.microbatches = 2
     c.partition.layout = "fsdp"
     c.eval.every = 1_000
     c.eval.batches = 100
