@@ -42,6 +42,13 @@ class BucketPath(type(epath.Path("/"))):  # type: ignore[misc]
     def mkdir(self, *_: Any, **__: Any) -> None:
         """Nothing: a folder is there as long as a file is in it. fsspec would make the bucket."""
 
+    def read_bytes(self) -> bytes:
+        """In one request. `open` makes several, and s3fs fails if the file changes in between."""
+        return cast(bytes, _store(self).cat_file(_key(self)))
+
+    def read_text(self, encoding: str | None = None) -> str:
+        return self.read_bytes().decode(encoding or "utf-8")
+
     def iterdir(self) -> Iterator[Self]:
         for key in _store(self).ls(_key(self), detail=False):
             if (key := key.rstrip("/")) != _key(self):  # what web consoles make for a folder

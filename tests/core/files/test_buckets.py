@@ -10,6 +10,7 @@ from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.files import (
     Mirror,
     as_path,
+    buckets,
     check_bucket,
     copy_folder,
     files_below,
@@ -73,6 +74,22 @@ def test_what_another_client_writes_is_seen_at_once(bucket):
     fresh.pipe_file(f"{folder}/two", b"")
     assert (folder / "two").exists()
     assert len(list(folder.iterdir())) == 2
+
+
+def test_a_file_that_another_host_changes_is_read_whole(bucket, monkeypatch):
+    """In between the requests of a client that makes several: it knows a file by its tag."""
+    path = as_path(f"{bucket}/changed/lock-1")
+    path.write_text("first")
+    store = buckets._store(path)
+    info = store.info
+
+    def info_before_a_change(key, *rest, **named):
+        found = info(key, *rest, **named)
+        store.pipe_file(key, b"second")
+        return found
+
+    monkeypatch.setattr(store, "info", info_before_a_change)
+    assert path.read_text() in ("first", "second")
 
 
 def test_an_object_that_stands_for_a_folder_is_not_in_it(s3):
