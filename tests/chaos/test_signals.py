@@ -31,8 +31,8 @@ def test_a_signal_ends_all_alike_and_nothing_is_lost(trainer, number, event, pro
         processes=processes,
         devices=2 if processes == 1 else 1,
         cache=None if event == "compile" else trainer().cache,
-        # The others hear of a signal within a second, of steps that take milliseconds here.
-        environment={"CHAOS_PACE": "0.25"} if processes > 1 else {},
+        # The others hear of a signal within a second or two, of steps that take milliseconds here.
+        environment={"CHAOS_PACE": "1"} if processes > 1 else {},
     )
     fault = {"at": event, "do": number, "process": processes - 1}
     if event == "data":
@@ -46,9 +46,7 @@ def test_a_signal_ends_all_alike_and_nothing_is_lost(trainer, number, event, pro
     assert ended.seconds < 20
     steps = saved_steps(run.workdir / "checkpoints")
     if EVENTS[event]:
-        assert EVENTS[event] <= steps[-1] < STEPS
-        if processes == 1:
-            assert steps[-1] <= EVENTS[event] + 4
+        assert EVENTS[event] <= steps[-1] <= EVENTS[event] + 4
         assert f"stopped and saved at step {steps[-1]}" in ended.errors[0]
         assert max(run.losses()) == steps[-1]
     else:

@@ -63,7 +63,9 @@ def draw_mask(key: jax.Array, rate: float, shape: tuple[int, ...], spec: P) -> j
 
 
 def _random_words(key: jax.Array, n: int, shape: tuple[int, ...], spec: P) -> list[jax.Array]:
-    """`n` arrays of random words. Threefry makes two at a time, of a number and a place."""
+    """`n` arrays of random words. Threefry makes two at a time, of a number and a place; places
+    repeat after 2^32 words, which decide 1.4e11 elements.
+    """
     first, second = jax.random.key_data(key)
     place = jnp.uint32(0)
     for axis, size in enumerate(shape):

@@ -128,8 +128,10 @@ class Ends(nnx.Module):
 
     def _leave(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The normed stream [B, T, D], and the matrix [V, D] that makes logits of it."""
-        head = self.embed.embedding if self.config.tied else self.head.kernel
-        return scaled(self.norm_final(x_BTD), self.config.logit_factor), head[...]
+        c, normed_BTD = self.config, self.norm_final(x_BTD)
+        head = self.embed.embedding if c.tied else self.head.kernel
+        with jax.named_scope("loss_head"):
+            return scaled(normed_BTD, c.logit_factor), head[...]
 
 
 def init_params(c: ModelConfig, sequence_length: int, key: jax.Array) -> Any:

@@ -122,9 +122,9 @@ def microbatch(
     """
 
     def losses_of(weights: Any) -> tuple[jax.Array, jax.Array]:
-        inputs = None if segments_BT is None else segments_BT[:, :-1]
-        of_pairs = tokens_BT[:, :-1], tokens_BT[:, 1:]
-        nll_BT, lse_BT = model.losses(weights, *of_pairs, key, inputs)
+        inputs_BT, targets_BT = tokens_BT[:, :-1], tokens_BT[:, 1:]
+        of_inputs = None if segments_BT is None else segments_BT[:, :-1]
+        nll_BT, lse_BT = model.losses(weights, inputs_BT, targets_BT, key, of_inputs)
         loss_BT = nll_BT + z_loss * lse_BT**2 if z_loss else nll_BT
         if segments_BT is not None:
             inside_BT = within_documents(segments_BT)
