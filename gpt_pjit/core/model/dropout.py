@@ -1,7 +1,5 @@
 """Dropout with masks that depend only on key and position: a bit for each element."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,8 +29,8 @@ def drop(x: jax.Array, rate: float, mask: jax.Array | None) -> jax.Array:
     """
     if mask is None:
         return x
-    kept = x * (1 / (1 - _threshold(rate) / STEPS))
-    return jnp.where(unpacked(mask, x.shape[-2]), 0, kept).astype(x.dtype)
+    scaled = x * (1 / kept(rate))
+    return jnp.where(unpacked(mask, x.shape[-2]), 0, scaled).astype(x.dtype)
 
 
 def unpacked(words: jax.Array, rows: int) -> jax.Array:
@@ -76,6 +74,11 @@ def _random_words(key: jax.Array, n: int, shape: tuple[int, ...], spec: P) -> li
         for number in range(-(-n // 2))
     )
     return [word for pair in pairs for word in pair][:n]
+
+
+def kept(rate: float) -> float:
+    """The probability that an element is kept."""
+    return 1 - _threshold(rate) / STEPS
 
 
 def _threshold(rate: float) -> int:

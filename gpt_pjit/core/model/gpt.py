@@ -18,7 +18,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name, checkpoint_policies
 
 from gpt_pjit.config import ModelConfig
-from gpt_pjit.core.model.attention import Attend, Attention, attend_causally
+from gpt_pjit.core.model.attention import Attend, Attention, Heads, attend_causally
 from gpt_pjit.core.model.dropout import dropout
 from gpt_pjit.core.model.layers import (
     INIT_STD,
@@ -85,17 +85,17 @@ class Block(nnx.Module):
         attend: Attend,
         rotation: Rotation | None,
         key: jax.Array | None = None,
-    ) -> tuple[jax.Array, KeysAndValues]:
-        """The residual stream after the block, and the keys and values of its tokens."""
+    ) -> tuple[jax.Array, Any]:
+        """The residual stream after the block, and what `attend` returns beside the values."""
         keys = (None,) * 3 if key is None else jax.random.split(key, 3)
         normed = self.norm_attention(x_BTD)
-        attended, keys_and_values = self.attention(normed, partial(attend, key=keys[0]), rotation)
+        attended, seen = self.attention(normed, partial(attend, key=keys[0]), rotation)
         attended = scaled(checkpoint_name(attended, "attended"), self.residual_factor)
         before_BTD, x_BTD = x_BTD, x_BTD + dropout(attended, self.dropout_residual, keys[1])
         normed = self.norm_mlp(before_BTD if self.parallel else x_BTD)
         widened = scaled(self.mlp(normed), self.residual_factor)
         x_BTD = x_BTD + dropout(widened, self.dropout_residual, keys[2])
-        return x_BTD, keys_and_values
+        return x_BTD, seen
 
 
 class Ends(nnx.Module):
@@ -208,7 +208,6 @@ def _stream(
     positions_BT = token_positions(tokens_BT, segments_BT)
     x_BTD = ends.enter(tokens_BT, positions_BT)
     x_BTD = dropout(x_BTD, c.dropout_embedding, embed_key)
-    alibi, rate = c.positions == "alibi", c.dropout_attention
     angles = rotation(
         c, jnp.arange(tokens_BT.shape[1])[None] if segments_BT is None else positions_BT
     )
@@ -216,7 +215,10 @@ def _stream(
     def run(x_BTD: jax.Array, layer: tuple[Any, jax.Array], window: int) -> tuple[jax.Array, None]:
         block, number = open_block(c, gather_layer(layer[0])), layer[1]
         layer_key = None if block_key is None else jax.random.fold_in(block_key, number)
-        attend = partial(attend_causally, alibi, rate, window, segments_BT)
+
+        def attend(heads: Heads, key: jax.Array | None) -> tuple[jax.Array, None]:
+            return attend_causally(c, window, segments_BT, heads, key), None
+
         return block(x_BTD, attend, angles, layer_key)[0], None
 
     if c.remat != "none":

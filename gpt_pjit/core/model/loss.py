@@ -3,8 +3,6 @@
 N is the tokens of B and T.
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 import jax

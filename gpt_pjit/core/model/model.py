@@ -1,7 +1,5 @@
 """A GPT on a mesh: where its parameters live, and what is computed with them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -112,5 +110,4 @@ def build_model(
 
 
 def sharding_rules(c: ModelConfig, partition: PartitionConfig) -> Rules:
-    """The table of the config, or the GPT's."""
     return partition.rules or gpt_rules(c)

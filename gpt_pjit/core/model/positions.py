@@ -73,13 +73,66 @@ def rotated_size(c: ModelConfig) -> int:
     return int(c.sizes["K"] * c.rope_fraction)
 
 
-@jax.named_scope("rotary")
+@jax.custom_vjp
 def rotate(x_HBTK: jax.Array, rotation: Rotation) -> jax.Array:
     """Heads with their first elements rotated, in float32; the others as they are."""
-    cos_HBTR, sin_HBTR = (angle[None] for angle in rotation)
-    n_pairs = cos_HBTR.shape[-1]
+    return jax.lax.platform_dependent(
+        x_HBTK, *rotation, tpu=_rotate_by_product, default=_rotate_halves
+    )
+
+
+def _rotate_forward(x_HBTK: jax.Array, rotation: Rotation) -> tuple[jax.Array, Rotation]:
+    return rotate(x_HBTK, rotation), rotation
+
+
+def _rotate_back(rotation: Rotation, gradient_HBTK: jax.Array) -> tuple[jax.Array, None]:
+    cos, sin = rotation
+    return rotate(gradient_HBTK, (cos, -sin)), None
+
+
+rotate.defvjp(_rotate_forward, _rotate_back)
+
+
+@jax.named_scope("rotary")
+def _rotate_halves(x_HBTK: jax.Array, cos_BTR: jax.Array, sin_BTR: jax.Array) -> jax.Array:
+    n_pairs = cos_BTR.shape[-1]
     x = x_HBTK[..., : 2 * n_pairs].astype(jnp.float32)
     a, b = x[..., :n_pairs], x[..., n_pairs:]
-    turned = [a * cos_HBTR - b * sin_HBTR, b * cos_HBTR + a * sin_HBTR]
+    cos, sin = cos_BTR[None], sin_BTR[None]
+    turned = [a * cos - b * sin, b * cos + a * sin]
     rest = x_HBTK[..., 2 * n_pairs :]
     return jnp.concatenate([part.astype(x_HBTK.dtype) for part in turned] + [rest], axis=-1)
+
+
+@jax.named_scope("rotary")
+def _rotate_by_product(x_HBTK: jax.Array, cos_BTR: jax.Array, sin_BTR: jax.Array) -> jax.Array:
+    """The same numbers. A TPU does not part a head into halves cheaply, and swaps them, with signs,
+    by a small product, which is exact.
+    """
+    cos_BTK, sin_BTK, swap_KK = as_product((cos_BTR, sin_BTR), x_HBTK)
+    swapped = jnp.einsum(
+        "HBTK,KJ->HBTJ",
+        x_HBTK,
+        swap_KK,
+        precision="highest",
+        preferred_element_type=jnp.float32,
+    )
+    turned = x_HBTK.astype(jnp.float32) * cos_BTK[None] + swapped * sin_BTK[None]
+    return turned.astype(x_HBTK.dtype)
+
+
+def as_product(rotation: Rotation, x_HBTK: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What rotates `x` as `x * cos + (x @ swap) * sin`: cosines and sines for all elements of a
+    head, float32 [B, T, K], and the matrix that swaps the two of a pair, [K, K] of `x.dtype`.
+    """
+    n_pairs, size = rotation[0].shape[-1], x_HBTK.shape[-1]
+    swap = np.zeros((size, size), np.float32)
+    pair = np.arange(n_pairs)
+    swap[n_pairs + pair, pair], swap[pair, n_pairs + pair] = -1, 1
+    rest = [(0, 0), (0, 0), (0, size - 2 * n_pairs)]
+    cos, sin = (jnp.concatenate([x_BTR] * 2, axis=-1) for x_BTR in rotation)
+    return (
+        jnp.pad(cos, rest, constant_values=1),
+        jnp.pad(sin, rest),
+        jnp.asarray(swap, x_HBTK.dtype),
+    )

@@ -5,8 +5,6 @@ matrices [D, heads * K], the output projection is [heads * K, D]. Orthogonalisin
 matrix, so matrices are dealt over all devices, each works on its own, and the results return.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple

@@ -1,10 +1,9 @@
 """Optimizers; the rule engine chooses one for each parameter, with its factors."""
 
-from __future__ import annotations
-
 import difflib
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -69,7 +68,6 @@ def chosen_optimizers(config: Config, params: Any) -> dict[str, tuple[str, float
 
 
 def optimizer_findings(config: Config, params: Any) -> list[Finding]:
-    """All problems of the optimizer's three tables."""
     c = config.optim
     factors = {"optim.decay_rules": _decay_rules(config), "optim.lr_rules": c.lr_rules}
     leaves = dict(paths_and_leaves(params))
@@ -146,16 +144,18 @@ def _factors(rules: Rules, params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(factor, params)
 
 
+def _finding(
+    path: str, match: Match, kind: str, table: str, constraint: str, remedy: str
+) -> Finding:
+    value = match.values[0] if len(match.values) == 1 else match.values
+    where = f"{path} ({match})"
+    return Finding(where, value, constraint, remedy, kind, path, match.number, table)
+
+
 def _factor_findings(
     path: str, shape: tuple[int, ...], match: Match, table: str
 ) -> Iterator[Finding]:
-    def finding(constraint: str, remedy: str) -> Finding:
-        where, value = (
-            f"{path} ({match})",
-            match.values[0] if len(match.values) == 1 else match.values,
-        )
-        return Finding(where, value, constraint, remedy, "factor", path, match.number, table)
-
+    finding = partial(_finding, path, match, "factor", table)
     per_layer = f"a number, or {shape[0]} numbers, one for each layer" if shape else "a number"
     if len(match.values) > 1:
         yield finding("has several values", f"write {per_layer} in one tuple")
@@ -171,13 +171,7 @@ def _factor_findings(
 
 
 def _choice_findings(path: str, match: Match, c: ModelConfig) -> Iterator[Finding]:
-    def finding(constraint: str, remedy: str) -> Finding:
-        row = match.values[0] if len(match.values) == 1 else match.values
-        where = f"{path} ({match})"
-        return Finding(where, row, constraint, remedy, "optimizer", path, match.number, RULES)
-
-    names = ", ".join(OPTIMIZERS)
-    value = match.value
+    finding, value = partial(_finding, path, match, "optimizer", RULES), match.value
     name, *rates = value if isinstance(value, tuple) and value else (value,)
     if len(match.values) > 1 or len(rates) > 1:
         yield finding("has several values", "write a name, or one tuple (name, peak_lr)")
@@ -185,7 +179,7 @@ def _choice_findings(path: str, match: Match, c: ModelConfig) -> Iterator[Findin
     if name not in OPTIMIZERS:
         close = difflib.get_close_matches(str(name), OPTIMIZERS, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        yield finding("is not an optimizer", f"{hint}known: {names}")
+        yield finding("is not an optimizer", f"{hint}known: {', '.join(OPTIMIZERS)}")
     if not all(isinstance(n, int | float) and math.isfinite(n) and n > 0 for n in rates):
         yield finding("its learning rate must be above 0", "write (name, peak_lr), as 0.02")
     if name == "muon" and (why := _no_muon(path, c)):

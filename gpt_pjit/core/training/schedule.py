@@ -1,7 +1,5 @@
 """The learning rate of each step: warm-up, and one of four ways on from there."""
 
-from __future__ import annotations
-
 import optax
 
 from gpt_pjit.config import OptimConfig

@@ -1,7 +1,5 @@
 """The training step: gather once, accumulate unreduced, reduce once, update in place."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,6 +14,7 @@ from gpt_pjit.core.sharding import BATCH_AXES, over_batch_axes
 from gpt_pjit.core.training.schedule import learning_rate
 
 TOKENS = P(BATCH_AXES, None)  # [B, T + 1]
+OfLosses = Callable[[jax.Array], jax.Array]  # of [B, T]
 
 
 class TrainState(NamedTuple):
@@ -39,14 +38,10 @@ def make_train_step(
     Tokens are int32 [B, T + 1]. So are `segments`, the document number of each token, given if
     documents must not see each other.
     """
-    c, schedule = config.model, learning_rate(config.optim)
-    has_dropout = max(c.dropout_residual, c.dropout_attention, c.dropout_embedding) > 0
+    schedule = learning_rate(config.optim)
 
     def train_step(state: TrainState, tokens: jax.Array, segments: jax.Array | None = None):
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step) if has_dropout else None
-        weights = gather(model, state.params)
-        loss, summands = accumulate(model, weights, tokens, segments, key, config.optim)
-        gradient = reduce(model, summands)
+        loss, gradient = gradient_of(config, model, state, tokens, segments)
         with jax.named_scope("optimizer"):
             norm = optax.tree.norm(gradient)
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -59,6 +54,23 @@ def make_train_step(
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return train_step
+
+
+def gradient_of(
+    config: Config,
+    model: Model,
+    state: TrainState,
+    tokens: jax.Array,
+    segments: jax.Array | None,
+    of_losses: OfLosses = lambda nll_BT: nll_BT,
+) -> tuple[jax.Array, Any]:
+    """The mean over predictions of `of_losses`, the losses as they are, and the gradient."""
+    c = config.model
+    has_dropout = max(c.dropout_residual, c.dropout_attention, c.dropout_embedding) > 0
+    key = jax.random.fold_in(jax.random.key(config.seed), state.step) if has_dropout else None
+    weights = gather(model, state.params)
+    mean, summands = accumulate(model, weights, tokens, segments, key, config.optim, of_losses)
+    return mean, reduce(model, summands)
 
 
 def gather(model: Model, params: Any) -> Any:
@@ -78,15 +90,20 @@ def accumulate(
     segments: jax.Array | None,
     key: jax.Array | None,
     c: OptimConfig,
+    of_losses: OfLosses,
 ) -> tuple[jax.Array, Any]:
-    """Mean loss, and each device's float32 summand of its gradient, over all microbatches."""
+    """The mean of `of_losses`, and each device's float32 summand of the gradient of the loss, over
+    all microbatches.
+    """
     n_predictions: Any = tokens.shape[0] * (tokens.shape[1] - 1)
     if segments is not None:  # a batch may hold nothing to predict
         n_predictions = jnp.maximum(jnp.sum(within_documents(segments)), 1)
 
     def one(tokens: jax.Array, segments: jax.Array | None, number: Any) -> tuple[jax.Array, Any]:
         dropout_key = None if key is None else jax.random.fold_in(key, number)
-        return microbatch(model, weights, tokens, segments, dropout_key, n_predictions, c.z_loss)
+        return microbatch(
+            model, weights, tokens, segments, dropout_key, n_predictions, c.z_loss, of_losses
+        )
 
     def add(total: Any, numbered: tuple[jax.Array, jax.Array | None, jax.Array]):
         nll_B, summands = one(*numbered)
@@ -99,7 +116,7 @@ def accumulate(
         nll_B, summands = one(tokens, segments, 0)
         return jnp.sum(nll_B) / n_predictions, summands
     with jax.named_scope("accumulate_gradients"):
-        split = jax.tree.map(lambda rows: _split(rows, c.microbatches), (tokens, segments))
+        split = jax.tree.map(lambda rows: split_rows(rows, c.microbatches), (tokens, segments))
         total = jax.tree.map(zeros, weights, _over_batch_axes(model, "unreduced"))
         total, nll_MB = jax.lax.scan(add, total, (*split, jnp.arange(c.microbatches)))
         return jnp.sum(nll_MB) / n_predictions, total
@@ -113,9 +130,10 @@ def microbatch(
     key: jax.Array | None,
     n_predictions: Any,
     z_loss: float,
+    of_losses: OfLosses,
 ) -> tuple[jax.Array, Any]:
-    """The losses of one microbatch, float32 [B], and float32 summands of the gradient of their
-    sum over `n_predictions`.
+    """`of_losses` of one microbatch, summed by row, float32 [B], and float32 summands of the
+    gradient of the sum of its losses over `n_predictions`.
 
     The gradient is also that of `z_loss`, which keeps logits from drifting (PaLM, Chowdhery et al.,
     2022); the losses leave it out, so that they compare with those of validation.
@@ -129,7 +147,7 @@ def microbatch(
         if segments_BT is not None:
             inside_BT = within_documents(segments_BT)
             nll_BT, loss_BT = nll_BT * inside_BT, loss_BT * inside_BT
-        return loss_BT.sum(axis=-1), nll_BT.sum(axis=-1)
+        return loss_BT.sum(axis=-1), of_losses(nll_BT).sum(axis=-1)
 
     # A vector of losses, not their sum: no collective for a scalar inside the loop.
     _, vjp, nll_B = jax.vjp(losses_of, weights, has_aux=True)
@@ -164,11 +182,18 @@ def update(
         return new if counts else jnp.where(good, new, old)
 
     with jax.named_scope("optimizer"):
-        master = jax.tree.map(jax.reshard, state.params, model.placement.optimizer)
-        updates, opt_state = tx.update(gradient, state.opt_state, master)
+        master, updates, opt_state = updates_of(model, tx, state, gradient)
         master = jax.tree.map(if_good, optax.apply_updates(master, updates), master)
         opt_state = jax.tree.map(if_good, opt_state, state.opt_state)
         return jax.tree.map(jax.reshard, master, model.placement.stored), opt_state
+
+
+def updates_of(
+    model: Model, tx: optax.GradientTransformation, state: TrainState, gradient: Any
+) -> tuple[Any, Any, Any]:
+    """The parameters where the optimizer works, what it adds to them, and its new state."""
+    master = jax.tree.map(jax.reshard, state.params, model.placement.optimizer)
+    return master, *tx.update(gradient, state.opt_state, master)
 
 
 def within_documents(segments: jax.Array) -> jax.Array:
@@ -180,7 +205,7 @@ def _over_batch_axes(model: Model, kind: str) -> Any:
     return jax.tree.map(lambda spec: over_batch_axes(spec, kind=kind), model.placement.compute)
 
 
-def _split(tokens: jax.Array, microbatches: int) -> jax.Array:
+def split_rows(tokens: jax.Array, microbatches: int) -> jax.Array:
     """[B, T + 1] to [m, B / m, T + 1]: row r goes to microbatch r % m, so no row moves."""
     batch, length = tokens.shape
     spec = P(BATCH_AXES, None, None)

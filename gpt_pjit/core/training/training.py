@@ -3,10 +3,9 @@
 A run and an ahead-of-time compile both take the step and its shardings from here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ from gpt_pjit.config import Config
 from gpt_pjit.core.errors import ConfigError, Problem, nearest_multiples
 from gpt_pjit.core.model import Model, build_model, init_params, param_shapes
 from gpt_pjit.core.sharding import AXES, BATCH_AXES, optimizer_specs
+from gpt_pjit.core.training.depth import make_depth
 from gpt_pjit.core.training.optimizer import make_optimizer
 from gpt_pjit.core.training.step import TOKENS, TrainState, make_train_step
 
@@ -33,6 +33,7 @@ class Training:
     tokens: jax.ShapeDtypeStruct
     init: Callable[[jax.Array], TrainState]
     train_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+    depth: Callable[..., dict[str, Any]]
 
     @property
     def mesh(self) -> Mesh:
@@ -73,6 +74,7 @@ def build_training(config: Config, mesh: Mesh) -> Training:
             out_shardings=(shardings, NamedSharding(mesh, P())),
             donate_argnums=0,
         ),
+        depth=jax.jit(make_depth(config, model, tx), out_shardings=NamedSharding(mesh, P())),
     )
 
 

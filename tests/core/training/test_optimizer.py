@@ -90,7 +90,8 @@ def test_others_are_those_of_optax(name):
         np.testing.assert_allclose(update, dict(paths_and_leaves(wanted[0]))[path], rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", [pytest.param("lion", marks=pytest.mark.slow), "adafactor"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LIBRARY)
 def test_losses_and_state_on_a_mesh(name):
     sizes = {"d_model": 128, "d_ff": 128, "n_layers": 1}
     config = tiny(model=sizes, optim={"rules": ((".*", name),), "warmup_steps": 1})
@@ -169,6 +170,7 @@ def test_a_frozen_block_does_not_move_and_the_rest_does():
             assert moved.any(), path
 
 
+@pytest.mark.slow  # of two programs, whose bits agree where both are optimised
 def test_the_learning_rate_is_multiplied():
     half = updates_of(tiny(optim={"lr_rules": (("embed/.*", 0.5), ALL)}), steps=1)[0]
     full = updates_of(tiny(), steps=1)[0]

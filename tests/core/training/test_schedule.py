@@ -35,6 +35,7 @@ def test_warm_up_peak_and_decay(name, decay):
     np.testing.assert_allclose(found[100 - decay :], 1e-3 * (0.2 + 0.8 * left), rtol=1e-6)
 
 
+@pytest.mark.slow  # of two programs, whose bits agree where both are optimised
 def test_steps_before_the_decay_do_not_depend_on_the_length_of_the_run():
     runs = [
         schedule("wsd", decay_steps=20),

@@ -1,17 +1,19 @@
 """Equal losses on every mesh and layout, precision, accumulation, placement of the state."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_pjit.core.model import Model, attention, dropout
+from gpt_pjit.core.model import Model, blocks, dropout
 from gpt_pjit.core.model.gpt import SAVED
 from gpt_pjit.core.sharding import LAYOUTS, axes_of, paths_and_leaves
 from tests.helpers import (
     BLOCKS,
+    equations,
     load_config,
     program_on,
     random_tokens,
@@ -21,7 +23,7 @@ from tests.helpers import (
 )
 
 STEPS = 5
-MESHES = [(1, 8, 1), (1, 4, 2), (1, 2, 4), (1, 32, 1)]
+MESHES = [(1, 8, 1), (1, 4, 2), (1, 2, 4), (1, 32, 1), (2, 2, 2)]
 
 
 def with_dropout(block="alibi", layout="zero", **optim):
@@ -39,19 +41,24 @@ def on_one_device(config):
 
 
 QUICK = {  # all others are slow
-    ("alibi", "zero", (1, 8, 1)),
     ("alibi", "zero", (1, 4, 2)),
     ("llama", "fsdp", (1, 2, 4)),  # 2 heads of keys and values on 4 devices
 }
 
 
+# Every layout on every mesh, with the blocks in turn.
+SLOW = {
+    (block, *pair)
+    for block, pair in zip(
+        itertools.cycle(BLOCKS), itertools.product(LAYOUTS, MESHES), strict=False
+    )
+}
+
+
 def marks_of(case):
-    """Of the modern blocks, only these run on every mesh each time."""
     if case in QUICK:
         return []
-    block, _, shape = case
-    often = block in ("alibi", "llama", "nanochat") or shape in [(1, 4, 2), (2, 2, 2)]
-    return [pytest.mark.slow] if often else [pytest.mark.slow, pytest.mark.long]
+    return [pytest.mark.slow] if case in SLOW else [pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.mark.parametrize(
@@ -60,9 +67,9 @@ def marks_of(case):
         pytest.param(*case, marks=marks_of(case))
         for block in BLOCKS
         for layout in LAYOUTS
-        for shape in MESHES + [(2, 2, 2)] * (block != "alibi")
+        for shape in MESHES
         for case in [(block, layout, shape)]
-        if block == "alibi" or layout == "fsdp" or shape == (2, 2, 2) or case in QUICK
+        if block == "alibi" or layout == "fsdp" or shape == (2, 2, 2) or case in SLOW
     ],
     ids=str,
 )
@@ -75,6 +82,21 @@ def test_losses_are_equal_on_every_mesh_and_layout(block, layout, shape):
         wanted = [metrics[name] for metrics in expected]
         np.testing.assert_allclose([m[name] for m in history], wanted, rtol=0, atol=1e-5)
     assert int(state.step) == STEPS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("block", "shape"),
+    [("llama", (2, 2, 2)), ("alibi", (1, 4, 2)), ("nanochat", (1, 2, 4))],
+    ids=str,
+)
+def test_the_attention_kernel_gives_the_losses_of_the_plain_form(block, shape):
+    plain = with_dropout(block)
+    expected, config = on_one_device(plain), with_fields(plain, {"model.attention": "kernel"})
+    _, history = run_steps(config, program_on(config, shape), STEPS)
+    for name in ("train/loss", "train/grad_norm"):
+        wanted = [metrics[name] for metrics in expected]
+        np.testing.assert_allclose([m[name] for m in history], wanted, rtol=0, atol=1e-5)
 
 
 def test_z_loss_is_in_the_gradient_and_not_in_the_loss():
@@ -101,7 +123,7 @@ def test_every_dropout_draw_has_its_own_key_and_the_same_one_again(monkeypatch):
         )
         return draw_mask(key, *arguments)
 
-    for module in (attention, dropout):
+    for module in (blocks, dropout):
         monkeypatch.setattr(module, "draw_mask", recording)
 
     def keys_of(seed):
@@ -121,7 +143,7 @@ def test_every_dropout_draw_has_its_own_key_and_the_same_one_again(monkeypatch):
 def test_accumulation_over_microbatches_equals_one_batch():
     results = []
     for microbatches in (1, 4):
-        config = tiny(optim={"microbatches": microbatches})
+        config = tiny(model={"n_layers": 1}, optim={"microbatches": microbatches})
         _, history = run_steps(config, program_on(config, (1, 4, 1)), STEPS)
         results.append([list(metrics.values()) for metrics in history])
     np.testing.assert_allclose(results[1], results[0], atol=1e-5)
@@ -176,7 +198,8 @@ def test_decay_and_schedule():
     config = tiny(optim={"warmup_steps": 0, "peak_lr": 0.5})
     params = jax.tree.map(lambda s: jnp.ones(s.shape), param_shapes(config.model, 32))
     tx = make_optimizer(config, params)
-    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = jax.jit(tx.update)(zeros, tx.init(params), params)
     for path, update in paths_and_leaves(updates):
         expected = -0.05 if path.endswith(("kernel", "embedding")) else 0.0
         np.testing.assert_allclose(update, expected, atol=1e-7, err_msg=path)
@@ -187,25 +210,13 @@ NAMED = {"scores", "softmax", "weights_logsumexp", "logits", "logsumexp"}
 NAMED |= {"norm_mean", "norm_square", "rotation"}
 
 
-def equations(jaxpr):
-    for equation in jaxpr.eqns:
-        yield equation
-        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=is_jaxpr):
-            if is_jaxpr(value):
-                yield from equations(getattr(value, "jaxpr", value))
-
-
-def is_jaxpr(value):
-    return hasattr(value, "eqns") or hasattr(value, "jaxpr")
-
-
 def narrow_tensors(config):
     """Names of the tensors of NAMED, and of accumulators and state, that are not float32."""
     program = program_on(config, (1, 4, 2))
     with jax.set_mesh(program.mesh):
         jaxpr = jax.make_jaxpr(program.train_step)(program.state, program.tokens)
     seen, narrow = set(), set()
-    for equation in equations(jaxpr.jaxpr):
+    for _, equation in equations(jaxpr.jaxpr):
         if equation.primitive.name == "name":
             seen.add(equation.params["name"])
             if equation.params["name"] in NAMED and equation.outvars[0].aval.dtype != jnp.float32:
@@ -239,7 +250,7 @@ def test_what_must_be_float32_is(block):
 @pytest.mark.parametrize(
     ("module", "caught"),
     [
-        ("attention", {"scores"}),
+        ("blocks", {"scores"}),
         ("loss", {"logits", "logsumexp"}),
         ("layers", {"norm_mean", "norm_square"}),
         ("positions", {"rotation"}),
@@ -265,7 +276,7 @@ def test_matrix_products_take_bfloat16(block):
     program = program_on(bfloat16(block), (1, 1, 1))
     with jax.set_mesh(program.mesh):
         jaxpr = jax.make_jaxpr(program.train_step)(program.state, program.tokens)
-    products = [e for e in equations(jaxpr.jaxpr) if is_matrix_product(e)]
+    products = [e for _, e in equations(jaxpr.jaxpr) if is_matrix_product(e)]
     assert len(products) > 20
     wide = [e for e in products if any(v.aval.dtype != jnp.bfloat16 for v in e.invars)]
     assert not wide, wide
@@ -282,33 +293,43 @@ def is_matrix_product(equation):
     )
 
 
-def _slow(*case):
-    return pytest.param(*case, marks=pytest.mark.slow)
-
-
 # Every dimension that a config can make 1, on meshes that would split it.
 ONES = [
     ({}, {"batch_size": 1}, {}, (1, 1, 1)),
     ({}, {"batch_size": 4}, {"microbatches": 4}, (1, 1, 1)),
-    _slow({}, {"batch_size": 8}, {}, (1, 8, 1)),
+    ({}, {"batch_size": 8}, {}, (1, 8, 1)),
     ({}, {"batch_size": 8}, {"microbatches": 4}, (2, 1, 2)),
-    _slow({}, {"batch_size": 4, "sequence_length": 2}, {}, (1, 4, 2)),
+    ({}, {"batch_size": 4, "sequence_length": 2}, {}, (1, 4, 2)),
     ({"n_heads": 1, "d_ff": 1}, {"batch_size": 4}, {}, (1, 4, 1)),
-    _slow({"n_layers": 1, "vocab_size": 4}, {"batch_size": 4}, {}, (1, 1, 4)),
+    ({"n_layers": 1, "vocab_size": 4}, {"batch_size": 4}, {}, (1, 1, 4)),
     ({"n_heads": 1, "d_model": 1, "d_ff": 1, "vocab_size": 2}, {"batch_size": 1}, {}, (1, 1, 1)),
 ]
 DROPOUTS = {"dropout_attention": 0.1, "dropout_residual": 0.1}
-KINDS = [
-    {"n_layers": 1},
-    pytest.param({"bias": "all", "positions": "learned"}, marks=pytest.mark.slow),
-    pytest.param({"scan_layers": False}, marks=pytest.mark.slow),
-    pytest.param({"dtype": "bfloat16", "remat": "full"} | DROPOUTS, marks=pytest.mark.slow),
-]
+KINDS = {
+    "plain": {"n_layers": 1},
+    "optional": {"bias": "all", "positions": "learned"},
+    "unrolled": {"scan_layers": False},
+    "bfloat16": {"dtype": "bfloat16", "remat": "full"} | DROPOUTS,
+}
 
 
-@pytest.mark.parametrize(("model", "data", "optim", "shape"), ONES, ids=str)
-@pytest.mark.parametrize("kind", KINDS, ids=["plain", "optional", "unrolled", "bfloat16"])
-def test_shapes_of_size_1_train(model, data, optim, shape, kind):
+def marks_of_one(place, kind):
+    """Some plain ones are quick; and every shape is trained with one of the others, in turn."""
+    if kind == "plain":
+        return [pytest.mark.slow] * (place in (2, 4, 6))
+    often = kind == list(KINDS)[1 + place % 3]
+    return [pytest.mark.slow] if often else [pytest.mark.slow, pytest.mark.long]
+
+
+@pytest.mark.parametrize(
+    ("kind", "model", "data", "optim", "shape"),
+    [
+        pytest.param(kind, *case, marks=marks_of_one(place, name), id=f"{name}-{case}")
+        for name, kind in KINDS.items()
+        for place, case in enumerate(ONES)
+    ],
+)
+def test_shapes_of_size_1_train(kind, model, data, optim, shape):
     config = tiny(model=kind | model, data=data, optim=optim, partition={"layout": "fsdp"})
     _, one = run_steps(config, program_on(config, shape), 1)
     assert np.isfinite(one[0]["train/loss"])
@@ -341,8 +362,9 @@ MUON = pytest.param(((r"blocks/.*/kernel", "muon"), (".*", "adamw")), marks=pyte
 
 @pytest.mark.parametrize("rules", [(), MUON], ids=["adamw", "muon"])
 @pytest.mark.parametrize("bad", ["loss", pytest.param("gradient", marks=pytest.mark.slow)])
-def test_a_step_that_is_not_finite_changes_only_the_counters(monkeypatch, bad, rules):
-    """On two meshes alike; the step after it trains on."""
+@pytest.mark.parametrize("shape", [(1, 4, 2), pytest.param((1, 1, 1), marks=pytest.mark.slow)])
+def test_a_step_that_is_not_finite_changes_only_the_counters(monkeypatch, shape, bad, rules):
+    """The step after it trains on."""
     losses = Model.losses
 
     def losses_with_nan(model, weights, tokens, targets, *rest):
@@ -355,25 +377,24 @@ def test_a_step_that_is_not_finite_changes_only_the_counters(monkeypatch, bad, r
 
     monkeypatch.setattr(Model, "losses", losses_with_nan)
     config = tiny(optim={"rules": rules})
-    for shape in ((1, 1, 1), (1, 4, 2)):
-        program = program_on(config, shape)
-        with jax.set_mesh(program.mesh):
-            states, metrics = [program.init(jax.random.key(1))], []
-            for step, poisoned in enumerate([False, True, False]):
-                tokens = np.where((found := random_tokens(config, step)) == 7, 8, found)
-                tokens[3, 5] = 7 if poisoned else 8
-                before = jax.tree.map(jnp.copy, states[-1])  # the step donates its input
-                placed = jax.device_put(tokens, program.tokens.sharding)
-                state, found = program.train_step(before, placed)
-                states.append(state)
-                metrics.append(jax.device_get(found))
-        finite = [bool(np.isfinite(m["train/loss"] + m["train/grad_norm"])) for m in metrics]
-        assert finite == [True, False, True]
-        assert np.isnan(metrics[1]["train/loss"]) == (bad == "loss")
-        for path, old in paths_and_leaves(states[1]):
-            new = dict(paths_and_leaves(states[2]))[path]
-            if np.issubdtype(old.dtype, np.integer):
-                assert new == old + 1, path
-            else:
-                assert np.array_equal(new, old), path
-        assert not np.array_equal(*(s.params["embed"]["embedding"] for s in states[2:]))
+    program = program_on(config, shape)
+    with jax.set_mesh(program.mesh):
+        states, metrics = [program.init(jax.random.key(1))], []
+        for step, poisoned in enumerate([False, True, False]):
+            tokens = np.where((found := random_tokens(config, step)) == 7, 8, found)
+            tokens[3, 5] = 7 if poisoned else 8
+            before = jax.tree.map(jnp.copy, states[-1])  # the step donates its input
+            placed = jax.device_put(tokens, program.tokens.sharding)
+            state, found = program.train_step(before, placed)
+            states.append(state)
+            metrics.append(jax.device_get(found))
+    finite = [bool(np.isfinite(m["train/loss"] + m["train/grad_norm"])) for m in metrics]
+    assert finite == [True, False, True]
+    assert np.isnan(metrics[1]["train/loss"]) == (bad == "loss")
+    for path, old in paths_and_leaves(states[1]):
+        new = dict(paths_and_leaves(states[2]))[path]
+        if np.issubdtype(old.dtype, np.integer):
+            assert new == old + 1, path
+        else:
+            assert np.array_equal(new, old), path
+    assert not np.array_equal(*(s.params["embed"]["embedding"] for s in states[2:]))
