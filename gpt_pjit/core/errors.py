@@ -1,7 +1,5 @@
 """Exit codes, and how mistakes in a user's input are reported."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

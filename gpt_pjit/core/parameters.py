@@ -5,8 +5,6 @@ parameter is initialised is in its module. A config may have its own sharding ta
 tuples.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from gpt_pjit.config import ModelConfig
@@ -88,7 +86,6 @@ NORM_BIASES = (
 
 
 def parameter_table(c: ModelConfig) -> tuple[Parameter, ...]:
-    """The rows of the parameters that a model of `c` has."""
     grouped = c.n_kv_heads not in (0, c.n_heads)
     table = [EMBED, *(GROUPED_HEADS if grouped else HEADS), *PROJECTIONS]
     table += [GATE] * (c.activation == "swiglu")

@@ -12,8 +12,6 @@ muP (Yang et al., 2022) keeps the updates of every activation the same size at a
 Scores are 1 / K of queries times keys, not 1 / sqrt(K), K being the size of a head.
 """
 
-from __future__ import annotations
-
 from ml_collections import ConfigDict
 
 from gpt_pjit.core.parameters import MATRIX, Parameter, parameter_table

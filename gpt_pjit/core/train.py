@@ -1,8 +1,7 @@
 """The run: from a config to a trained model in a workdir. The loop, and only the loop."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,10 @@ from gpt_pjit.core.errors import EXIT_DONE, ConfigError, Problem
 from gpt_pjit.core.model import Model, count_params
 from gpt_pjit.core.runtime import (
     Origin,
+    Profiler,
     StepLog,
     StopRequested,
+    Timeline,
     Watch,
     all_or_none,
     check_agreement,
@@ -25,15 +26,14 @@ from gpt_pjit.core.runtime import (
     check_same_data,
     code_facts,
     entries_of,
-    finished_steps,
     from_process_0,
     global_batch,
     has_begun,
     local_rows,
-    note_finished,
-    note_saved,
+    note,
     only_trainer,
     open_workdir,
+    planned_step,
     pod_devices,
     read_run,
     record_start,
@@ -55,82 +55,227 @@ from gpt_pjit.core.training import (
     Training,
     TrainState,
     build_training,
+    depth_metrics,
     validation_metrics,
     warmup_steps,
 )
 
-Prepare = Callable[[Config, Path], object]
-Sample = Callable[[Model, Any, Config, Tokenizer], str]
+
+@dataclass(frozen=True)
+class Tools:
+    """What a run borrows from tools: the core imports none.
+
+    `prepare(config, folder)` tokenises `data.text` into a set in `folder`, unless it exists.
+    `sample(model, params, config, tokenizer)` returns each prompt and the text after it.
+    `track(config, workdir)` makes the trackers that get the metrics too.
+    `tasks(model, tokenizer, config, ticking)` prepares `eval.tasks`, and returns what scores
+    parameters on them: their metrics, on process 0. Its work is given to `ticking` in pieces.
+    """
+
+    prepare: Callable[[Config, Path], object]
+    sample: Callable[[Model, Any, Config, Tokenizer], list[tuple[str, str]]]
+    track: Callable[[Config, Path], Sequence[Any]] = lambda config, workdir: ()
+    tasks: Callable[..., Callable[[Any], dict[str, float]]] = lambda *_: lambda params: {}
 
 
 def train(
     config: Config,
     workdir: Path,
-    prepare: Prepare,
-    sample: Sample,
+    tools: Tools,
     origin: Origin | None = None,
     allowed: Collection[str] = (),
+    plans: Collection[Path] = (),
+    profile: range = range(0),
 ) -> int:
     """Trains, or continues where `workdir` left off; returns the exit code.
 
     A new run may begin from a step of another, `origin`. One that resumes may differ from what it
-    was in the fields that are `allowed`.
-
-    The core imports no tool, so two of their functions are passed in: `prepare(config, folder)`
-    tokenises `data.text` into a set in `folder`, unless it exists, and `sample(model, params,
-    config, tokenizer)` returns the text printed at the end.
+    was in the fields that are `allowed`. A step is compared with its plan, if the record of it is
+    among `plans`. The steps of `profile` are traced.
     """
-    sizes = config.mesh
+    timeline, sizes = Timeline(), config.mesh
     shape = mesh_shape(sizes.replica, sizes.data, sizes.tensor, jax.device_count())
     training = build_training(config, make_mesh(shape, pod_devices()))
     with Watch(config.log.patience) as watch:
         check_agreement({"--from": str(origin)})
         origin = open_workdir(workdir, config, origin, allowed)
         with only_trainer(workdir):
-            data = _open_data(config, workdir, prepare)
+            data = _open_data(config, workdir, tools.prepare)
             check_agreement(_facts(config, data))
             with all_or_none():
                 check_same_data(workdir, data.identity(), origin)
             with jax.set_mesh(training.mesh):
-                return _run(config, workdir, training, data, watch, sample, origin)
+                run = _Run(config, workdir, training, data, watch, tools)
+                return run.to_the_end(origin, timeline, plans, profile)
 
 
-def _run(
-    config: Config,
-    workdir: Path,
-    training: Training,
-    data: TrainingData,
-    watch: Watch,
-    sample: Sample,
-    origin: Origin | None,
-) -> int:
-    total = config.optim.steps
-    checkpoints = workdir / "checkpoints"
-    checkpointer = Checkpointer(checkpoints, config.checkpoint.keep, partial(note_saved, workdir))
-    looks = jax.process_index() == 0  # the others may not yet see what it sees
-    if from_process_0(looks and finished_steps(workdir) == total in saved_steps(checkpoints)):
-        say(f"this run is finished: {workdir} holds all {total} steps")
+class _Run:
+    """A run that has its workdir and its data."""
+
+    log: StepLog
+    tokenizer: Tokenizer
+    score: Callable[[Any], dict[str, float]]
+
+    def __init__(
+        self,
+        config: Config,
+        workdir: Path,
+        training: Training,
+        data: TrainingData,
+        watch: Watch,
+        tools: Tools,
+    ):
+        self.config, self.workdir, self.training, self.data = config, workdir, training, data
+        self.watch, self.tools = watch, tools
+        self.total = config.optim.steps
+        directory, keep = workdir / "checkpoints", config.checkpoint.keep
+        self.checkpointer = Checkpointer(directory, keep, self.note_saved)
+        tokens = training.tokens
+        self.rows = local_rows(tokens.sharding, tokens.shape)
+
+    def to_the_end(
+        self,
+        origin: Origin | None,
+        timeline: Timeline,
+        plans: Collection[Path],
+        profile: range,
+    ) -> int:
+        config, workdir, training, total = self.config, self.workdir, self.training, self.total
+        looks = jax.process_index() == 0  # the others may not yet see what it sees
+        saved = saved_steps(workdir / "checkpoints") if looks else ()
+        finished = read_run(workdir)[1].get("finished") if looks else None
+        if from_process_0(finished == total in saved):
+            say(f"this run is finished: {workdir} holds all {total} steps")
+            return EXIT_DONE
+        timeline.end("prepare")
+        with self.watch.slow():
+            state, start = _first_state(config, workdir, training, self.checkpointer, origin)
+        timeline.end("restore")
+        self.tokenizer = self.data.tokenizer()
+        if config.eval.tasks:
+            ticking = partial(self.watch.ticking, slow=True)
+            with all_or_none():
+                self.score = self.tools.tasks(training.model, self.tokenizer, config, ticking)
+        walk = _record(config, workdir, self.data, self.tokenizer, start, origin)
+        _describe(config, training, self.data, start)
+        n_params = count_params(training.state.params)
+        planned = planned_step(plans, config, training.mesh.shape, n_params)
+        trackers = partial(self.tools.track, config, workdir)
+        self.log = StepLog(
+            config, workdir, n_params, start, timeline, self.watch, planned, trackers
+        )
+        with self.log as log:
+            profiler = Profiler(workdir, profile, log.pause)
+            state, step, whole = self.steps(state, start, walk, profiler)
+            log.progress.close()
+            with log.pause("save", step):
+                self.checkpointer.close()
+            self.watch.saved()
+            if len(self.data.splits) > 1:
+                say("examples by set:\n" + self.data.proportions(walk, step))
+            if step == total and whole and config.sample.tokens:
+                for prompt, text in self.write_samples(step, state):
+                    say(f"sample:\n{prompt}{text}\n")
+        if step < total or not whole:
+            say(f"stopped and saved at step {step}; the same command resumes there")
+            return self.watch.code
+        note(workdir, finished=step)
+        say(f"finished: metrics, checkpoints and run.json are in {workdir}")
         return EXIT_DONE
-    with watch.slow():
-        state, start = _first_state(config, workdir, training, checkpointer, origin)
-    walk = _record(config, workdir, data, start, origin)
-    _describe(config, training, data, start)
-    state, step = _loop(config, workdir, training, data, checkpointer, watch, state, start, walk)
-    checkpointer.close()
-    watch.saved()
-    if len(data.splits) > 1:
-        say("examples by set:\n" + data.proportions(walk, step))
-    if step < total:
-        say(f"stopped and saved at step {step}; the same command resumes there")
-        return watch.code
-    if config.sample.tokens:
-        say(sample(training.model, state.params, config, data.tokenizer()))
-    note_finished(workdir, step)
-    say(f"finished: metrics, checkpoints and run.json are in {workdir}")
-    return EXIT_DONE
+
+    def steps(
+        self, state: TrainState, start: int, walk: Walk, profiler: Profiler
+    ) -> tuple[TrainState, int, bool]:
+        """The loop: from step `start` to the end or to a signal; returns the state, the steps done,
+        and whether all that is due after the last of them is done too.
+        """
+        config, log, training, watch = self.config, self.log, self.training, self.watch
+        sharding, size = training.tokens.sharding, config.data.batch_size
+        step, whole = start, True
+        with jax.transfer_guard("disallow"):
+            try:
+                if start:  # a kill may have come after that step was saved
+                    self.look_at(start, state, log.written)
+                batches = train_batches(self.data, config, self.rows, start, walk)
+                for step, batch in enumerate(log.waiting(batches), start + 1):
+                    profiler.before(step, watch.profile_asked())
+                    with watch.on_devices():
+                        with log.pace.part("dispatch"):
+                            found = (batch.tokens, batch.segments)
+                            arrays = global_batch(sharding, found, size)
+                        if _is_due(step, config.log.depth_every):
+                            self.look_into(step, state, arrays)
+                        with log.pace.part("dispatch"):
+                            state, metrics = training.train_step(state, *arrays)
+                        log.push(step, metrics)
+                    self.checkpointer.poll()
+                    if _is_due(step, config.checkpoint.every) or step == self.total:
+                        self.save(step, state)
+                    self.look_at(step, state)
+                    if watch.tick():
+                        break
+            except StopRequested:  # in a validation or a task: the next start makes up for it
+                whole = False
+            profiler.finish(step)
+            if step != self.checkpointer.last:
+                self.save(step, state)
+        return state, step, whole
+
+    def look_at(self, step: int, state: TrainState, written: Collection[str] = ()) -> None:
+        """Measures and writes what is due after a step, but for the metrics that are `written`."""
+        c, last = self.config, step == self.total
+        validates = self.data.held_out_tokens and (last or _is_due(step, c.eval.every))
+        if validates and "validation" not in written:
+            self.validate(step, state)
+        evaluates = c.eval.tasks and (last or _is_due(step, c.eval.tasks_every))
+        if evaluates and "evaluation" not in written:
+            self.evaluate(step, state)
+        if c.sample.tokens and _is_due(step, c.sample.every) and not last:
+            self.write_samples(step, state)
+
+    def save(self, step: int, state: TrainState) -> None:
+        with self.log.pause("save", step), self.watch.slow():
+            self.checkpointer.save(step, state)
+
+    def note_saved(self, step: int) -> None:
+        note(self.workdir, saved=step)
+        self.log.cells.saved(step)
+
+    def validate(self, step: int, state: TrainState) -> None:
+        data, watch = self.data, self.watch
+        batches = held_out_batches(data, self.config, self.rows)
+        ticking = {name: watch.ticking(of_set) for name, of_set in batches.items()}
+        size, per_byte = self.config.data.batch_size, data.held_out_tokens / data.held_out_bytes
+        with self.log.pause("validation", step), watch.slow():
+            model = self.training.model
+            found = validation_metrics(model, state.params, ticking, size, per_byte)
+            self.log.write("validation", step, found)
+
+    def evaluate(self, step: int, state: TrainState) -> None:
+        guard = jax.transfer_guard("allow")
+        with self.log.pause("evaluation", step), self.watch.slow(), guard:
+            self.log.write("evaluation", step, self.score(state.params))
+
+    def look_into(self, step: int, state: TrainState, arrays: list[Any]) -> None:
+        with self.log.pause("depth", step - 1), self.watch.slow():
+            found = self.training.depth(state, *arrays)
+            self.log.writer.write(step, depth_metrics(found))
+
+    def write_samples(self, step: int, state: TrainState) -> list[tuple[str, str]]:
+        guard = jax.transfer_guard("allow")
+        with self.log.pause("sample", step), self.watch.slow(), guard:
+            model = self.training.model
+            texts = self.tools.sample(model, state.params, self.config, self.tokenizer)
+            self.log.writer.write_samples(step, texts)
+        return texts
 
 
-def _open_data(config: Config, workdir: Path, prepare: Prepare) -> TrainingData:
+def _is_due(step: int, every: int) -> bool:
+    """Whether something happens after this step; never if `every` is 0."""
+    return every > 0 and step % every == 0
+
+
+def _open_data(config: Config, workdir: Path, prepare: Callable[..., object]) -> TrainingData:
     """Opens the data; process 0 first tokenises the text if necessary, while the others wait."""
     folder = workdir / "data"
     with all_or_none():
@@ -175,10 +320,15 @@ def _first_state(
 
 
 def _record(
-    config: Config, workdir: Path, data: TrainingData, start: int, origin: Origin | None
+    config: Config,
+    workdir: Path,
+    data: TrainingData,
+    tokenizer: Tokenizer,
+    start: int,
+    origin: Origin | None,
 ) -> Walk:
     """Records this start in `run.json`; returns how the run reads its data from here on."""
-    sets, tokenizer, entries = data.fingerprints(), data.tokenizer(), {}
+    sets, entries = data.fingerprints(), {}
     with all_or_none():
         before, record = read_run(workdir)
         if origin and not has_begun(record):
@@ -196,64 +346,6 @@ def _record(
     entries |= {"walks": told}
     record_start(workdir, config, data.identity(), content, start, entries)
     return walk
-
-
-def _loop(
-    config: Config,
-    workdir: Path,
-    training: Training,
-    data: TrainingData,
-    checkpointer: Checkpointer,
-    watch: Watch,
-    state: TrainState,
-    start: int,
-    walk: Walk,
-) -> tuple[TrainState, int]:
-    """Trains from step `start` to the end or to a signal; returns the state and the steps done."""
-    model, tokens, total = training.model, training.tokens, config.optim.steps
-    size = config.data.batch_size
-    rows = local_rows(tokens.sharding, tokens.shape)
-    log = StepLog(config, workdir, count_params(state.params), start)
-
-    def save(step: int) -> None:
-        with log.pause(step), watch.slow():
-            checkpointer.save(step, state)
-
-    def validate(step: int) -> None:
-        batches = held_out_batches(data, config, rows)
-        per_byte = data.held_out_tokens / data.held_out_bytes
-        with log.pause(step), watch.slow():
-            found = validation_metrics(model, state.params, watch.ticking(batches), size, per_byte)
-            log.write(step, found)
-
-    def validation_is_due(step: int) -> bool:
-        due = step % config.eval.every == 0 or step == total
-        return due and data.held_out_tokens > 0
-
-    step = start
-    with jax.transfer_guard("disallow"):
-        try:
-            if start and validation_is_due(start) and not log.validated:
-                validate(start)  # a kill came after that step was saved
-            batches = train_batches(data, config, rows, start, walk)
-            for step, batch in enumerate(log.waiting(batches), start + 1):
-                with watch.on_devices():
-                    arrays = global_batch(tokens.sharding, (batch.tokens, batch.segments), size)
-                    state, metrics = training.train_step(state, *arrays)
-                    log.push(step, metrics)
-                checkpointer.poll()
-                if step % config.checkpoint.every == 0 or step == total:
-                    save(step)
-                if validation_is_due(step):
-                    validate(step)
-                if watch.tick():
-                    break
-        except StopRequested:  # in a validation, which the next start makes up for
-            pass
-        if step != checkpointer.last:
-            save(step)
-    log.close()
-    return state, step
 
 
 def _describe(config: Config, training: Training, data: TrainingData, start: int) -> None:

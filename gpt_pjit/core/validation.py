@@ -1,7 +1,5 @@
 """Every rule that a config must satisfy before anything is built; reports all problems at once."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import re
@@ -17,6 +15,7 @@ CHOICES = {
     "model.activation": ("gelu", "gelu_tanh", "relu", "relu2", "swiglu"),
     "model.bias": ("none", "qkv", "all"),
     "model.dtype": ("bfloat16", "float32"),
+    "model.attention": ("auto", "plain", "kernel"),
     "model.remat": ("none", "selective", "full"),
     "data.validation_split": ("documents", "tail"),
     "optim.schedule": ("cosine", "wsd", "linear", "constant"),
@@ -42,10 +41,14 @@ AT_LEAST = {
     "optim.microbatches": 1,
     "eval.every": 1,
     "eval.batches": 0,
+    "eval.tasks_every": 0,
+    "eval.tasks_limit": 0,
     "checkpoint.every": 1,
     "checkpoint.keep": 1,
     "log.every": 1,
+    "log.depth_every": 0,
     "sample.tokens": 0,
+    "sample.every": 0,
     "seed": 0,
 }
 MOST_HEADS = 2**16  # whose divisors are soon listed
@@ -89,8 +92,7 @@ def _single_fields(flat: dict[str, Any]) -> Iterator[Problem]:
             yield Problem(name, flat[name], "unknown choice", f"use one of {', '.join(choices)}")
     for name, least in AT_LEAST.items():
         if flat[name] < least:
-            remedy = f"try {least}" if least else "0 turns it off"
-            yield Problem(name, flat[name], f"must be at least {least}", remedy)
+            yield Problem(name, flat[name], f"must be at least {least}", f"try {least}")
     for name, value in flat.items():
         if isinstance(value, float) and not math.isfinite(value):
             yield Problem(name, value, "must be finite", "give a finite number")
@@ -99,19 +101,14 @@ def _single_fields(flat: dict[str, Any]) -> Iterator[Problem]:
             yield Problem(name, flat[name], "must be above 0", "config.py has its default")
     for name in FRACTIONS:
         if math.isfinite(flat[name]) and not 0 <= flat[name] < 1:
-            yield Problem(
-                name, flat[name], "must be in [0, 1)", "give a fraction, not a percentage"
-            )
+            remedy = "give a fraction, not a percentage"
+            yield Problem(name, flat[name], "must be in [0, 1)", remedy)
     if flat["seed"] >= 2**63:
         yield Problem("seed", flat["seed"], "must be below 2**63", "try 0")
     final = flat["optim.final_lr_fraction"]
     if math.isfinite(final) and not 0 <= final <= 1:
-        yield Problem(
-            "optim.final_lr_fraction",
-            final,
-            "must be in [0, 1]",
-            "0.1 ends the decay at 10 % of peak_lr",
-        )
+        remedy = "0.1 ends the decay at 10 % of peak_lr"
+        yield Problem("optim.final_lr_fraction", final, "must be in [0, 1]", remedy)
 
 
 def _too_large(config: Config) -> Iterator[Problem]:
@@ -136,13 +133,11 @@ def _mesh(config: Config) -> Iterator[Problem]:
     sizes = {f"mesh.{axis}": getattr(config.mesh, axis) for axis in ("replica", "data", "tensor")}
     for name, size in sizes.items():
         if size < 1 and size != -1:
-            yield Problem(
-                name, size, "must be a positive size or -1", "-1 takes all remaining devices"
-            )
+            remedy = "-1 takes all remaining devices"
+            yield Problem(name, size, "must be a positive size or -1", remedy)
     if list(sizes.values()).count(-1) > 1:
-        yield Problem(
-            "mesh", tuple(sizes.values()), "more than one axis is -1", "give all but one a size"
-        )
+        given = tuple(sizes.values())
+        yield Problem("mesh", given, "more than one axis is -1", "give all but one a size")
 
 
 def block_problems(c: ModelConfig) -> Iterator[Problem]:
@@ -171,9 +166,8 @@ def block_problems(c: ModelConfig) -> Iterator[Problem]:
         yield Problem("model.windows", c.windows, "must be numbers of keys", remedy)
     elif c.windows and c.n_layers % len(c.windows):
         constraint = f"has {len(c.windows)} entries, which do not divide {c.n_layers} layers"
-        yield Problem(
-            "model.windows", c.windows, constraint, "write one for each layer of a period"
-        )
+        remedy = "write one for each layer of a period"
+        yield Problem("model.windows", c.windows, constraint, remedy)
     if not all(map(_is_factor, c.init_rules)):
         constraint = "must be pairs of a regex and a factor of at least 0"
         remedy = "for example (('blocks/.*/kernel', 0.5), ('.*', 1.0))"
@@ -183,7 +177,7 @@ def block_problems(c: ModelConfig) -> Iterator[Problem]:
 def _is_factor(row: Any) -> bool:
     if not isinstance(row, tuple) or len(row) != 2 or not isinstance(row[0], str):
         return False
-    return type(row[1]) in (int, float) and 0 <= row[1] < float("inf")
+    return _is_weight(row[1])
 
 
 def _is_llama3_scaling(scaling: tuple) -> bool:
@@ -204,6 +198,13 @@ def _relations(config: Config) -> Iterator[Problem]:
         if stable < 1:
             constraint, remedy = "has no steps after the warm-up", "lower optim.warmup_steps"
         yield Problem("optim.decay_steps", optim.decay_steps, constraint, remedy)
+    prompts = config.sample.prompts
+    if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+        remedy = "for example ('def',), or ('',) for text from nothing"
+        yield Problem("sample.prompts", prompts, "must be one or more texts", remedy)
+    if not all(isinstance(task, str) and task for task in config.eval.tasks):
+        remedy = "for example ('piqa', 'file:README.md')"
+        yield Problem("eval.tasks", config.eval.tasks, "must be names of tasks", remedy)
     if optim.schedule != "wsd" and optim.decay_steps:
         constraint, remedy = "only applies to optim.schedule='wsd'", "set that, or 0"
         yield Problem("optim.decay_steps", optim.decay_steps, constraint, remedy)
@@ -213,9 +214,7 @@ def _data(config: Config) -> Iterator[Problem]:
     model, data = config.model, config.data
     value = {"data.text": data.text, "data.path": data.path, "data.sources": data.sources}
     if sum(map(bool, value.values())) != 1:
-        remedy = (
-            "set text to a glob of files, path to a token dataset, or sources to several datasets"
-        )
+        remedy = "set text to a glob of files, path to a token dataset, or sources to several"
         yield Problem("data", value, "needs exactly one of text, path and sources", remedy)
     if not all(map(_is_source, data.sources)):
         constraint = "must be pairs of a path and a weight, or its weights by step"

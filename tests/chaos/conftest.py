@@ -12,13 +12,7 @@ def corpus(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory):
-    """Of compiled programs: a restart takes seconds."""
-    return tmp_path_factory.mktemp("compiled")
-
-
-@pytest.fixture(scope="session")
-def golden(tmp_path_factory, corpus, cache):
+def golden(tmp_path_factory, corpus):
     """`golden(processes=2, ...)`: a run of that shape which nothing has disturbed."""
     made = {}
 
@@ -26,7 +20,7 @@ def golden(tmp_path_factory, corpus, cache):
         key = str(sorted(options.items()))
         if key not in made:
             folder = tmp_path_factory.mktemp("golden")
-            made[key] = Trainer(folder / "run", corpus, **{"cache": cache} | options)
+            made[key] = Trainer(folder / "run", corpus, **options)
             ended = made[key].run()
             assert set(ended.codes) == {0}, ended.errors
         return made[key]
@@ -35,12 +29,12 @@ def golden(tmp_path_factory, corpus, cache):
 
 
 @pytest.fixture
-def trainer(tmp_path, corpus, cache):
+def trainer(tmp_path, corpus):
     """`trainer("name", processes=2, ...)`: a run in a folder of its own."""
     made = []
 
     def make(name="run", **options):
-        made.append(Trainer(tmp_path / name, corpus, **{"cache": cache} | options))
+        made.append(Trainer(tmp_path / name, corpus, **options))
         return made[-1]
 
     yield make

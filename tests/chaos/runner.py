@@ -3,6 +3,7 @@
 `CHAOS` is a JSON list of faults: {"at": EVENT, "do": WHAT, "process": NUMBER or null, "step": N}.
 They fire inside this process, at the event, so no test depends on a clock. `CHAOS_OFF` lists
 protections to switch off, to show that they are needed. Each step takes `CHAOS_PACE` seconds more.
+A "drag" takes "seconds" at each such event, from "step" on.
 """
 
 import json
@@ -25,7 +26,10 @@ def fire(event, step=None):
 
     for fault in list(FAULTS):
         here = fault.get("process") in (None, jax.process_index())
-        if fault["at"] == event and fault.get("step") in (None, step) and here:
+        if fault["do"] == "drag":
+            if here and fault["at"] == event and step >= fault["step"]:
+                time.sleep(fault["seconds"])
+        elif fault["at"] == event and fault.get("step") in (None, step) and here:
             FAULTS.remove(fault)
             print(f"chaos: {fault['do']} at {event} {step or ''}", file=sys.stderr, flush=True)
             if fault["do"] in ("sleep", "slow"):
@@ -72,19 +76,33 @@ def plant():
     from gpt_pjit.core.training import step as training_step
 
     build, save, validate = train.build_training, train.Checkpointer.save, train.validation_metrics
+    batches, write = train.train_batches, metrics.MetricsWriter.write
     open_data, compile_one = train._open_data, compiler.backend_compile_and_load
     commit = "orbax.checkpoint._src.serialization.ocdbt_utils.merge_ocdbt_per_process_files"
 
     def build_training(config, mesh):
         training = build(config, mesh)
 
+        done = None
+
         def train_step(state, *arrays):
-            number = int(jax.device_get(state.step)) + 1 if FAULTS else None
+            nonlocal done
+            done = int(jax.device_get(state.step)) if done is None else done
+            number = done = done + 1
             fire("train", number)
             time.sleep(float(os.environ.get("CHAOS_PACE", 0)))
             return training.train_step(state_changes(number, state), *arrays)
 
         return dataclasses.replace(training, train_step=train_step)
+
+    def batches_with_faults(data, config, rows, start, walk):
+        for number, batch in enumerate(batches(data, config, rows, start, walk), start + 1):
+            fire("batch", number)
+            yield batch
+
+    def write_with_faults(self, step, found):
+        write(self, step, found)
+        fire("write", step)
 
     def compile_with_faults(*args, **kwargs):
         if "train_step" in str(args[1].operation.attributes["sym_name"]):
@@ -95,13 +113,15 @@ def plant():
         save(self, number, state)
         fire("save", number)
 
-    def validate_with_faults(model, params, batches, *rest):
+    def validate_with_faults(model, params, sets, *rest):
+        ((name, batches),) = sets.items()
+
         def counted():
             for number, batch in enumerate(batches):
                 fire({0: "first batch", 1: "evaluate"}.get(number))
                 yield batch
 
-        return validate(model, params, counted(), *rest)
+        return validate(model, params, {name: counted()}, *rest)
 
     def open_data_with_faults(config, workdir, prepare):
         def prepare_with_faults(*args):
@@ -115,6 +135,8 @@ def plant():
     train.Checkpointer.save = save_with_faults
     train.validation_metrics = validate_with_faults
     train._open_data = open_data_with_faults
+    train.train_batches = batches_with_faults
+    metrics.MetricsWriter.write = write_with_faults
 
     module, _, name = commit.rpartition(".")
     committing = getattr(sys.modules[module], name)

@@ -1,13 +1,17 @@
-"""Disks that are full or read-only, on all hosts or on one: one sentence, and nothing is lost."""
+"""Disks that are full, over a quota or read-only, on all hosts or on one: one sentence, and nothing
+is lost.
+"""
 
 import os
+import shutil
+import signal
 import subprocess
 
 import pytest
 
 from gpt_pjit.core.checkpoints import saved_steps
 from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_DONE, EXIT_FAULT, EXIT_PREEMPTED
-from tests.chaos.harness import assert_same_state
+from tests.chaos.harness import assert_same_run
 
 pytestmark = [
     pytest.mark.slow,
@@ -29,44 +33,91 @@ def disk(tmp_path):
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
+@pytest.fixture
+def quota(tmp_path):
+    """`quota("1M")` limits the folder `disk`, also for root, and `quota("none")` no longer does."""
+    if not shutil.which("mkfs.btrfs"):
+        pytest.skip("makes a btrfs, for which it wants btrfs-progs")
+    image, mounted = tmp_path / "image", tmp_path / "mounted"
+    with image.open("wb") as file:
+        file.truncate(2**28)
+    mounted.mkdir()
+    subprocess.run(["mkfs.btrfs", "--quiet", image], check=True)
+    tried = subprocess.run(["mount", "-o", "loop", image, mounted], capture_output=True, text=True)
+    if tried.returncode:
+        pytest.skip(f"this machine refuses to mount a btrfs: {tried.stderr.strip()}")
+
+    def btrfs(*words):
+        subprocess.run(["btrfs", *map(str, words)], check=True, capture_output=True)
+
+    btrfs("quota", "enable", mounted)
+    btrfs("subvolume", "create", mounted / "disk")
+    (tmp_path / "disk").symlink_to(mounted / "disk")
+    yield lambda limit: btrfs("qgroup", "limit", limit, mounted / "disk")
+    subprocess.run(["umount", "--lazy", mounted], check=True)
+
+
 def fill(disk, but):
     """Leaves `but` bytes free."""
     free = os.statvfs(disk)
     (disk / "filler").write_bytes(bytes(free.f_bavail * free.f_frsize - but))
 
 
+def assert_fails(run, step, words, change=lambda: None, **options):
+    """A `change` of the disk before a step ends all processes at once, in a sentence."""
+    held = {"at": "train", "step": step, "do": "SIGSTOP", "process": 0}
+    run.start_until_fault(held, **options)
+    change()
+    run.signal(signal.SIGCONT)
+    ended = run.wait(60)
+    assert ended.codes == [EXIT_FAULT] * run.processes, ended.errors
+    assert all(words in error for error in ended.errors), ended.errors
+    assert ended.seconds < 20
+
+
 def test_a_full_disk_is_one_sentence_and_the_run_resumes(trainer, golden, disk):
     run = trainer("disk/run")
     # The disk is full once step 8 is written.
-    run.start([{"at": "train", "step": 11, "do": "SIGSTOP"}])
-    run.await_event("chaos: ")
-    fill(disk, 4096)
-    run.signal(18)  # SIGCONT
-    ended = run.wait(60)
-    assert ended.codes == [EXIT_FAULT], ended.errors
-    assert "No space left on device" in ended.errors[0]
+    assert_fails(run, 11, "No space left on device", lambda: fill(disk, 4096))
     assert saved_steps(run.workdir / "checkpoints")[-1] in (4, 8)
-    assert ended.seconds < 20
     (disk / "filler").unlink()
     assert run.run().codes == [EXIT_DONE]
-    expected = golden()
-    assert run.losses() == expected.losses()
-    assert_same_state(run.final_state(), expected.final_state())
+    assert_same_run(run, golden())
     assert not list((run.workdir / "checkpoints").glob("*tmp*"))
 
 
-@pytest.mark.parametrize("room", [9_000, 14_000, 150_000])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_a_quota_is_one_sentence_on_all_hosts_and_the_run_resumes(
+    trainer, golden, quota, processes
+):
+    shape = {"processes": processes, "devices": 2 // processes}
+    run = trainer("disk/run", **shape)
+
+    def limit():
+        os.sync()  # a quota counts what has reached the disk
+        quota("1M")
+
+    # Step 8 is written, and the quota met in a later save.
+    assert_fails(run, 11, "Disk quota exceeded", limit)
+    quota("none")
+    assert run.run().codes == [EXIT_DONE] * processes
+    assert_same_run(run, golden(**shape))
+
+
+def test_a_quota_on_one_host_alone_ends_both(trainer):
+    """Of the bytes in a file: a quota of a file system holds for all who write to it."""
+    run = trainer(processes=2, devices=1)
+    assert_fails(run, 3, "File too large", prefixes={1: ["prlimit", "--fsize=30000"]})
+    assert run.run().codes == [EXIT_DONE] * 2
+
+
+@pytest.mark.parametrize(
+    "room", [9_000, *(pytest.param(n, marks=pytest.mark.long) for n in (14_000, 150_000))]
+)
 def test_a_disk_that_fills_up_in_a_save_ends_both_hosts(trainer, disk, room):
     """In the merge at the end, which process 0 does alone, in its files of metadata, in arrays."""
     run = trainer("disk/run", processes=2, devices=1)
-    run.start([{"at": "train", "step": 11, "do": "SIGSTOP", "process": 0}])
-    run.await_event("chaos: ")
-    fill(disk, room)
-    run.signal(18)  # SIGCONT
-    ended = run.wait(60)
-    assert ended.codes == [EXIT_FAULT] * 2, ended.errors
-    assert ended.seconds < 20
-    assert all("No space left on device" in error for error in ended.errors)
+    assert_fails(run, 11, "No space left on device", lambda: fill(disk, room))
     (disk / "filler").unlink()
     assert run.run().codes == [EXIT_DONE] * 2
 
@@ -96,13 +147,10 @@ def test_one_host_that_cannot_write_ends_both(trainer, disk):
 
 def test_two_trainers_in_one_workdir(trainer):
     first, second = trainer(), trainer()
-    first.start([{"at": "train", "step": 10, "do": "SIGSTOP"}])
-    first.await_event("chaos: ")
-    logs = first.logs
+    first.start_until_fault({"at": "train", "step": 10, "do": "SIGSTOP"})
     ended = second.run()
     assert ended.codes == [EXIT_FAULT], ended.errors
     assert "is being trained by process" in ended.errors[0]
-    first.logs = logs
-    first.signal(18)
+    first.signal(signal.SIGCONT)
     assert first.wait().codes == [EXIT_DONE]
     assert len(first.losses()) == 24

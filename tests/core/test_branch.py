@@ -1,7 +1,5 @@
 """A run that begins from a step of another, or changes by name, computes what it should."""
 
-import json
-
 import jax
 import numpy as np
 import pytest
@@ -13,8 +11,9 @@ from gpt_pjit.core.files import as_path
 from gpt_pjit.core.runtime import Origin, read_run
 from gpt_pjit.core.sharding import paths_and_leaves
 from gpt_pjit.core.tokens import BytesTokenizer, walks_of
-from gpt_pjit.core.train import train
+from gpt_pjit.core.train import Tools, train
 from tests.helpers import make_workdir, program_on, tiny, with_fields
+from tests.processes import by_step
 
 pytestmark = pytest.mark.slow
 
@@ -54,16 +53,11 @@ def run(make_set, tmp_path, capsys):
         if origin:
             folder = as_path(origin[0]) if "://" in origin[0] else tmp_path / origin[0]
             source = Origin(folder, origin[1])
-        assert train(config, tmp_path / name, None, None, source, allowed) == 0
+        assert train(config, tmp_path / name, Tools(None, None), source, allowed) == 0
         return capsys.readouterr().out
 
     run.folder = tmp_path
     return run
-
-
-def losses(folder):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
 
 
 def state(folder, step):
@@ -79,10 +73,10 @@ def assert_same_state(one, two, step):
 
 
 MESHES = [
-    pytest.param((1, 32, 1), "zero", id="data 32, zero"),
+    pytest.param((1, 32, 1), "zero", id="data 32, zero", marks=pytest.mark.long),
     pytest.param((1, 8, 4), "fsdp", id="data 8 tensor 4, fsdp"),
     pytest.param((2, 16, 1), "ddp", id="replica 2 data 16, ddp"),
-    pytest.param((1, 16, 2), "zero1", id="data 16 tensor 2, zero1"),
+    pytest.param((1, 16, 2), "zero1", id="data 16 tensor 2, zero1", marks=pytest.mark.long),
 ]
 
 
@@ -96,8 +90,8 @@ def test_a_decay_from_a_stable_step_is_that_of_the_unbroken_run_to_the_bit(run, 
     unbroken, trunk, branch = (run.folder / name for name in ("unbroken", "trunk", "branch"))
     assert "from step 8 of" in said
     assert "optim.schedule 'constant' -> 'wsd'" in said
-    assert losses(trunk) | losses(branch) == losses(unbroken)
-    assert list(losses(branch)) == list(range(STABLE + 1, STEPS + 1))
+    assert by_step(trunk) | by_step(branch) == by_step(unbroken)
+    assert list(by_step(branch)) == list(range(STABLE + 1, STEPS + 1))
     assert_same_state(trunk, unbroken, STABLE)
     assert_same_state(branch, unbroken, STEPS)
     assert read_run(branch)[1]["from"]["step"] == STABLE
@@ -113,7 +107,7 @@ def test_a_branch_on_another_mesh_and_layout_has_the_losses_of_the_same(run):
     run("trunk")
     run("same", WSD, ("trunk", None))
     run("other", WSD | other, ("trunk", None))
-    assert_near(losses(run.folder / "other"), losses(run.folder / "same"))
+    assert_near(by_step(run.folder / "other"), by_step(run.folder / "same"))
 
 
 def test_a_branch_and_a_resumed_run_with_the_same_changes_are_the_same_to_the_bit(run):
@@ -131,7 +125,7 @@ def test_a_branch_and_a_resumed_run_with_the_same_changes_are_the_same_to_the_bi
     assert "changed at step 8: " in said
     assert "data.batch_size 32 -> 64" in said
     one, two = run.folder / "trunk", run.folder / "branch"
-    assert losses(two).items() <= losses(one).items()
+    assert by_step(two).items() <= by_step(one).items()
     assert_same_state(one, two, STEPS)
     config, record = read_run(one)
     assert record["starts"][-1]["changes"]["optim.steps"] == {"from": STABLE, "to": STEPS}
@@ -149,7 +143,7 @@ def test_a_run_with_more_steps_is_the_unbroken_longer_one_to_the_bit(run):
     run("unbroken", {"optim.steps": STEPS})
     run("run")
     run("run", {"optim.steps": STEPS}, allowed=["optim.steps"])
-    assert losses(run.folder / "run") == losses(run.folder / "unbroken")
+    assert by_step(run.folder / "run") == by_step(run.folder / "unbroken")
     assert_same_state(run.folder / "run", run.folder / "unbroken", STEPS)
 
 
@@ -167,7 +161,7 @@ def test_a_branch_into_a_mixture_is_the_run_whose_second_stage_begins_there(run)
     run("trunk", {"data.path": "", "data.sources": alone})
     run("branch", {"data.path": "", "data.sources": then, "optim.steps": STEPS}, ("trunk", None))
     unbroken, trunk, branch = (run.folder / name for name in ("unbroken", "trunk", "branch"))
-    assert losses(trunk) | losses(branch) == losses(unbroken)
+    assert by_step(trunk) | by_step(branch) == by_step(unbroken)
     assert_same_state(branch, unbroken, STEPS)
 
 
@@ -177,7 +171,7 @@ def test_a_stage_that_begins_between_two_starts_changes_nothing(run):
     run("unbroken", fields | {"optim.steps": STEPS})
     run("run", fields | {"optim.steps": 4})
     run("run", fields | {"optim.steps": STEPS}, allowed=["optim.steps"])
-    assert losses(run.folder / "run") == losses(run.folder / "unbroken")
+    assert by_step(run.folder / "run") == by_step(run.folder / "unbroken")
 
 
 def test_a_branch_from_weights_alone_starts_as_in_their_own_workdir(run):
@@ -204,12 +198,12 @@ def test_a_branch_stopped_before_its_first_save_begins_where_it_began(run, monke
 
     run("trunk")
     with monkeypatch.context() as patched:
-        patched.setattr("gpt_pjit.core.train._loop", stopped)
+        patched.setattr("gpt_pjit.core.train._Run.steps", stopped)
         with pytest.raises(ConfigError, match="no disk"):
             run("branch", WSD, ("trunk", None))
     run("trunk", {"optim.steps": STEPS}, allowed=["optim.steps"])
     run("branch", WSD, ("trunk", None))
-    assert list(losses(run.folder / "branch")) == list(range(STABLE + 1, STEPS + 1))
+    assert list(by_step(run.folder / "branch")) == list(range(STABLE + 1, STEPS + 1))
 
 
 def test_a_branch_without_steps_or_from_a_step_that_is_not_there_is_refused(run):
@@ -237,7 +231,7 @@ def test_the_state_of_another_optimizer_is_refused_and_left_as_it_is(run):
     arrays = read_arrays(run.folder / "trunk/checkpoints", STABLE, shapes)
     arrays["opt_state"] = {"momentum": arrays["params"]}
     write_state(run.folder / "trunk/checkpoints", STABLE + 1, arrays | {"step": np.int32(9)})
-    other = r"optim.rules: step 9 of .* opt_state/.* as another optimizer saved it; keep"
+    other = r"step 9 of .* was saved with other optim.rules \(it .* opt_state/.*\); use the rules"
     with pytest.raises(ConfigError, match=other):
         run("branch", WSD, ("trunk", None))
     with pytest.raises(ConfigError, match=other):
@@ -251,7 +245,7 @@ def test_a_branch_from_a_bucket(run, bucket):
     said = run("branch", WSD, (f"{bucket}/trunk", 4))
     assert "from step 4 of" in said
     assert "data: example 0 of " in said
-    assert list(losses(run.folder / "branch")) == list(range(5, STEPS + 1))
+    assert list(by_step(run.folder / "branch")) == list(range(5, STEPS + 1))
     assert read_run(run.folder / "branch")[1]["from"]["workdir"] == f"{bucket}/trunk"
     changed = (
         state(run.folder / "branch", STEPS)["params/embed/embedding"]

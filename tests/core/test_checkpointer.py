@@ -64,7 +64,8 @@ def test_the_state_of_another_optimizer_is_no_damage(tmp_path):
     """It is refused as a mistake of the config, and stays where it is."""
     save(tmp_path, 3)
     other = TARGET._replace(opt_state={"mu": TARGET.params["a"]})
-    with pytest.raises(ConfigError, match=r"optim.rules: step 3 .* lacks opt_state/mu") as raised:
+    words = r"step 3 .* other optim.rules \(it lacks opt_state/mu\)"
+    with pytest.raises(ConfigError, match=words) as raised:
         Checkpointer(tmp_path, None).restore_newest(other)
     assert raised.value.code == EXIT_CONFIG
     assert newest(tmp_path) == 3

@@ -1,16 +1,25 @@
 """Whole runs of the real command in real processes: train, finish, Ctrl-C, resume, refuse."""
 
+import itertools
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
 
 import pytest
 
 from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_DONE, EXIT_INTERRUPTED
-from tests.helpers import ROOT, without_reader, write_texts
+from gpt_pjit.report.lines import goodput, read_timeline
+from tests.helpers import write_texts
+from tests.processes import (
+    Process,
+    by_step,
+    logged,
+    run as run_process,
+    run_flags,
+    wait_for_end,
+    without_reader,
+)
 
 NAMES = {
     "train/loss",
@@ -18,30 +27,30 @@ NAMES = {
     "train/learning_rate",
     "throughput/tokens_per_second",
     "throughput/data_wait",
+    "time/step",
+    "time/data",
+    "time/dispatch",
+    "time/devices",
+    "time/write",
+    "time/rest",
+    "time/idle",
     "validation/loss",
     "validation/perplexity",
     "validation/bits_per_byte",
 }
 STEPS = 24
 FLAGS = {
-    "model.n_layers": 2,
-    "model.d_model": 64,
-    "model.d_ff": 128,
-    "model.vocab_size": 288,
     "model.dropout_residual": 0.1,
     "model.dropout_attention": 0.1,
-    "data.text_exclude": "",
-    "data.tokenizer": "bytes",
     "data.validation_fraction": 0.2,
-    "data.sequence_length": 32,
-    "data.batch_size": 32,
     "optim.steps": STEPS,
     "optim.peak_lr": 2e-3,
     "optim.warmup_steps": 4,
     "eval.every": 12,
     "checkpoint.every": 8,
-    "log.every": 1,
     "sample.tokens": 20,
+    "sample.every": 8,
+    "sample.prompts": "('line', '7')",
 }
 
 
@@ -51,33 +60,15 @@ def corpus(tmp_path_factory):
 
 
 def flags(corpus, workdir, **changes):
-    fields = FLAGS | {"data.text": f"{corpus}/*.txt"} | changes
-    config = [f"--config.{name}={value}" for name, value in fields.items()]
-    return ["--config=configs/quickstart.py", f"--workdir={workdir}", *config]
+    return run_flags(workdir, FLAGS | {"data.text": f"{corpus}/*.txt"} | changes)
 
 
 def command(*arguments):
     return [sys.executable, "-m", "gpt_pjit.main", *arguments]
 
 
-ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
-
-
-def run(arguments, **environment):
-    result = subprocess.run(
-        arguments,
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=ENVIRONMENT | {"PYTHON": sys.executable} | environment,
-        timeout=300,
-    )
-    return result
-
-
-def metrics(workdir, name="train/loss"):
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line[name] for line in lines if name in line}
+def run(arguments, **options):
+    return run_process(arguments, devices=2, **options)
 
 
 @pytest.fixture(scope="module")
@@ -90,12 +81,11 @@ def finished(corpus, tmp_path_factory):
 
 def test_a_run_leaves_metrics_checkpoints_and_its_record(finished):
     workdir, output = finished
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    assert {name for line in lines for name in line} == NAMES | {"step"}
-    losses = metrics(workdir)
+    assert {name for line in logged(workdir) for name in line} == NAMES | {"step", "time"}
+    losses = by_step(workdir)
     assert list(losses) == list(range(1, STEPS + 1))
     assert losses[STEPS] < losses[2] - 0.3
-    assert list(metrics(workdir, "validation/loss")) == [12, 24]
+    assert list(by_step(workdir, "validation/loss")) == [12, 24]
     assert any((workdir / "tensorboard").iterdir())
     assert (workdir / "checkpoints" / str(STEPS)).is_dir()
     record = json.loads((workdir / "run.json").read_text())
@@ -104,7 +94,10 @@ def test_a_run_leaves_metrics_checkpoints_and_its_record(finished):
     assert start["packages"]["jax"]
     assert start["environment"]["JAX_NUM_CPU_DEVICES"] == "2"
     assert "--config.optim.steps=24" in start["command"]
-    assert "sample:" in output
+    texts = logged(workdir, "samples.jsonl")
+    wanted = [(step, prompt) for step in (8, 16, STEPS) for prompt in ("line", "7")]
+    assert [(text["step"], text["prompt"]) for text in texts] == wanted
+    assert output.count("sample:") == 2
 
 
 def test_the_same_command_again_says_that_the_run_is_finished(corpus, finished):
@@ -129,25 +122,46 @@ def test_another_config_is_refused_and_nothing_changes(corpus, finished):
 def test_ctrl_c_saves_and_the_same_command_resumes_bit_for_bit(corpus, finished, tmp_path):
     workdir = tmp_path / "run"
     arguments = command(*flags(corpus, workdir))
-    process = subprocess.Popen(
-        arguments, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
-    )
+    process = Process(arguments, devices=2)
     log = workdir / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (log.exists() and len(log.read_text().split("\n")) > 2):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == EXIT_INTERRUPTED, output
-    assert "the same command resumes" in output
-    stopped = max(metrics(workdir))
+    (end,) = wait_for_end([process], 120)
+    assert end.returncode == EXIT_INTERRUPTED, end
+    assert "the same command resumes" in end.stdout
+    stopped = max(by_step(workdir))
     assert stopped < STEPS
+    with (workdir / "timeline.jsonl").open("a") as file:
+        file.write('{"at": 17')  # cut short, as by a kill
     resumed = run(arguments)
     assert resumed.returncode == EXIT_DONE, resumed.stderr
-    expected, got = metrics(finished[0]), metrics(workdir)
+    assert_accounts_for_two_starts(workdir, stopped)
+    expected, got = by_step(finished[0]), by_step(workdir)
     assert got == expected
-    assert metrics(workdir, "validation/loss") == metrics(finished[0], "validation/loss")
+    assert by_step(workdir, "validation/loss") == by_step(finished[0], "validation/loss")
+    assert logged(workdir, "samples.jsonl") == logged(finished[0], "samples.jsonl")
+
+
+def assert_accounts_for_two_starts(workdir, stopped):
+    """Each second of both, and what lies between; the spans of a start leave no gap."""
+    lines = read_timeline(workdir)
+    assert {line["what"] for line in lines} == {
+        "prepare", "restore", "compile", "steps", "save", "validation", "sample", "end"
+    }  # fmt: skip
+    ends = [line for line in lines if line["what"] == "end"]
+    assert [(line["start"], line["to"]) for line in ends] == [(1, stopped), (2, STEPS)]
+    for one, two in itertools.pairwise(lines):
+        assert two["from"] == one["to"]
+        if one["what"] != "end":
+            assert two["at"] - two["seconds"] == pytest.approx(one["at"], abs=0.01)
+    found = goodput(lines)
+    began = lines[0]["at"] - lines[0]["seconds"]
+    assert found["wall"] == pytest.approx(lines[-1]["at"] - began, abs=0.1)
+    assert found["redone"] == 0
+    assert 0 < found["down"] < 10
 
 
 @pytest.mark.slow
@@ -159,7 +173,7 @@ def test_a_start_that_found_no_data_does_not_bind_the_workdir(corpus, tmp_path):
         assert result.returncode == EXIT_CONFIG
     result = run(command(*flags(corpus, workdir, **{"optim.steps": 2})))
     assert result.returncode == EXIT_DONE, result.stderr
-    assert max(metrics(workdir)) == 2
+    assert max(by_step(workdir)) == 2
 
 
 @pytest.mark.slow
@@ -171,22 +185,22 @@ def test_a_corpus_too_small_for_validation_trains_without(tmp_path):
     assert result.returncode == EXIT_DONE, result.stderr
     assert "no validation tokens, so no validation" in result.stdout
     assert "warm-up: 0 steps, a tenth of the run" in result.stdout
-    assert max(metrics(tmp_path / "run")) == 3
-    assert metrics(tmp_path / "run", "validation/loss") == {}
+    assert max(by_step(tmp_path / "run")) == 3
+    assert by_step(tmp_path / "run", "validation/loss") == {}
 
 
 @pytest.mark.slow
 def test_training_goes_on_when_its_reader_is_gone(corpus, tmp_path):
     workdir = tmp_path / "run"
     arguments = command(*flags(corpus, workdir, **{"optim.steps": 10}))
-    code, errors = without_reader(arguments, cwd=ROOT, env=ENVIRONMENT)
+    code, errors = without_reader(arguments, devices=2)
     assert code == EXIT_DONE, errors
     assert "BrokenPipe" not in errors
-    assert max(metrics(workdir)) == 10
+    assert max(by_step(workdir)) == 10
 
 
 @pytest.mark.slow
-def test_four_processes_train_to_the_losses_of_one_and_resume_its_workdir(corpus, tmp_path):
+def test_four_processes_train_to_the_losses_of_one(corpus, tmp_path):
     """4 processes x 8 devices, the shape of a v3-32, with the batch of one process."""
     launcher = ["launch/local.sh", "--processes=4", "--devices=8"]
     fields = {
@@ -195,22 +209,18 @@ def test_four_processes_train_to_the_losses_of_one_and_resume_its_workdir(corpus
         "data.sequence_length": 16,
         "data.validation_fraction": 0.5,  # 60 evaluation steps in a row, which once hung
     }
+    looks = {"log.depth_every": 16}
     one, four = tmp_path / "one", tmp_path / "four"
     result = run(command(*flags(corpus, one, **fields)))
     assert result.returncode == EXIT_DONE, result.stderr
-    result = run([*launcher, *flags(corpus, four, **fields)])
+    # 32 devices on a few cores that other tests use too.
+    result = run([*launcher, *flags(corpus, four, **fields, **looks)], seconds=600)
     assert result.returncode == EXIT_DONE, result.stderr
     assert "devices: 32 cpu, mesh data 32" in result.stdout
-    expected = metrics(one)
-    assert metrics(four) == pytest.approx(expected, abs=1e-5)
-    # Cut the run of one process back to step 8, and let four processes take it from there.
-    for step in (16, 24):
-        subprocess.run(["rm", "-r", one / "checkpoints" / str(step)], check=True)
-    result = run([*launcher, *flags(corpus, one, **fields)])
-    assert result.returncode == EXIT_DONE, result.stderr
-    assert "steps: 8 of 24 done" in result.stdout
-    assert metrics(one) == pytest.approx({s: expected[s] for s in metrics(one)}, abs=1e-5)
-    assert max(metrics(one)) == STEPS
+    assert by_step(four) == pytest.approx(by_step(one), abs=1e-5)
+    for name in ("gradient", "activation", "attention_logit"):
+        assert list(by_step(four, f"depth/{name}/layer_01")) == [16]
+    assert by_step(four, "depth/lost") == {16: 0.0}
 
 
 @pytest.mark.slow
@@ -229,15 +239,15 @@ def test_two_processes_branch_and_change_a_run_as_one_does(corpus, tmp_path):
         result = run(arguments)
         assert result.returncode == EXIT_DONE, result.stderr
     assert result.stdout.count("from step 8 of") == 1
-    assert list(metrics(two)) == [9, 10, 11, 12]
-    assert metrics(two) == pytest.approx(metrics(one), abs=1e-5)
+    assert list(by_step(two)) == [9, 10, 11, 12]
+    assert by_step(two) == pytest.approx(by_step(one), abs=1e-5)
     more = flags(corpus, two, **decay | {"optim.steps": 14, "data.batch_size": 64})
     refused = run([*launcher, *more])
     assert refused.returncode == EXIT_CONFIG
     assert "--allow_change=data.batch_size,optim.steps, or start a new run" in refused.stderr
     result = run([*launcher, *more, "--allow_change=data.batch_size,optim.steps"])
     assert result.returncode == EXIT_DONE, result.stderr
-    assert max(metrics(two)) == 14
+    assert max(by_step(two)) == 14
     record = json.loads((two / "run.json").read_text())
     (change,) = [start["changes"] for start in record["starts"] if "changes" in start]
     assert change["optim.steps"] == {"from": 12, "to": 14}

@@ -4,25 +4,17 @@ Orbax writes and reads them. What surrounds it here: steps that are whole, damag
 way back to the step before, and an end on all hosts when one of them cannot write.
 """
 
-from gpt_pjit.core.checkpoints.checkpointer import (
-    Checkpointer as Checkpointer,
-    write_state as write_state,
-)
-from gpt_pjit.core.checkpoints.fingerprints import fingerprints as fingerprints
-from gpt_pjit.core.checkpoints.orbax_paths import orbax_folder as orbax_folder
-from gpt_pjit.core.checkpoints.reading import (
-    newest_or_wanted as newest_or_wanted,
-    read_part as read_part,
-    restore as restore,
-    restore_params as restore_params,
-)
+from gpt_pjit.core.checkpoints.checkpointer import Checkpointer, write_state
+from gpt_pjit.core.checkpoints.fingerprints import fingerprints
+from gpt_pjit.core.checkpoints.orbax_paths import orbax_folder
+from gpt_pjit.core.checkpoints.reading import newest_or_wanted, read_part, restore, restore_params
 from gpt_pjit.core.checkpoints.steps import (
-    ITEM as ITEM,
-    MANIFEST as MANIFEST,
-    has_fingerprints as has_fingerprints,
-    missing_parts as missing_parts,
-    one_sentence as one_sentence,
-    other_steps as other_steps,
-    require_parts as require_parts,
-    saved_steps as saved_steps,
+    ITEM,
+    MANIFEST,
+    has_fingerprints,
+    missing_parts,
+    one_sentence,
+    other_steps,
+    require_parts,
+    saved_steps,
 )

@@ -4,8 +4,6 @@ A step is saved with the fingerprint of each array, and counts only if the same 
 Nothing is deleted but the oldest steps, once a newer one is whole.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 from contextlib import closing
@@ -154,12 +152,14 @@ def _check_sound(found: Any, step: int, workdir: Path) -> None:
         path, devices = next(iter(found.torn.items()))
         named = ", ".join(f"{device} (process {device.process_index})" for device in devices)
         problem = f"{path} on {named} differs from its replicas at step {step}"
-        remedy = "the device or its memory is faulty; start again without it"
-        raise IntegrityError([f"{problem}: nothing is saved; {remedy}"], str(workdir))
+        remedy = "The device or its memory is faulty; start again without it"
+        raise IntegrityError([f"{problem}: nothing is saved. {remedy}"], str(workdir))
     if found.not_finite:
         path = found.not_finite[0]
         problem = f"{path} holds NaN or infinity at step {step}: nothing is saved"
-        raise IntegrityError([f"{problem}; the checkpoints before it are kept"], str(workdir))
+        remedy = "resume from the last one with a lower learning rate"
+        kept = f"the checkpoints before it are kept; {remedy}"
+        raise IntegrityError([f"{problem}; {kept}"], str(workdir))
 
 
 def _remove(directory: Path, steps: list[int]) -> None:

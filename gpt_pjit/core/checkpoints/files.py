@@ -1,7 +1,5 @@
 """The files of a saved step, checked before Orbax reads them: they may come from anywhere."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -5,8 +5,6 @@ of its position, modulo 2^32. A changed bit always changes it, and so, but for o
 does any other damage. Devices sum what they hold: no array moves.
 """
 
-from __future__ import annotations
-
 import functools
 from collections import defaultdict
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ Orbax writes arrays to Google's store through TensorStore, but not to S3, for wh
 a driver too. `_open_s3` says where: four names of Orbax 0.12, none of them public.
 """
 
-from __future__ import annotations
-
 import functools
 import glob
 from collections.abc import Iterator
@@ -33,7 +31,6 @@ class _Folder(type(epath.Path("/"))):  # type: ignore[misc]
 
 
 def orbax_folder(directory: Path) -> Any:
-    """`directory` as a path for Orbax."""
     if not is_remote(directory):
         return _Folder(directory.resolve())
     if str(directory).startswith("s3://"):

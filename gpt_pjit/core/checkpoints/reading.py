@@ -3,8 +3,6 @@
 Of a run's steps the newest is taken that all processes can read; the damaged ones are set aside.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +28,7 @@ from gpt_pjit.core.runtime import all_or_none, everyone, from_process_0
 from gpt_pjit.core.sharding import paths_and_leaves
 
 T = TypeVar("T")
+START_OVER = "restore one from a backup, or start a new --workdir"
 
 
 def newest_whole(
@@ -53,7 +52,7 @@ def newest_whole(
             _set_aside(directory, step)
         everyone(None)
     if steps:
-        raise IntegrityError([f"{problem}; no step here is whole"], "checkpoint")
+        raise IntegrityError([f"{problem}; no step here is whole; {START_OVER}"], "checkpoint")
     return None
 
 
@@ -115,9 +114,9 @@ def _check_optimizer(directory: Path, step: int, target: Any) -> None:
             held = ocp.PyTreeCheckpointHandler().metadata(folder).tree
             if {path for path, _ in paths_and_leaves(held)} == wanted:
                 raise ValueError(f"its fingerprints are of other arrays: {METADATA} is damaged")
-            found = f"{where} {'holds' if differ[0] in saved else 'lacks'} {differ[0]}"
-            problem = f"optim.rules: {found}, as another optimizer saved it; keep that run's rules"
-            raise ConfigError([problem])
+            found = f"it {'has' if differ[0] in saved else 'lacks'} {differ[0]}"
+            problem = f"{where} was saved with other optim.rules ({found})"
+            raise ConfigError([f"{problem}; use the rules of that run"])
 
 
 def restore_params(directory: Path, step: int, target: Any) -> Any:

@@ -1,7 +1,5 @@
 """The steps under a folder of checkpoints, and what is written beside the arrays of each."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator

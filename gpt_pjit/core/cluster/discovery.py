@@ -9,8 +9,6 @@ JAX's own detection answers where it is right. Ours differs in four places:
 - Kubernetes: JAX takes any pod for a part of a job; a pod without `JOB_COMPLETION_INDEX` is alone.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import socket
@@ -22,7 +20,7 @@ from typing import Any
 from gpt_pjit.core.errors import ConfigError
 
 ADDRESS, COUNT, ID = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
-SOURCE = "the description of the hosts"
+SOURCE = "environment"
 SECONDS_FOR_NAMES = 300  # until the name of a pod's first host can be resolved
 NO_STEP = 0xFFFFFF00  # Slurm's ids from here on are of scripts, and of shells that salloc opens
 NOWHERE = (
@@ -54,7 +52,7 @@ def find_cluster(required: bool) -> Cluster | None:
         raise
     except (KeyError, ValueError, RuntimeError, OSError, subprocess.SubprocessError) as error:
         reason = f"{error} is not set" if isinstance(error, KeyError) else f"{error}"
-        problem = f"they are described incompletely: {' '.join(reason.split())}"
+        problem = f"the environment describes the hosts incompletely: {' '.join(reason.split())}"
         raise ConfigError([f"{problem}; set {ADDRESS}, {COUNT} and {ID}"], SOURCE) from None
     if ADDRESS in env or COUNT in env or ID in env:
         found = _with_variables(found)

@@ -6,8 +6,6 @@ address. JAX alone waits for minutes in silence, and never learns of a process t
 joins.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import errno
@@ -201,7 +199,7 @@ class _Meeting:
             )
         elif other:
             hosts = f"from {other.host} and from {guest.host}"
-            problem = f"process {guest.process} came twice, {hosts}; give each process its own id"
+            problem = f"process {guest.process} joined twice, {hosts}; give each process its own id"
         else:
             self._here[guest.process] = guest
             return guest.failure
@@ -223,7 +221,6 @@ def _introduced(line: bytes) -> Guest:
 
 
 def _visit(me: Guest, host: str, port: int, patience: _Patience) -> Failure | None:
-    """The word of process 0."""
     while not patience.ended:
         with contextlib.suppress(ConnectionError):
             return _ask(me, host, port)

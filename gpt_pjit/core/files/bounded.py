@@ -3,8 +3,6 @@
 Reading a pipe or a device never ends; JSON takes thirty times its size in memory.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from gpt_pjit.core.errors import ConfigError

@@ -6,8 +6,6 @@ to one that speaks as Google's, STORAGE_EMULATOR_HOST leads fsspec, and TENSORST
 TensorStore.
 """
 
-from __future__ import annotations
-
 import fnmatch
 import glob
 import importlib.util

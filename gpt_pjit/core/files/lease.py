@@ -4,8 +4,6 @@ The lock is the file `lock-N` of the largest N, and its owner changes it all the
 unchanged for LIMIT seconds, by his own clock, makes `lock-(N + 1)`; the store lets only one do so.
 """
 
-from __future__ import annotations
-
 import itertools
 import threading
 import time
@@ -20,6 +18,11 @@ from gpt_pjit.core.files.buckets import create_file, is_remote
 LIMIT = 60.0  # seconds without a renewal, after which another may take the lock
 SECONDS_BETWEEN_RENEWALS = 10.0
 SECONDS_BETWEEN_LOOKS = 1.0
+
+
+def in_use(folder: Path, owner: str) -> FaultError:
+    problem = f"{folder} is being trained by {owner}; stop it, or choose another --workdir"
+    return FaultError([problem], "--workdir")
 
 
 class Lease:
@@ -59,10 +62,11 @@ class Lease:
                 return number + 1
             owner = content.split("\n")[0]
             if seen and content != seen:
-                raise FaultError([f"{self._folder} is being trained by {owner}"], "--workdir")
+                raise in_use(self._folder, owner)
             if not seen:
                 seen, since = content, time.monotonic()
-                say(f"{self._folder} is held by {owner}: waiting {LIMIT:.0f} s for a sign of life")
+                wait = f"waiting up to {LIMIT:.0f} s to see whether that process is alive"
+                say(f"{self._folder} is locked by {owner}; {wait}")
             time.sleep(SECONDS_BETWEEN_LOOKS)
 
     def _renew(self) -> None:

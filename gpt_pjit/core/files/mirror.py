@@ -1,7 +1,5 @@
 """Files that grow, for a folder in a bucket: written locally, and copied whole."""
 
-from __future__ import annotations
-
 import tempfile
 import time
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Files that are replaced whole, and errors of the file system as one sentence."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os
@@ -34,23 +32,28 @@ DEEPEST_JSON = 100  # levels
 
 def write_whole(path: Path, text: str) -> None:
     """Replaces a file in one step, which a power failure survives; ConfigError if it cannot."""
-    draft = path.with_name(f"{path.name}.tmp")
     with file_errors(f"{path} cannot be written", str(path.parent)):
-        if is_remote(path):
-            path.write_text(text, encoding="utf-8")  # a store replaces a file in one step
-            return
-        try:
-            with draft.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(path)
-        except OSError:
-            draft.unlink(missing_ok=True)  # nothing half-written stays
-            raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
+        replace_file(path, text.encode())
+
+
+def replace_file(path: Path, content: bytes | memoryview) -> None:
+    """As `write_whole`; raises what the file system or the store raises."""
+    if is_remote(path):
+        path.write_bytes(content)  # a store replaces a file in one step
+        return
+    draft = path.with_name(f"{path.name}.tmp")
+    try:
+        with draft.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError:
+        draft.unlink(missing_ok=True)  # nothing half-written stays
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -73,17 +76,10 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _is_shallow(value: Any) -> bool:
+def _is_shallow(value: Any, levels: int = DEEPEST_JSON) -> bool:
     """Whether JSON can be written again: Python writes with fewer levels than it reads."""
-    level = [value]
-    for _ in range(DEEPEST_JSON):
-        level = [
-            inner
-            for outer in level
-            if isinstance(outer, dict | list)
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-        ]
-    return not level
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels > 0 and all(_is_shallow(one, levels - 1) for one in inner)
 
 
 @contextmanager

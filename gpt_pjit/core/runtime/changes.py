@@ -1,19 +1,11 @@
 """What a run may change where it resumes, or where it begins from a step of another run."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpt_pjit.config import (
-    FIXED_BY_WEIGHTS,
-    FREE_ON_RESUME,
-    Config,
-    differences,
-    flatten,
-)
+from gpt_pjit.config import FIXED_BY_WEIGHTS, FREE_ON_RESUME, Config, differences, flatten
 from gpt_pjit.core.console import say
 from gpt_pjit.core.errors import ConfigError, Problem
 from gpt_pjit.core.files import as_path
@@ -47,12 +39,7 @@ def check_resumes(
     remedy = f"keep that value, allow the change with {flag}, or {new_run_from(workdir)}"
     if fixed:
         remedy = "keep that value, or use another --workdir"
-    if problems := [
-        Problem(name, now, f"the run in {workdir} has {was!r}", remedy)
-        for name, (was, now) in changed.items()
-        if name in bound
-    ]:
-        raise ConfigError(problems, "config")
+    _check_none(changed, bound, f"the run in {workdir}", remedy)
 
 
 def check_names(allowed: Collection[str]) -> None:
@@ -67,11 +54,17 @@ def check_names(allowed: Collection[str]) -> None:
 
 def check_fits(origin: Origin, theirs: Config, config: Config) -> None:
     """Raises ConfigError with every field of the model that differs from that of `origin`."""
-    changed = differences(theirs, config)
+    _check_none(differences(theirs, config), _fixed(theirs), str(origin), "keep that value")
+
+
+def _check_none(
+    changed: Mapping[str, tuple[Any, Any]], bound: Collection[str], whose: str, remedy: str
+) -> None:
+    """Raises ConfigError with every field that has `changed` although it is `bound`."""
     if problems := [
-        Problem(name, now, f"{origin} has {was!r}", "keep that value")
+        Problem(name, now, f"{whose} has {was!r}", remedy)
         for name, (was, now) in changed.items()
-        if name in _fixed(theirs)
+        if name in bound
     ]:
         raise ConfigError(problems, "config")
 
@@ -88,15 +81,11 @@ def origin_of(
     recorded = record.get("from")
     known = Origin(as_path(recorded["workdir"]), recorded["step"]) if recorded else None
     began = f"began from {known}" if known else f"began without {FROM}"
-    if asked and str(asked._replace(workdir=asked.workdir.resolve())) not in _names(known):
+    names = (str(known), str(known.workdir)) if known else ()  # what --from may say
+    if asked and str(asked._replace(workdir=asked.workdir.resolve())) not in names:
         problem = f"{FROM}={asked}: the run in {workdir} {began}; use another --workdir"
         raise ConfigError([problem], FROM)
     return known
-
-
-def _names(origin: Origin | None) -> tuple[str, ...]:
-    """What `--from` may say of it."""
-    return (str(origin), str(origin.workdir)) if origin else ()
 
 
 def as_record(changed: Mapping[str, tuple[Any, Any]]) -> dict[str, dict[str, Any]]:
@@ -112,7 +101,8 @@ def entries_of(
     origin: Origin, step: int, changed: Mapping[str, tuple[Any, Any]], theirs: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What the `run.json` of a run says of its origin, whose own is `theirs`; also said aloud."""
-    say(f"from step {step:,} of {origin.workdir}: {in_words(changed) or 'nothing changes'}")
+    what = f": {in_words(changed)}" if changed else ", config unchanged"
+    say(f"starting from step {step:,} of {origin.workdir}{what}")
     began = {"workdir": str(origin.workdir.resolve()), "step": step}
     entries = {"from": began | {"differences": as_record(changed)}}
     return entries | {name: theirs[name] for name in ("source",) if name in theirs}
@@ -124,6 +114,5 @@ def new_run_from(workdir: Path) -> str:
 
 
 def _fixed(config: Config) -> set[str]:
-    """The fields that the weights of a run fix."""
     length = {"data.sequence_length"} if config.model.positions == "learned" else set()
     return {*FIXED_BY_WEIGHTS, *length}

@@ -1,7 +1,5 @@
 """Devices and hosts: how many there are, which rows of a batch they hold, how hosts meet."""
 
-from __future__ import annotations
-
 import functools
 import math
 import os
@@ -13,10 +11,12 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from gpt_pjit.config import MeshConfig
+from gpt_pjit.core.chips import GPU_SHARE
 from gpt_pjit.core.cluster import SECONDS_TO_MEET, find_cluster, meet
 from gpt_pjit.core.console import mute, warn
 from gpt_pjit.core.cores import usable_cores
 from gpt_pjit.core.errors import ConfigError
+from gpt_pjit.core.runtime.programs import keep_programs
 from gpt_pjit.core.runtime.together import watch_for_failure
 
 HEARTBEAT_SECONDS = 30  # without one for so long JAX aborts; by default, 100
@@ -50,6 +50,7 @@ def initialize_devices(
             jax.config.update(name, value)
     # Signals are ours (watch.py): JAX's own handler would swallow SIGTERM.
     jax.config.update("jax_enable_preemption_service", False)
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(GPU_SHARE))
     cluster = find_cluster(distributed)
     if cluster:
         address = meet(cluster, limit=limit)
@@ -75,9 +76,12 @@ def initialize_devices(
         wanted = os.environ.get("JAX_PLATFORMS", "")
         problem = f"JAX_PLATFORMS={wanted}: JAX finds no such device on this machine"
         remedy = "unset it, or install JAX for that device"
+        if not wanted:
+            problem, remedy = "JAX finds no device", "install JAX for this machine's devices"
         raise ConfigError([f"{problem}; {remedy}"], "environment") from None
     if process != 0:
         mute()
+    keep_programs()
 
 
 def _without_a_proxy(address: str) -> None:
@@ -138,5 +142,4 @@ def global_array(sharding: NamedSharding, local: np.ndarray, n_rows: int) -> jax
 def global_batch(
     sharding: NamedSharding, batch: Iterable[np.ndarray | None], n_rows: int
 ) -> list[jax.Array | None]:
-    """`global_array` of each array of a batch."""
     return [None if part is None else global_array(sharding, part, n_rows) for part in batch]

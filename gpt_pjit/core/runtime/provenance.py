@@ -1,7 +1,5 @@
 """The code and packages that compute a run."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.metadata
 import os

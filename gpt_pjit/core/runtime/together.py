@@ -4,8 +4,6 @@ They meet in the key-value store of JAX's coordinator, which needs neither devic
 With one process, every function here is trivial.
 """
 
-from __future__ import annotations
-
 import atexit
 import faulthandler
 import hashlib
@@ -138,10 +136,11 @@ def check_agreement(facts: dict[str, Any]) -> None:
             if value != values[0]:
                 problems.append(
                     f"{name} is {value!r} on process {process} ({told[process]['host']}), but "
-                    f"{values[0]!r} on process 0 ({told[0]['host']})"
+                    f"{values[0]!r} on process 0 ({told[0]['host']}); start every host from the "
+                    "same checkout and command"
                 )
                 break  # one host is enough to find the difference
-    raise ConfigError(problems, "the agreement of hosts")
+    raise ConfigError(problems, "host agreement check")
 
 
 def watch_for_failure() -> None:

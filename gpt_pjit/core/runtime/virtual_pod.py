@@ -6,8 +6,6 @@ coordinates, in JAX's order on the pod. Each device of a process here stands in 
 that host and number.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Sequence

@@ -4,11 +4,10 @@ The run ticks: after every step, and after every batch of an evaluation. All pro
 so a tick is where they can stop together. A thread follows the ticks. It sees a signal even while
 the main thread waits for a device, and hears of one that reached another process.
 
-With several processes each tells the others, twice a second, that it lives, how far it is, and
+With several processes each tells process 0, twice a second, that it lives, how far it is, and
 whether it waits for its devices: one that is stuck outside of them is the one that others wait for.
+With it goes what the host has measured of its own pace. Process 0 tells the rest.
 """
-
-from __future__ import annotations
 
 import json
 import os
@@ -27,6 +26,7 @@ import jax
 
 from gpt_pjit.core.console import say
 from gpt_pjit.core.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_STUCK
+from gpt_pjit.core.runtime.pace import Report, Stragglers
 from gpt_pjit.core.runtime.together import ROOT, Stopped, coordinator, end_all
 
 T = TypeVar("T")
@@ -37,9 +37,11 @@ CODES = {
     signal.SIGTERM: EXIT_PREEMPTED,
     signal.SIGHUP: EXIT_PREEMPTED,
 }
+PROFILE = signal.SIGUSR1  # asks this process for a trace
 SECONDS_BETWEEN_LOOKS = 0.25
 SECONDS_BETWEEN_BEATS = 0.5
 LOST_AFTER = 8.0  # seconds without a beat; JAX needs 15 to 30, and names nobody
+NO_SIGN = f"no sign of life for {LOST_AFTER:.0f} s"
 SLOW_AFTER = 3600.0  # compiling, restoring and saving may take so long
 MUST_LEAVE_AFTER = 5.0  # of a signal where there is nothing to save
 
@@ -67,6 +69,9 @@ class Watch:
         self._slowest = 0.0
         self._since = time.monotonic()
         self._signals: list[int] = []
+        self._report: Report | None = None
+        self.stragglers = Stragglers()  # on process 0
+        self._profile_asked = False
         self.code = EXIT_PREEMPTED
 
     def tick(self) -> bool:
@@ -81,12 +86,15 @@ class Watch:
             self._slow, self._stoppable = False, True
             return self._stop_at is not None and self._ticks >= self._stop_at
 
-    def ticking(self, pieces: Iterable[T]) -> Iterator[T]:
-        """The pieces, with a tick after each; StopRequested where the run must stop."""
+    def ticking(self, pieces: Iterable[T], slow: bool = False) -> Iterator[T]:
+        """The pieces, with a tick after each; StopRequested where the run must stop. `slow` if what
+        follows a tick may take long: compiling for a new shape, or the work of process 0 alone.
+        """
         for piece in pieces:
             yield piece
             if self.tick():
                 raise StopRequested
+            self._slow = slow
 
     @contextmanager
     def slow(self) -> Iterator[None]:
@@ -108,11 +116,26 @@ class Watch:
         yield
         self._waiting = False
 
+    def profile_asked(self) -> bool:
+        """Whether SIGUSR1 has come since the last call."""
+        asked, self._profile_asked = self._profile_asked, False
+        return asked
+
+    def _ask_for_profile(self, *_: object) -> None:
+        self._profile_asked = True
+
+    def tell(self, report: Report) -> None:
+        """Goes to process 0 with the next beat, which compares hosts."""
+        self._report = report
+        if coordinator() is None:
+            self.stragglers.hear({0: report}, {})
+
     def __enter__(self) -> Self:
         self._handlers = {number: signal.signal(number, self._handle) for number in CODES}
         self._read_end, write_end = os.pipe()
         os.set_blocking(write_end, False)
         self._write_end = write_end
+        self._handlers[PROFILE] = signal.signal(PROFILE, self._ask_for_profile)
         # The number of a signal is written there at once, even while the main thread is in C.
         self._wakeup = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
         self._over = threading.Event()
@@ -138,7 +161,7 @@ class Watch:
             raise Stopped(CODES[signal.Signals(number)], _name(number))
 
     def _follow(self) -> None:
-        client, beats = coordinator(), _Beats()
+        client, beats = coordinator(), _Beats(self.stragglers)
         looked = time.monotonic()
         while not self._over.is_set():
             if select.select([self._read_end], [], [], SECONDS_BETWEEN_LOOKS)[0]:
@@ -154,7 +177,7 @@ class Watch:
             allowed = SLOW_AFTER if self._slow else self._patience + 10 * self._slowest
             stuck = self._judged and now - self._since > allowed
             if client is not None:
-                beats.beat(self._ticks, stuck, self._waiting)
+                beats.beat(self._ticks, stuck, self._waiting, self._report)
             elif stuck:
                 end_all(EXIT_STUCK, f"stuck: no progress for {allowed:.0f} s", stacks_of=(0,))
         with suppress(jax.errors.JaxRuntimeError):  # process 0 may have gone
@@ -195,7 +218,7 @@ class Watch:
 
 class _Beat(NamedTuple):
     """A sign of life: `stuck` without progress, perhaps while `waiting` for devices; the `stop` is
-    a signal that some process has received.
+    a signal that some process has received, and the `report` that of its last log interval.
     """
 
     number: int
@@ -204,6 +227,7 @@ class _Beat(NamedTuple):
     waiting: bool
     host: str
     stop: dict[str, Any] | None
+    report: list[Any] | None
 
 
 class _Beats:
@@ -212,13 +236,14 @@ class _Beats:
     Process 0 looks for others whose have stopped, and the others for those of process 0.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stragglers: Stragglers) -> None:
+        self._stragglers = stragglers
         self._count = 0
         self._last = 0.0
         self.stop: dict[str, Any] | None = None
         self._heard: dict[int, tuple[_Beat, float]] = {}  # the last beat of each, and when it came
 
-    def beat(self, ticks: int, stuck: bool, waiting: bool) -> None:
+    def beat(self, ticks: int, stuck: bool, waiting: bool, report: Report | None) -> None:
         now = time.monotonic()
         if now - self._last < SECONDS_BETWEEN_BEATS:
             return
@@ -230,12 +255,14 @@ class _Beats:
             self.stop = self.stop or _get(STOP)
         elif not self._process_0_answers(now):
             return
-        own = _Beat(self._count, ticks, stuck, waiting, socket.gethostname(), self.stop)
+        host, told = socket.gethostname(), None if report is None else list(report)
+        own = _Beat(self._count, ticks, stuck, waiting, host, self.stop, told)
         client.key_value_set(f"{BEATS}/{me}", json.dumps(own), allow_overwrite=True)
         if me == 0:
             for key, text in client.key_value_dir_get(BEATS):
                 self._hear(int(key.rsplit("/", 1)[1]), text, now)
             self._judge(now)
+            self._compare()
 
     def end(self) -> None:
         """The last beat: silence from now on means nothing."""
@@ -260,7 +287,7 @@ class _Beats:
             beat, then = self._heard[0]
             self.stop = beat.stop
             if time.monotonic() - then > LOST_AFTER:
-                line = f"process 0 ({beat.host}) is lost: it is silent"
+                line = f"process 0 ({beat.host}) is lost: {NO_SIGN}"
                 print(line, file=sys.stderr, flush=True)
                 os._exit(EXIT_STUCK)
         return answered
@@ -269,7 +296,7 @@ class _Beats:
         beats = {process: beat for process, (beat, _) in self._heard.items()}
         lost = [p for p, (_, then) in self._heard.items() if now - then > LOST_AFTER]
         if lost:
-            line = f"{_named(lost, beats)} is lost: silent for {LOST_AFTER:.0f} s"
+            line = f"{_named(lost, beats)} is lost: {NO_SIGN}"
             end_all(EXIT_STUCK, line, lost=len(lost))
         if len(beats) == jax.process_count() and all(beat.stuck for beat in beats.values()):
             behind = min(beat.ticks for beat in beats.values())
@@ -277,6 +304,14 @@ class _Beats:
             guilty = guilty or [process for process, beat in beats.items() if beat.ticks == behind]
             line = f"stuck: {_named(guilty, beats)} makes no progress"
             end_all(EXIT_STUCK, line, stacks_of=tuple(guilty))
+
+    def _compare(self) -> None:
+        """Looks for stragglers, once each host has told of a log interval."""
+        beats = {process: beat for process, (beat, _) in self._heard.items()}
+        reports = {process: Report(*beat.report) for process, beat in beats.items() if beat.report}
+        if len(reports) == jax.process_count():
+            hosts = {process: beat.host for process, beat in beats.items()}
+            self._stragglers.hear(reports, hosts)
 
 
 def _named(processes: list[int], beats: dict[int, _Beat]) -> str:

@@ -5,8 +5,6 @@ each token set, its `walks` through them and its `starts`. Imported, grown and a
 their `source`, and a run that began from a step of another adds `from`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import fcntl
 import os
@@ -20,11 +18,12 @@ import jax
 
 from gpt_pjit.config import Config, differences, from_record
 from gpt_pjit.core.console import say, warn
-from gpt_pjit.core.errors import EXIT_FAULT, ConfigError, FaultError, IntegrityError
+from gpt_pjit.core.errors import EXIT_FAULT, ConfigError, IntegrityError
 from gpt_pjit.core.files import (
     Lease,
     check_bucket,
     file_errors,
+    in_use,
     is_remote,
     read_json,
     write_json,
@@ -101,10 +100,8 @@ def open_workdir(
             _write_record(workdir, {"config": dataclasses.asdict(config), "starts": []})
     with all_or_none(), file_errors(cannot_be_used, "--workdir"):
         if not path.exists():
-            problem = (
-                f"process 0 has written {path}, which process {jax.process_index()} cannot see"
-            )
-            raise ConfigError([f"{problem}; choose a folder that all hosts share"], "--workdir")
+            unseen = f"process 0 has written {path}, which process {jax.process_index()} cannot see"
+            raise ConfigError([f"{unseen}; choose a folder that all hosts share"], "--workdir")
         if not is_remote(workdir):
             write_probe(workdir, jax.process_index())
     return origin
@@ -170,26 +167,19 @@ def _lock(folder: Path, owner: str) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
-            problem = f"{folder} is being trained by {lock.read().strip()}"
-            raise FaultError([problem], "--workdir") from None
+            raise in_use(folder, lock.read().strip()) from None
         lock.truncate(0)
         print(owner, file=lock, flush=True)
         yield
 
 
-def note_saved(workdir: Path, step: int) -> None:
-    """Records that `step` was saved: a later start does not take an empty folder for a new run."""
-    _note(workdir, saved=step)
-
-
-def note_finished(workdir: Path, steps: int) -> None:
-    """Records that all `steps` were trained, the last one validated, and the sample printed."""
-    _note(workdir, finished=steps)
-
-
-def finished_steps(workdir: Path) -> int | None:
-    """With how many steps the run has finished, or None, as this process sees it."""
-    return read_run(workdir)[1].get("finished")
+def note(workdir: Path, **facts: int) -> None:
+    """Records, from process 0, that a step was `saved`, so that a later start does not take an
+    empty folder for a new run, or with how many steps the run has `finished`.
+    """
+    if jax.process_index() == 0:
+        _, record = read_run(workdir)
+        _write_record(workdir, record | facts)
 
 
 def check_none_saved(workdir: Path) -> None:
@@ -199,12 +189,6 @@ def check_none_saved(workdir: Path) -> None:
             problem = f"{workdir}/checkpoints is empty, but the run has saved step {step} there"
             remedy = "put it back from a copy, or start a new run in another --workdir"
             raise IntegrityError([f"{problem}; {remedy}"], "checkpoint")
-
-
-def _note(workdir: Path, **facts: int) -> None:
-    if jax.process_index() == 0:
-        _, record = read_run(workdir)
-        _write_record(workdir, record | facts)
 
 
 def has_begun(record: Record) -> bool:

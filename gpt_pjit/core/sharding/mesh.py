@@ -1,7 +1,5 @@
 """The mesh: `replica` and `data` split the batch, `data` also the state, `tensor` the model."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

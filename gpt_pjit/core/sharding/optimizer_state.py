@@ -1,60 +1,76 @@
 """Specs of an optimizer's state: leaves inherit their parameter's spec, or some entries."""
 
-from __future__ import annotations
-
 import math
+import re
 from typing import Any
 
 import jax
-import optax
 from jax.sharding import PartitionSpec as P
+from jax.tree_util import SequenceKey, tree_leaves_with_path
 
 from gpt_pjit.core.errors import ConfigError
-from gpt_pjit.core.sharding.placement import malformed
-from gpt_pjit.core.sharding.rules import Finding, Rules, paths_and_leaves, try_rules
+from gpt_pjit.core.sharding.placement import is_array, malformed
+from gpt_pjit.core.sharding.rules import Finding, Rules, path_string, paths_and_leaves, try_rules
 
 TABLE = "optimizer_specs rules"
 COEFFICIENTS = 64  # elements of state of no parameter, such as Muon's in optax, or a key
 
 
+def state_shapes(tx: Any, params: Any) -> Any:
+    """The shapes of the state of `params`, without what is no array among them."""
+    init = getattr(tx, "init", tx)
+    arrays = jax.tree.map(lambda leaf: leaf if is_array(leaf) else None, params)
+    return jax.eval_shape(init, arrays)
+
+
 def state_parameters(tx: Any, params: Any) -> dict[str, str | None]:
     """For each path of `tx`'s state, the path of the parameter that it belongs to, or None.
 
-    Raises ConfigError for an optimizer whose state optax cannot match to parameters.
+    Its path ends with that of its parameter, or with that and its place in a list.
     """
-    paths = jax.tree.unflatten(jax.tree.structure(params), [p for p, _ in paths_and_leaves(params)])
-    try:
-        owners = optax.tree.map_params(
-            tx,
-            lambda leaf, path: leaf if _is_masked(leaf) else path,
-            jax.eval_shape(tx.init, params),
-            paths,
-            transform_non_params=lambda leaf: leaf,
-            is_leaf=_is_masked,
-        )
-    except ValueError as error:
-        message = (
-            "optax cannot tell which parameter each part of this optimizer's state belongs to "
-            f"({str(error).splitlines()[0].rstrip(':.')}); use an optimizer whose state has one "
-            "leaf for each parameter"
-        )
-        raise ConfigError([message], TABLE) from None
-    return {
-        path: owner if isinstance(owner, str) else None for path, owner in paths_and_leaves(owners)
-    }
+    parameters = {keys: path_string(keys) for keys, _ in tree_leaves_with_path(params)}
+
+    def owner(keys: tuple[Any, ...]) -> str | None:
+        ends = (keys[start:] for start in range(len(keys) + 1))
+        if found := next((end for end in ends if end in parameters), None):
+            return parameters[found]
+        in_list = keys and isinstance(keys[-1], SequenceKey)
+        return owner(keys[:-1]) if in_list else parameters.get(())
+
+    state = tree_leaves_with_path(state_shapes(tx, params))
+    return {path_string(keys): owner(keys) for keys, _ in state}
 
 
 def optimizer_specs(tx: Any, params: Any, specs: Any, rules: Rules = ()) -> Any:
-    """Specs of `tx`'s state; `specs` is the optimizer tree of a placement.
+    """Specs of the state of any optax optimizer.
 
     A leaf with its parameter's shape has its parameter's spec; a leaf with some of its parameter's
-    dimensions, such as Adafactor's factors, has the entries of these. A leaf of one element, and up
-    to 64 of no parameter, are replicated. A row of `rules`, over the paths of all leaves without
-    their parameter's shape and of more than one element, comes before these; raises ConfigError if
-    nothing places a leaf.
+    dimensions, such as Adafactor's factors, has the entries of these, and so has a stack of leaves
+    of its shape. A leaf of one element, and up to 64 of no parameter, are replicated.
+
+    Args:
+      tx: a GradientTransformation, or a function from parameters to any tree with their state, such
+        as a `TrainState`; of the parameters in that tree, each has its spec too.
+      params: the parameters as `place` takes them.
+      specs: a tree of their specs, such as `place(...).optimizer`.
+      rules: `(regex, spec)` rows over the paths of all leaves of more than one element and without
+        their parameter's shape; they come before what is derived.
+
+    Returns:
+      A tree like the state, of PartitionSpecs.
+
+    Raises:
+      ConfigError: if nothing places a leaf; it names the leaf and the row to write.
+
+    >>> import jax, jax.numpy as jnp, optax
+    >>> from gpt_pjit.partition import place
+    >>> params = {"up": jax.ShapeDtypeStruct((512, 2048), jnp.float32)}
+    >>> placement = place((("up", ("fsdp", "tp")),), params, "zero", {"fsdp": 4, "tp": 2})
+    >>> optimizer_specs(optax.adam(1e-3), params, placement.optimizer)[0]
+    ScaleByAdamState(count=P(), mu={'up': P('fsdp', 'tp')}, nu={'up': P('fsdp', 'tp')})
     """
-    state = jax.eval_shape(tx.init, params)
-    shapes = {path: leaf.shape for path, leaf in paths_and_leaves(params)}
+    state = state_shapes(tx, params)
+    shapes = {path: leaf.shape for path, leaf in paths_and_leaves(params) if is_array(leaf)}
     owners = state_parameters(tx, params)
     spec_of = dict(paths_and_leaves(specs))
     placed: dict[str, P] = {}
@@ -63,7 +79,7 @@ def optimizer_specs(tx: Any, params: Any, specs: Any, rules: Rules = ()) -> Any:
         owner = owners[path]
         if owner is not None and leaf.shape == shapes[owner]:
             placed[path] = spec_of[owner]
-        elif math.prod(leaf.shape) == 1:
+        elif math.prod(leaf.shape) <= 1:
             placed[path] = P(*(None,) * len(leaf.shape))  # as explicit mode writes it
         else:
             rest[path] = leaf.shape
@@ -81,21 +97,28 @@ def _derived(
 
     The state of parameters whose sizes are all different, in the same order, says which dimensions.
     """
-    probe = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(
-            tuple(len(leaf.shape) * size + dim for dim, size in enumerate(leaf.shape)), leaf.dtype
-        ),
-        params,
-    )
-    sizes = {path: leaf.shape for path, leaf in paths_and_leaves(probe)}
+
+    def probe(leaf: Any) -> Any:
+        if not is_array(leaf):
+            return None
+        sizes = (len(leaf.shape) * size + dim for dim, size in enumerate(leaf.shape))
+        return jax.ShapeDtypeStruct(tuple(sizes), leaf.dtype)
+
+    probes = jax.tree.map(probe, params)
+    sizes = {path: leaf.shape for path, leaf in paths_and_leaves(probes)}
     derived: dict[str, P] = {}
-    for path, leaf in paths_and_leaves(jax.eval_shape(tx.init, probe)):
+    for path, leaf in paths_and_leaves(state_shapes(tx, probes)):
         owner = owners.get(path)
-        if owner is None and math.prod(leaf.shape) <= COEFFICIENTS:
-            derived[path] = P(*(None,) * len(leaf.shape))
-        elif owner is not None and set(leaf.shape) <= set(sizes[owner]):
+        if owner is None:
+            if math.prod(leaf.shape) <= COEFFICIENTS:
+                derived[path] = P(*(None,) * len(leaf.shape))
+            continue
+        stacked = len(leaf.shape) - len(sizes[owner])
+        if stacked >= 0 and leaf.shape[stacked:] == sizes[owner]:
+            derived[path] = P(*(None,) * stacked, *spec_of[owner])
+        elif set(leaf.shape) <= set(sizes[owner]):
             entries = dict(zip(sizes[owner], spec_of[owner], strict=True))
-            derived[path] = P(*(entries[size] for size in leaf.shape))
+            derived[path] = P(*(entries.pop(size, None) for size in leaf.shape))
     return derived
 
 
@@ -116,7 +139,9 @@ def _by_rules(
         owner = owners[path]
         whose = "no parameter" if owner is None else f"{owner}, but not of its shape"
         constraint = f"state of {whose}, and no rule matches it"
-        remedy = f"pass optimizer_specs rules with a row ({path!r}, {(None,) * len(shape)})"
+        remedy = (
+            f"pass optimizer_specs rules with a row ({re.escape(path)!r}, {(None,) * len(shape)})"
+        )
         findings.append(
             Finding(path, shape, constraint, remedy, "unmatched", owner or "", table=TABLE)
         )
@@ -124,7 +149,3 @@ def _by_rules(
         raise ConfigError(findings, TABLE)
     written = {path: P(*match.value) for path, match in matches.items()}
     return {path: spec for path, spec in (derived | written).items() if path in shapes}
-
-
-def _is_masked(leaf: Any) -> bool:
-    return isinstance(leaf, optax.MaskedNode)

@@ -1,7 +1,5 @@
 """From a table and a layout to the specs of the four trees, or to a list of all problems."""
 
-from __future__ import annotations
-
 import difflib
 import math
 from collections.abc import Iterator, Mapping
@@ -9,12 +7,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-from jax.sharding import PartitionSpec as P
+from jax.sharding import NamedSharding, PartitionSpec as P
 
-from gpt_pjit.core.errors import ConfigError, nearest_multiples
-from gpt_pjit.core.sharding.layouts import LAYOUTS, MODEL, axes_of, keep
+from gpt_pjit.core.errors import ConfigError, Problem, nearest_multiples
+from gpt_pjit.core.sharding.layouts import (
+    BATCH,
+    LAYOUTS,
+    ROLES,
+    axes_of,
+    axis_sizes_of,
+    keep,
+    without_role,
+)
 from gpt_pjit.core.sharding.mesh import BATCH_AXES
 from gpt_pjit.core.sharding.rules import (
+    NO_RULE,
     SHARDING,
     Finding,
     Match,
@@ -30,10 +37,14 @@ TILE = 128  # lanes of a TPU tile; a vocabulary is padded to a multiple of it
 
 @dataclass(frozen=True)
 class Placement:
-    """Trees of PartitionSpecs, each shaped like the parameters, and the rule behind each leaf."""
+    """Trees of PartitionSpecs, each shaped like the parameters, and the rule behind each leaf.
+
+    A leaf that is not an array has None in each tree, as in `equinox.filter`.
+    """
 
     layout: str
     axis_sizes: Mapping[str, int]
+    roles: Mapping[str, str]
     stored: Any
     compute: Any
     gradients: Any
@@ -45,49 +56,95 @@ def place(
     rules: Rules,
     params: Any,
     layout: str,
-    axis_sizes: Mapping[str, int],
+    mesh: Any,
     scanned: str = SCANNED,
+    roles: Mapping[str, str] = ROLES,
 ) -> Placement:
-    """Places a tree of arrays or ShapeDtypeStructs; raises ConfigError with all problems at once.
+    """The specs of a tree's four trees by a table and a layout.
 
-    Parameters whose path starts with `scanned` can be gathered layer by layer; the weights of the
-    others are whole over the batch axes in every layout.
+    Args:
+      rules: `(regex, spec)` rows, or `(regex, spec, otherwise, ...)` in order of preference.
+      params: a pytree of arrays or ShapeDtypeStructs. What is no array is left alone; a leaf of one
+        element that no row matches is replicated. `lint` names both.
+      layout: `ddp`, `zero1`, `zero` or `fsdp`.
+      mesh: a Mesh or AbstractMesh of any axis types, or the size of each axis.
+      scanned: the weights of parameters whose path starts with it can be gathered layer by layer;
+        those of the others are whole over the batch axes in every layout.
+      roles: `"batch"` or `"model"` for each axis of the mesh; common names have theirs.
+
+    Raises:
+      ConfigError: with all problems at once; each names the parameter, the row and a remedy.
+
+    >>> import jax, jax.numpy as jnp
+    >>> params = {"up": {"kernel": jax.ShapeDtypeStruct((512, 2048), jnp.float32)}}
+    >>> placement = place((("up/kernel", ("fsdp", "tp")),), params, "zero", {"fsdp": 4, "tp": 2})
+    >>> placement.stored, placement.compute
+    ({'up': {'kernel': P('fsdp', 'tp')}}, {'up': {'kernel': P(None, 'tp')}})
     """
-    chosen, findings = choose(rules, params, axis_sizes)
+    if layout not in LAYOUTS:
+        problem = Problem("layout", layout, "is unknown", f"known: {', '.join(LAYOUTS)}")
+        raise ConfigError([problem], SHARDING)
+    axis_sizes = axis_sizes_of(mesh)
+    chosen, findings = choose(rules, params, axis_sizes, roles)
     if findings:
         raise ConfigError(findings, SHARDING)
-    matches = jax.tree_util.tree_map_with_path(lambda path, _: chosen[path_string(path)], params)
+    matches = jax.tree_util.tree_map_with_path(
+        lambda path, _: chosen.get(path_string(path)), params
+    )
+    every = list(axis_sizes)
+    model_axes = [axis for axis in every if roles[axis] != BATCH]
 
-    def specs(axes: frozenset[str], outside_scan: frozenset[str] | None = None) -> Any:
+    def specs(batch_axes: bool, in_scan_only: bool = False) -> Any:
         def spec(key_path: tuple[Any, ...], match: Match) -> P:
-            in_scan = path_string(key_path).startswith(scanned)
-            return keep(P(*match.value), axes if in_scan or outside_scan is None else outside_scan)
+            everywhere = not in_scan_only or path_string(key_path).startswith(scanned)
+            return keep(P(*match.value), every if batch_axes and everywhere else model_axes)
 
         return jax.tree_util.tree_map_with_path(spec, matches)
 
     keeps = LAYOUTS[layout]
     return Placement(
         layout=layout,
-        axis_sizes=dict(axis_sizes),
+        axis_sizes=axis_sizes,
+        roles={axis: roles[axis] for axis in axis_sizes},
         stored=specs(keeps.stored),
-        compute=specs(keeps.compute, outside_scan=MODEL),
+        compute=specs(keeps.compute, in_scan_only=True),
         gradients=specs(keeps.gradients),
         optimizer=specs(keeps.optimizer),
         matches=matches,
     )
 
 
+def shardings(mesh: Any, specs: Any) -> Any:
+    """A tree of NamedShardings like `specs`, on a Mesh or AbstractMesh of any axis types.
+
+    It is what `jax.jit(..., out_shardings=)` and `jax.device_put` take. None remains None.
+
+    >>> import jax
+    >>> mesh = jax.sharding.AbstractMesh((4, 2), ("fsdp", "tp"))
+    >>> shardings(mesh, {"up": P("fsdp", "tp")})["up"].shard_shape((512, 2048))
+    (128, 1024)
+    """
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+
+
 def choose(
-    rules: Rules, params: Any, axis_sizes: Mapping[str, int]
+    rules: Rules,
+    params: Any,
+    axis_sizes: Mapping[str, int],
+    roles: Mapping[str, str] = ROLES,
 ) -> tuple[dict[str, Match], list[Finding]]:
     """For each path the match with the first of its specs that divides, and all problems."""
-    leaves = paths_and_leaves(params)
+    leaves = [(path, leaf) for path, leaf in paths_and_leaves(params) if is_array(leaf)]
     matches, findings = try_rules(rules, [path for path, _ in leaves])
     chosen = {}
     for path, leaf in leaves:
         if path not in matches:
+            if math.prod(leaf.shape) == 1:
+                chosen[path] = Match(NO_RULE, "", ((None,) * len(leaf.shape),))
             continue
-        match = matches[path]
+        match = replace(
+            matches[path], values=tuple(filled(spec, leaf.shape) for spec in matches[path].values)
+        )
         wrong = [
             finding
             for spec in match.values
@@ -101,7 +158,26 @@ def choose(
             else:
                 wrong = tried[0] if len(tried) == 1 else [_none_fits(path, match, tried)]
         findings += wrong
-    return chosen, findings
+    covered = [f for f in findings if f.kind != "unmatched" or f.parameter not in chosen]
+    return chosen, [*without_role(axis_sizes, roles), *covered]
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf has a shape and a dtype, and so a spec."""
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+
+
+def filled(spec: Any, shape: tuple[int, ...]) -> Any:
+    """`spec` with None for all dimensions that its closing `...` stands for.
+
+    Such a spec may be longer than the shape if it names no axis, and leaves one element whole.
+    """
+    if not isinstance(spec, tuple) or spec[-1:] != (...,):
+        return spec
+    given = spec[:-1]
+    if not any(given) or math.prod(shape) == 1:
+        given = ()
+    return given + (None,) * (len(shape) - len(given))
 
 
 def misfits(
@@ -128,8 +204,8 @@ def malformed(
         yield finding("not a spec", "is not a spec", remedy)
         return
     if len(spec) != len(shape):
-        constraint = f"has {len(spec)} entries for {len(shape)} dimensions, shape {shape}"
-        yield finding("rank", constraint, f"write {len(shape)} entries, None for unsplit")
+        constraint = f"has rank {len(spec)}, and the tensor rank {len(shape)}, shape {shape}"
+        yield finding("rank", constraint, "write an entry for each dimension, None for unsplit")
         return
     named = axes_of(P(*spec))
     for axis in dict.fromkeys(named):

@@ -4,8 +4,6 @@ One engine serves sharding tables, weight-decay and learning-rate tables, dimens
 other value per parameter.
 """
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections import Counter
@@ -14,11 +12,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
+from jax.sharding import PartitionSpec as P
 
 from gpt_pjit.core.errors import ConfigError, Problem
 
 Rules = Sequence[tuple[Any, ...]]
 SHARDING = "partition.rules"  # the default name of a table
+NO_RULE = -1  # the number of the match of a leaf of one element that no rule matches
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Match:
         return self.values[self.chosen]
 
     def __str__(self) -> str:
-        return f"rule {self.number} {self.regex!r}"
+        return "no rule" if self.number == NO_RULE else f"rule {self.number} {self.regex!r}"
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,35 @@ def values(matches: Any) -> Any:
         return match.value
 
     return jax.tree.map(only, matches, is_leaf=lambda m: isinstance(m, Match))
+
+
+def searched(table: Any) -> Rules:
+    """A table of the field as rules: a regex matches if it is *found in* the path.
+
+    Args:
+      table: `(regex, spec)` rows. A regex may be a tuple of them, for consecutive parts of a path.
+        A spec is a PartitionSpec or a tuple, which may be shorter than a shape, or None.
+
+    Returns:
+      Rows with the same effect for `lint` and `place`: the first that is found wins, and dimensions
+      beyond a spec are whole.
+
+    >>> searched([("attention/(query|key)", P("fsdp", "tp")), (".*", P())])
+    (('.*(?:attention/(query|key)).*', ('fsdp', 'tp', Ellipsis)), ('.*(?:.*).*', (Ellipsis,)))
+    """
+
+    def spec(value: Any) -> Any:
+        return (*(value or ()), ...) if isinstance(value, P | tuple | None) else value
+
+    def regex(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return "(?:.*/)?" + "/".join(f"(?:{part})" for part in value) + "(?:/.*)?"
+        return f".*(?:{value}).*" if isinstance(value, str) else value
+
+    return tuple(
+        (regex(row[0]), *map(spec, row[1:])) if isinstance(row, tuple | list) and row else row
+        for row in table
+    )
 
 
 def try_rules(

@@ -1,9 +1,7 @@
-"""Reading a token dataset from a folder or an object store: any window at any offset.
+"""Reading a token dataset from a folder or an object store: any tokens at any offset.
 
 TensorStore reads both, and checks the checksum of every chunk and every index that it reads.
 """
-
-from __future__ import annotations
 
 import functools
 import hashlib
@@ -12,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import tensorstore
@@ -44,13 +42,13 @@ class DamageError(ValueError):
 class TokenDataset:
     """An open set: its `info`, its `splits` by name, and its tokenizer."""
 
-    def __init__(self, path: str, info: DatasetInfo, splits: dict[str, TokenSplit]):
+    def __init__(self, path: str, info: DatasetInfo, splits: "dict[str, TokenSplit]"):
         self.path, self.info, self.splits = path, info, splits
         self.vocab_size, self.eot_id = info.vocab_size, info.eot_id
         self.fingerprint = info.fingerprint
 
     @classmethod
-    def open(cls, path: str | Path) -> TokenDataset:
+    def open(cls, path: str | Path) -> Self:
         """Opens the set in a folder or below a gs:// or s3:// URL; reads only metadata."""
         path = str(path)
         sizes = _file_sizes(path)
@@ -105,14 +103,14 @@ class TokenSplit:
     def read(self, starts: np.ndarray, length: int) -> np.ndarray:
         """int32 [len(starts), length] tokens from each start on."""
         with self._naming("tokens"):
-            found = read_windows(self._tokens, starts.tolist(), length, np.int32)
+            found = read_ranges(self._tokens, starts.tolist(), length, np.int32)
             self._check_ids(found)
             return found
 
     def document_offsets(self, start: int, stop: int) -> np.ndarray:
         """uint64 offsets `start` to `stop`: document i is the tokens from offset i to i + 1."""
         with self._naming("document offsets"):
-            found = read_windows(self._documents, [start], stop - start)[0]
+            found = read_ranges(self._documents, [start], stop - start)[0]
             self._check_offsets(found)
             return found
 
@@ -131,7 +129,7 @@ class TokenSplit:
         ):
             for start, stop in shard_bounds(array):
                 try:
-                    values = read_windows(array, [start], stop - start)
+                    values = read_ranges(array, [start], stop - start)
                     digest.update(values.data)
                     check(values)
                 except DamageError as damage:
@@ -208,7 +206,7 @@ def open_array(kvstore: Any, metadata: dict[str, Any]) -> tensorstore.TensorStor
         raise _failure(error) from None
 
 
-def read_windows(
+def read_ranges(
     array: tensorstore.TensorStore, starts: Sequence[int], length: int, dtype: Any = None
 ) -> np.ndarray:
     """[len(starts), length] values from each start on, all read together; raises DamageError."""

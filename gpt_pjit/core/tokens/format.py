@@ -3,12 +3,10 @@
 docs/token_datasets.md describes the format for readers in other languages.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from typing import Any, get_type_hints
+from typing import Any, Self, get_type_hints
 
 from gpt_pjit.core.errors import ConfigError
 
@@ -60,7 +58,7 @@ class DatasetInfo:
         return {"format": FORMAT, "version": VERSION, **asdict(self)}
 
     @classmethod
-    def from_json(cls, data: bytes, where: str) -> DatasetInfo:
+    def from_json(cls, data: bytes, where: str) -> Self:
         """Raises ConfigError if `data`, of the set at `where`, is damaged or in another format."""
         try:
             return cls._from_fields(json.loads(data))
@@ -69,7 +67,7 @@ class DatasetInfo:
             raise ConfigError([problem], f"{MANIFEST} of {where}") from None
 
     @classmethod
-    def _from_fields(cls, fields: dict[str, Any]) -> DatasetInfo:
+    def _from_fields(cls, fields: dict[str, Any]) -> Self:
         if not isinstance(fields, dict) or not isinstance(fields.get("splits"), dict):
             raise TypeError("it is not an object with splits")
         if fields.get("format") != FORMAT or fields.get("version") != VERSION:

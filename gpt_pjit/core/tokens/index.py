@@ -1,14 +1,12 @@
 """Which tokens a training example holds: pure functions of (seed, step, row), with no state.
 
-An epoch cuts the text into `n` windows of `T` tokens, starting at a random offset below `T`, and
+An epoch cuts the text into `n` examples of `T` tokens, starting at a random offset below `T`, and
 visits them in a random order. Nothing depends on hosts or on earlier reads, so a run resumes at
 any step, on any number of hosts, by computing. In a mixture of sets, weights become a cycle of
 whole examples, 0.7 and 0.3 are 7 and 3 of every 10, and each set walks its own epochs. Where the
 weights change, another cycle begins, and the sets walk on. docs/token_datasets.md says the same in
 prose.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Sequence
@@ -19,25 +17,25 @@ import numpy as np
 
 from gpt_pjit.core.errors import ConfigError
 
-ROUNDS = 16  # the fewest that make all orders of six windows equally likely; 0.2 ms a batch
+ROUNDS = 16  # the fewest that make all orders of six examples equally likely; 0.2 ms a batch
 LONGEST_CYCLE = 10_000  # examples
 
 
-def windows(tokens: int, sequence_length: int) -> int:
-    """How many training windows an epoch has; they fit at any offset below T."""
+def examples_per_epoch(tokens: int, sequence_length: int) -> int:
+    """They fit at any offset below T."""
     return (tokens - sequence_length) // sequence_length
 
 
-def window_starts(
+def example_starts(
     example: np.ndarray, *, seed: int | np.ndarray, sequence_length: int, tokens: int
 ) -> np.ndarray:
-    """The first token, int64, of the window that each int64 example holds.
+    """The first token, int64, of each int64 example.
 
-    Example i is row i % B of the batch of step i // B. A window is T + 1 tokens long, inputs and
-    shifted targets, so neighbours share one token and each token is predicted once an epoch.
+    Example i is row i % B of the batch of step i // B. An example is T + 1 tokens long, inputs and
+    shifted targets, so neighbours share one token and no token is a target twice in an epoch.
     """
-    n = windows(tokens, sequence_length)
-    assert n >= 1, f"{tokens} tokens are too few for a window of {sequence_length}"
+    n = examples_per_epoch(tokens, sequence_length)
+    assert n >= 1, f"{tokens} tokens are too few for an example of {sequence_length}"
     epoch, position = np.divmod(example, n)
     position = permute(position, n, hash64(seed, epoch, 0))
     offset = hash64(seed, epoch, 1) % np.uint64(sequence_length)
@@ -167,9 +165,8 @@ def _even_cycle(counts: list[int]) -> np.ndarray:
     total = sum(counts)
     taken = [0] * len(counts)
     cycle = np.empty(total, np.int64)
-    slack = max(
-        2 * sum(map(bool, counts)) - 2, 1
-    )  # a set must stay 1 / slack of an example below too many
+    # A set must stay 1 / slack of an example below too many.
+    slack = max(2 * sum(map(bool, counts)) - 2, 1)
     for i in range(total):
         # Integers: `due` is total * slack times (share of i + 1 examples - taken).
         due = [((i + 1) * counts[s] - total * taken[s]) * slack for s in range(len(counts))]

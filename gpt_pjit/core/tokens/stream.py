@@ -4,8 +4,6 @@ Grain maps batch numbers to batches and reads ahead. Its iterator state is never
 pure function of its number, so a run resumes from `start` on any number of hosts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +13,7 @@ import numpy as np
 from gpt_pjit.config import Config, DataConfig
 from gpt_pjit.core.errors import ConfigError, Problem
 from gpt_pjit.core.tokens.dataset import TokenDataset, TokenSplit
-from gpt_pjit.core.tokens.index import cycle_counts, window_starts, windows
+from gpt_pjit.core.tokens.index import cycle_counts, example_starts, examples_per_epoch
 from gpt_pjit.core.tokens.tokenizers import Tokenizer
 from gpt_pjit.core.tokens.walk import Walk, first_walk
 
@@ -41,7 +39,7 @@ class TrainingData:
     def tokenizer(self) -> Tokenizer:
         return self.datasets[0].tokenizer()
 
-    def windows(
+    def examples(
         self, walk: Walk, step: int, rows: np.ndarray
     ) -> Iterator[tuple[TokenSplit, np.ndarray, np.ndarray, np.ndarray]]:
         """For each set: its split, which of the int64 rows of `step` it has, which of its examples
@@ -51,7 +49,8 @@ class TrainingData:
         for s, (split, reading) in enumerate(zip(self.splits, walk.sets, strict=True)):
             mine = np.flatnonzero(chosen == s)
             shape = {"sequence_length": walk.sequence_length, "tokens": split.tokens}
-            yield split, mine, number[mine], window_starts(number[mine], seed=reading.seed, **shape)
+            starts = example_starts(number[mine], seed=reading.seed, **shape)
+            yield split, mine, number[mine], starts
 
     def identity(self) -> list[dict[str, str | int]]:
         """What must be the same when a run is resumed."""
@@ -72,7 +71,7 @@ class TrainingData:
         """A line for each set: how many examples before `step` came from it."""
         taken, lines = walk.taken(step), []
         for split, drawn in zip(self.splits, taken, strict=True):
-            epochs = drawn / windows(split.tokens, walk.sequence_length)
+            epochs = drawn / examples_per_epoch(split.tokens, walk.sequence_length)
             share = drawn / max(sum(taken), 1)
             lines.append(f"{share:7.2%}  {drawn:,} examples, {epochs:.2f} epochs of {split.path}")
         return "\n".join(lines)
@@ -138,7 +137,7 @@ def train_batches(
     by = walk or first_walk(config, data.fingerprints())
     length = config.data.sequence_length
     for split in data.splits:
-        if windows(split.tokens, length) < 1:
+        if examples_per_epoch(split.tokens, length) < 1:
             problem = (
                 f"split {split.name!r} holds {split.tokens:,} tokens, but "
                 f"data.sequence_length={length} needs at least {2 * length:,}"
@@ -147,7 +146,7 @@ def train_batches(
 
     def batch(step: int) -> Batch:
         tokens = np.empty((len(rows), length + 1), np.int32)
-        for split, mine, _, starts in data.windows(by, step, rows.astype(np.int64)):
+        for split, mine, _, starts in data.examples(by, step, rows.astype(np.int64)):
             tokens[mine] = split.read(starts, length + 1)
         masked = config.data.mask_documents
         return Batch(tokens, segments=segments(tokens, data.eot_id) if masked else None)
@@ -155,10 +154,17 @@ def train_batches(
     return _read_ahead(batch, range(start, config.optim.steps), data.read_threads)
 
 
-def held_out_batches(data: TrainingData, config: Config, rows: np.ndarray) -> Iterator[Batch]:
-    """`validation_batches` of every set; none if no set has text to validate on."""
-    for split in data.held_out:
-        yield from validation_batches(split, config, rows)
+def held_out_batches(
+    data: TrainingData, config: Config, rows: np.ndarray
+) -> dict[str, Generator[Batch, None, None]]:
+    """`validation_batches` of every set that has text to validate on, by the name of its folder, or
+    its path where two have the same.
+    """
+    paths = [split.path for split in data.held_out]
+    names = [Path(path).name for path in paths]
+    names = names if len({*names}) == len(names) else paths
+    splits = zip(names, data.held_out, strict=True)
+    return {name: validation_batches(split, config, rows) for name, split in splits}
 
 
 def validation_batches(
@@ -177,7 +183,7 @@ def validation_batches(
         starts = (i * total // count * batch_size + rows) * length
         found = np.clip(split.tokens - starts, 0, length + 1)  # tokens from each start
         tokens = np.zeros((len(rows), length + 1), np.int32)
-        for n in np.unique(found[found > 1]):  # the last window of the split is shorter
+        for n in np.unique(found[found > 1]):  # the last of the split is shorter
             tokens[found == n, :n] = split.read(starts[found == n], n)
         mask = (np.arange(1, length + 1) < found[:, None]).astype(np.float32)
         if not config.data.mask_documents:

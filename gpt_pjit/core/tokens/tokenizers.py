@@ -4,8 +4,6 @@ Text is always encoded as text: the spelling of a special token in a document do
 token, so the end-of-text id appears in a dataset only where a document ends.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import unicodedata

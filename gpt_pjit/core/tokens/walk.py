@@ -5,13 +5,11 @@ then another walk begins at that step, and each set continues where it was. `run
 walks, so that a row remains a pure function of the record, step and row.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -54,7 +52,7 @@ class Walk:
         examples = [((step - self.step) * self.batch_size, weights) for step, weights in stages]
         return Mixture(examples, [each.taken for each in self.sets])
 
-    def reads_as(self, other: Walk) -> bool:
+    def reads_as(self, other: Self) -> bool:
         """Whether `other` differs only in where it began."""
         mine = dataclasses.replace(self, step=0, sets=()), [each.sha256 for each in self.sets]
         return mine == (
@@ -100,18 +98,13 @@ def walks_of(config: Config, record: Mapping[str, Any]) -> list[Walk]:
     """The walks of the run with this `run.json`; it has begun."""
     if "walks" not in record:  # older than walks
         return [first_walk(config, [each["sha256"] for each in record["data"]])]
-    return [
-        Walk(
-            **walk
-            | {
-                "stages": tuple(
-                    (stage["step"], tuple(stage["weights"])) for stage in walk["stages"]
-                ),
-                "sets": tuple(Reading(**each) for each in walk["sets"]),
-            }
-        )
-        for walk in record["walks"]
-    ]
+
+    def walk(fields: dict[str, Any]) -> Walk:
+        stages = tuple((stage["step"], tuple(stage["weights"])) for stage in fields["stages"])
+        sets = tuple(Reading(**each) for each in fields["sets"])
+        return Walk(**fields | {"stages": stages, "sets": sets})
+
+    return list(map(walk, record["walks"]))
 
 
 def walk_to_json(walk: Walk) -> dict[str, Any]:

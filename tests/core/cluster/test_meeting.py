@@ -4,14 +4,13 @@ import contextlib
 import os
 import re
 import socket
-import subprocess
 import sys
 import threading
 
 import pytest
 
 from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_FAULT
-from tests.helpers import ROOT, free_address
+from tests.processes import Process, free_address, member, run, wait_for_end, wait_for_line
 
 # process, processes, address, limit, and a failure.
 PROGRAM = """
@@ -37,19 +36,14 @@ class Meeting:
 
     def start(self, process, processes, *, limit=60, failure="", address=None):
         command = [process, processes, address or self.address, limit, failure]
-        process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, *map(str, command)],
-            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        self.started.append(process)
-        return process
+        self.started.append(Process([sys.executable, "-c", PROGRAM, *command]))
+        return self.started[-1]
 
     def ends(self):
         """(exit code, stdout) of each process; no process says anything unexpected on stderr."""
-        outputs = [process.communicate(timeout=60) for process in self.started]
-        assert not any("Traceback" in errors for _, errors in outputs), outputs
-        codes = [process.returncode for process in self.started]
-        return [(code, output) for code, (output, _) in zip(codes, outputs, strict=True)]
+        ends = wait_for_end(self.started, 60)
+        assert not any("Traceback" in end.stderr for end in ends), ends
+        return [(end.returncode, end.stdout) for end in ends]
 
 
 @pytest.fixture
@@ -57,14 +51,7 @@ def meeting():
     meeting = Meeting()
     yield meeting
     for process in meeting.started:
-        process.kill()
-        process.communicate()
-
-
-def wait_for_line(process, words):
-    while words not in (line := process.stderr.readline()):
-        assert line, "it has ended"
-    return line
+        process.kill_group()
 
 
 def test_all_come(meeting):
@@ -76,7 +63,7 @@ def test_all_come(meeting):
 def test_who_is_missing_is_named_and_the_wait_ends(meeting):
     first = meeting.start(0, 4, limit=4)
     meeting.start(2, 4)
-    line = wait_for_line(first, "waiting for")
+    line = wait_for_line([first], "waiting for")
     assert re.search(r"processes 1, 3 to connect to .*; \d of at most 4 seconds", line), line
     ends = meeting.ends()
     assert len(set(ends)) == 1
@@ -96,12 +83,15 @@ def test_process_0_is_missing(meeting):
     [
         ([(1, 2), (1, 3)], r"process 1 \(.*\) was started as one of 2 processes, but process 0"),
         ([(3, 3), (1, 3)], r"process 3 \(.*\) was started as one of 3 .* and ids below it"),
-        ([(1, 3), (1, 3)], "process 1 came twice, from .* and from .*; give each process its own"),
-        ([(0, 3), (2, 3)], "process 0 came twice"),
+        (
+            [(1, 3), (1, 3)],
+            "process 1 joined twice, from .* and from .*; give each process its own",
+        ),
+        ([(0, 3), (2, 3)], "process 0 joined twice"),
     ],
 )
 def test_who_is_not_expected_is_named_on_all(meeting, others, line):
-    wait_for_line(meeting.start(0, 3), "waiting for")
+    wait_for_line([meeting.start(0, 3)], "waiting for")
     for process, processes in others:
         meeting.start(process, processes)
     ends = meeting.ends()
@@ -119,19 +109,16 @@ def test_a_failure_before_the_meeting_ends_all(meeting, failing):
 
 def test_one_that_is_killed_may_come_again(meeting):
     first = meeting.start(0, 3)
-    killed = meeting.start(1, 3)
-    while "process 2 to connect" not in wait_for_line(first, "waiting for"):  # only 2 is missing
-        pass
-    killed.kill()
-    killed.communicate()
-    meeting.started.remove(killed)
+    meeting.start(1, 3)
+    wait_for_line([first], "waiting for process 2 to connect")  # only 2 is missing
+    meeting.started.pop().kill_group()
     meeting.start(1, 3)
     meeting.start(2, 3)
     assert meeting.ends() == [(0, f"{meeting.address}\n")] * 3
 
 
 def test_strangers_are_ignored(meeting):
-    wait_for_line(meeting.start(0, 2), "waiting for")
+    wait_for_line([meeting.start(0, 2)], "waiting for")
     host, _, port = meeting.address.partition(":")
     for words in (b"GET / HTTP/1.1\r\n\r\n", b"\x00\xff\n", b"{}\n", b"[1]\n", b""):
         with socket.create_connection((host, int(port))) as stranger:
@@ -198,11 +185,6 @@ def test_the_name_of_a_host_is_no_loopback_address(meeting):
 
 
 def test_a_command_that_joins_no_others_does_not_wait_for_them(meeting):
-    variables = {
-        "JAX_COORDINATOR_ADDRESS": meeting.address,
-        "JAX_NUM_PROCESSES": "2",
-        "JAX_PROCESS_ID": "0",
-    }
     command = [sys.executable, "-m", "gpt_pjit.data", "--nonsense"]
-    result = subprocess.run(command, env=os.environ | variables, cwd=ROOT, timeout=30, check=False)
+    result = run(command, seconds=30, **member(0, 2, meeting.address))
     assert result.returncode == EXIT_CONFIG

@@ -1,7 +1,5 @@
 """Devices, the rows of a batch that a process holds, and what the environment may not change."""
 
-import os
-import subprocess
 import sys
 
 import jax
@@ -10,11 +8,12 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec as P
 
 from gpt_pjit.config import MeshConfig
+from gpt_pjit.core.chips import GPU_SHARE
 from gpt_pjit.core.errors import EXIT_CONFIG
 from gpt_pjit.core.runtime import global_array, local_rows
 from gpt_pjit.core.runtime.hosts import cpu_devices
 from gpt_pjit.core.sharding import BATCH_AXES, make_mesh
-from tests.helpers import ROOT
+from tests.processes import run
 
 
 @pytest.mark.parametrize(
@@ -43,6 +42,7 @@ def test_local_rows_and_global_array():
 
 
 REPORT = """
+import os
 from gpt_pjit.config import MeshConfig
 from gpt_pjit.commandline import report_errors
 with report_errors():
@@ -55,20 +55,21 @@ with report_errors():
         state = training.init(jax.random.key(0))
     print(sorted({str(leaf.dtype) for leaf in jax.tree.leaves(state)}))
     print(float(state.params["embed"]["embedding"][0, 0]))
+    print(os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"])
 """
 
 
 def started(**environment):
-    return subprocess.run(
-        [sys.executable, "-c", REPORT],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
-        cwd=ROOT, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    return run([sys.executable, "-c", REPORT], **environment)
 
 
 @pytest.fixture(scope="module")
 def plain():
     return started()
+
+
+def test_a_run_takes_the_share_of_a_gpu_that_a_plan_counts_with(plain):
+    assert float(plain.stdout.split()[-1]) == GPU_SHARE
 
 
 @pytest.mark.parametrize(

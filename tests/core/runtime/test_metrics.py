@@ -1,15 +1,10 @@
-import json
-
 import pytest
 
 from gpt_pjit.core.chips import chip_of_kind
 from gpt_pjit.core.runtime import metrics
 from gpt_pjit.core.runtime.metrics import MetricsWriter, Throughput
 from tests.helpers import load_config
-
-
-def lines(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+from tests.processes import logged
 
 
 def test_a_resumed_run_replaces_the_lines_of_steps_that_it_redoes(tmp_path):
@@ -22,7 +17,7 @@ def test_a_resumed_run_replaces_the_lines_of_steps_that_it_redoes(tmp_path):
     writer = MetricsWriter(tmp_path, 2)
     writer.write(3, {"train/loss": 30.0})
     writer.close()
-    assert [(line["step"], line["train/loss"]) for line in lines(tmp_path)] == [
+    assert [(line["step"], line["train/loss"]) for line in logged(tmp_path)] == [
         (1, 1.0),
         (2, 2.0),
         (3, 30.0),
@@ -30,12 +25,10 @@ def test_a_resumed_run_replaces_the_lines_of_steps_that_it_redoes(tmp_path):
 
 
 def test_throughput_and_mfu(monkeypatch):
-    clock = iter([0.0, 10.0, 12.0])
-    monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(metrics, "chip_of_kind", lambda _: chip_of_kind("TPU v3"))  # v3-32
     throughput = Throughput(load_config("580m"), n_params=586_931_712)
-    throughput.restart(4)  # at 10 s
-    measured = throughput.measure(5)  # at 12 s; then restarts
+    measured = throughput.of({"from": 4, "to": 5, "seconds": 2.0}, waited=0.5)
     assert measured["throughput/tokens_per_second"] == pytest.approx(512 * 1024 / 2)
+    assert measured["throughput/data_wait"] == 0.25
     flops = 6 * 586_931_712 + 12 * 18 * 1536 * 1024
     assert measured["throughput/mfu"] == pytest.approx(512 * 1024 / 2 * flops / (32 * 61.5e12))

@@ -3,13 +3,13 @@
 import contextlib
 import json
 import os
-import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT, free_address
+from tests.processes import Process, free_address, member, run_flags, wait_for_end
 
 # Joins, computes a sum over both processes, and prints it with all addresses it listens at.
 PROGRAM = """
@@ -71,8 +71,7 @@ def two(common, *ids):
 
 
 def explicit(address):
-    common = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
-    return two(common, "JAX_PROCESS_ID")
+    return [member(process, 2, address) for process in (0, 1)]
 
 
 def slurm(address):
@@ -111,17 +110,10 @@ def gke(address):
 
 
 def sum_and_listeners(environments, *flags):
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, *flags],
-            env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"} | environment,
-            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for environment in environments
-    ]  # fmt: skip
-    outputs = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    reports = [json.loads(output.splitlines()[-1]) for output, _ in outputs]
+    command = [sys.executable, "-c", PROGRAM, *flags]
+    ends = wait_for_end([Process(command, **variables) for variables in environments], 120)
+    assert [end.returncode for end in ends] == [0, 0], ends
+    reports = [json.loads(end.stdout.splitlines()[-1]) for end in ends]
     return {report["sum"] for report in reports}, [report["listening"] for report in reports]
 
 
@@ -164,22 +156,17 @@ def test_training_listens_on_no_interface_but_its_own(tmp_path):
         "model.d_ff": 32,
         "data.batch_size": 4,
         "data.text": tmp_path / "text.txt",
-        "data.tokenizer": "bytes",
         "optim.steps": 20,
     }
     command = ["bash", "launch/local.sh", "--processes=2", "--devices=1"]
-    command += ["--config=configs/quickstart.py", f"--workdir={tmp_path / 'run'}"]
-    command += [f"--config.{name}={value}" for name, value in fields.items()]
+    command += run_flags(tmp_path / "run", fields)
     seen = set()
-    with subprocess.Popen(
-        command,
-        env=os.environ | {"PYTHON": sys.executable, "MARK": str(tmp_path)},
-        cwd=ROOT, stdout=subprocess.DEVNULL,
-    ) as run:  # fmt: skip
-        while run.poll() is None:
-            for pid in processes_of(f"MARK={tmp_path}"):
-                with contextlib.suppress(OSError):
-                    seen.update((pid, address) for address in listening(pid))
-    assert run.returncode == 0
+    run = Process(command, MARK=str(tmp_path))
+    while run.poll() is None:
+        time.sleep(0.02)
+        for pid in processes_of(f"MARK={tmp_path}"):
+            with contextlib.suppress(OSError):
+                seen.update((pid, address) for address in listening(pid))
+    assert run.ended().returncode == 0
     assert len({pid for pid, _ in seen}) == 2  # both have been seen to listen
     assert not [address for _, address in seen if address.startswith("*")]

@@ -1,15 +1,12 @@
 """Processes that agree, and end together: the same exit code and the same line on all."""
 
-import os
-import socket
-import subprocess
 import sys
 import time
 
 import pytest
 
 from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_FAULT
-from tests.helpers import ROOT
+from tests.processes import start_run, wait_for_end
 
 PROCESSES = 3
 PROGRAM = """
@@ -58,27 +55,10 @@ print("done")
 
 def ends_of(case, failing):
     """(exit code, stderr) of each process, and the seconds until all had ended."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": "1",
-        "JAX_COORDINATOR_ADDRESS": address,
-        "JAX_NUM_PROCESSES": str(PROCESSES),
-    }
     start = time.monotonic()
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, case, str(failing)],
-            env=environment | {"JAX_PROCESS_ID": str(number)},
-            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for number in range(PROCESSES)
-    ]  # fmt: skip
-    outputs = [process.communicate(timeout=120) for process in processes]
-    seconds = time.monotonic() - start
-    return [(p.returncode, o[1]) for p, o in zip(processes, outputs, strict=True)], seconds
+    command = [sys.executable, "-c", PROGRAM, case, failing]
+    ends = wait_for_end(start_run(PROCESSES, command), 120)
+    return [(end.returncode, end.stderr) for end in ends], time.monotonic() - start
 
 
 @pytest.mark.parametrize(

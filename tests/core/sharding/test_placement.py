@@ -71,7 +71,7 @@ def test_tuples_of_axes_lose_only_the_dropped_axis():
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        (("data",), "has 1 entries for 2 dimensions"),
+        (("data",), "has rank 1, and the tensor rank 2"),
         (("data", "model"), "unknown mesh axis 'model'"),
         (("data", "data"), "names 'data' twice"),
         ((None, ("data", "tensor", "data")), "names 'data' twice"),

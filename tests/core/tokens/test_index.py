@@ -1,12 +1,13 @@
-"""The index visits every window of every epoch once, wherever and however it is computed."""
+"""The index visits every example of every epoch once, wherever and however it is computed."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from gpt_pjit.core.tokens.index import hash64, permute, window_starts, windows
+from gpt_pjit.core.tokens.index import example_starts, examples_per_epoch, hash64, permute
 
 
 @given(n=st.integers(1, 3000), key=st.integers(0, 2**64 - 1))
@@ -24,7 +25,7 @@ def test_permutation_of_a_huge_range_is_a_bijection_where_sampled():
 
 
 @pytest.mark.parametrize("n", [3, 4, 5, 6])
-def test_all_orders_of_few_windows_are_equally_likely(n):
+def test_all_orders_of_few_examples_are_equally_likely(n):
     orders = math.factorial(n)
     keys = hash64(np.arange(50 * orders))
     shuffled = permute(np.tile(np.arange(n), len(keys)), n, np.repeat(keys, n)).reshape(-1, n)
@@ -43,7 +44,7 @@ def test_neighbours_end_up_anywhere():
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_each_epoch_visits_every_window_once(data):
+def test_each_epoch_visits_every_example_once(data):
     sequence_length = data.draw(st.integers(1, 9))
     tokens = data.draw(st.integers(2 * sequence_length, 400))
     batch_size = data.draw(st.integers(1, 12))
@@ -52,12 +53,12 @@ def test_each_epoch_visits_every_window_once(data):
         "sequence_length": sequence_length,
         "tokens": tokens,
     }
-    n = windows(tokens, sequence_length)
+    n = examples_per_epoch(tokens, sequence_length)
     first = data.draw(st.integers(0, 5))
     step = first * n // batch_size
     steps = -(-3 * n // batch_size) + 1
     examples = np.arange(step * batch_size, (step + steps) * batch_size)
-    starts = window_starts(examples, **shape)
+    starts = example_starts(examples, **shape)
     epochs = examples // n
     for epoch in (first + 1, first + 2):
         seen = np.sort(starts[epochs == epoch])
@@ -70,7 +71,8 @@ def test_each_epoch_visits_every_window_once(data):
 def test_every_epoch_cuts_the_text_elsewhere_and_in_another_order():
     shape = {"sequence_length": 1000, "tokens": 100_000}
     examples = np.arange(99)
-    epochs = [window_starts(examples + 99 * e, seed=s, **shape) for s in range(3) for e in range(4)]
+    drawn = itertools.product(range(3), range(4))
+    epochs = [example_starts(examples + 99 * e, seed=seed, **shape) for seed, e in drawn]
     offsets = [int(starts.min()) for starts in epochs]
     assert len(set(offsets)) == len(epochs)
     assert len({tuple((starts - starts.min()).tolist()) for starts in epochs}) == len(epochs)
@@ -108,16 +110,16 @@ def scalar_start(seed: int, example: int, sequence_length: int, tokens: int) -> 
 
 
 @given(st.integers(0, 2**63), st.integers(0, 10**6), st.integers(1, 50), st.integers(100, 10**6))
-def test_the_documented_integers_give_the_same_windows(seed, example, sequence_length, tokens):
+def test_the_documented_integers_give_the_same_examples(seed, example, sequence_length, tokens):
     shape = {"sequence_length": sequence_length, "tokens": tokens}
-    got = window_starts(np.array([example]), seed=seed, **shape)
+    got = example_starts(np.array([example]), seed=seed, **shape)
     assert got.tolist() == [scalar_start(seed, example, sequence_length, tokens)]
 
 
-def test_windows_stay_what_they_were():
+def test_examples_stay_what_they_were():
     """Runs resume by computing this again: if it changes, the format's version must change."""
     shape = {"seed": 42, "sequence_length": 1024, "tokens": 9_000_000_000}
-    assert window_starts(7 * 6 + np.arange(6), **shape).tolist() == [
+    assert example_starts(7 * 6 + np.arange(6), **shape).tolist() == [
         3264386206,
         3155541150,
         6467082398,

@@ -10,7 +10,14 @@ from gpt_pjit.config import Config, DataConfig, replaced
 from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.tokens import TrainingData, first_walk, open_data, train_batches
 from gpt_pjit.core.tokens.format import checksum
-from gpt_pjit.core.tokens.index import Cycle, Mixture, cycle_counts, hash64, window_starts, windows
+from gpt_pjit.core.tokens.index import (
+    Cycle,
+    Mixture,
+    cycle_counts,
+    example_starts,
+    examples_per_epoch,
+    hash64,
+)
 
 WEIGHTS = st.lists(st.integers(1, 300), min_size=1, max_size=8)
 
@@ -121,9 +128,9 @@ def test_each_source_walks_its_own_epochs(sets, weights):
     source = np.concatenate([walk.draw(step, np.arange(6))[0] for step in range(40)])
     for s, dataset in enumerate(sets):
         split = dataset.splits["train"]
-        mine, n = rows[source == s], windows(split.tokens, 16)
+        mine, n = rows[source == s], examples_per_epoch(split.tokens, 16)
         seed = int(hash64(3, s)[0])
-        starts = window_starts(
+        starts = example_starts(
             np.arange(len(mine)), seed=seed, sequence_length=16, tokens=split.tokens
         )
         assert np.array_equal(mine, split.read(starts, 17))

@@ -1,8 +1,5 @@
 """Object stores on loopback: a set is read, and trained on, as from a folder."""
 
-import json
-import os
-import subprocess
 import sys
 
 import numpy as np
@@ -13,7 +10,7 @@ from gpt_pjit.core.files import as_path, copy_folder
 from gpt_pjit.core.tokens import TokenDataset
 from gpt_pjit.data import Corpus, prepare
 from tests.data.corpora import random_documents, write_as
-from tests.helpers import ROOT
+from tests.processes import logged, run
 
 MODEL = ["n_layers=1", "n_heads=2", "d_model=32", "d_ff=64", "vocab_size=264"]
 
@@ -39,15 +36,11 @@ def losses(path, workdir):
     flags += [f"data.path={path}", "data.text=", "data.text_exclude=", "data.tokenizer=bytes"]
     flags += ["data.sequence_length=32", "data.batch_size=8", "optim.steps=12"]
     flags += ["optim.warmup_steps=2", "eval.every=6", "log.every=1", "sample.tokens=0"]
-    command = [sys.executable, "-m", "gpt_pjit.main", "--config=configs/quickstart.py"]
+    command = [sys.executable, "-m", "gpt_pjit.main", "--config=tests/run_config.py"]
     command += [f"--workdir={workdir}", *(f"--config.{flag}" for flag in flags)]
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
-    )
+    done = run(command)
     assert done.returncode == EXIT_DONE, done.stderr
-    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    return [{k: v for k, v in line.items() if k.endswith("loss")} for line in lines]
+    return [{k: v for k, v in line.items() if k.endswith("loss")} for line in logged(workdir)]
 
 
 @pytest.mark.slow

@@ -10,13 +10,8 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from gpt_pjit.config import Config, replaced
 from gpt_pjit.core.errors import ConfigError
-from gpt_pjit.core.tokens import (
-    TrainingData,
-    held_out_batches,
-    train_batches,
-    validation_batches,
-)
-from gpt_pjit.core.tokens.index import window_starts, windows
+from gpt_pjit.core.tokens import TrainingData, held_out_batches, train_batches, validation_batches
+from gpt_pjit.core.tokens.index import example_starts, examples_per_epoch
 
 FEW = settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -50,9 +45,9 @@ def reader_threads():
     return [t for t in threading.enumerate() if t.name.startswith("grain")]
 
 
-def test_an_epoch_predicts_each_token_of_its_windows_once(dataset):
+def test_an_epoch_predicts_each_token_of_its_examples_once(dataset):
     batches = np.concatenate(train(dataset, stop=12))
-    n = windows(SIZES[0], 16)
+    n = examples_per_epoch(SIZES[0], 16)
     text = dataset[1]["train"]
     for epoch in range(len(batches) // n):
         rows = batches[epoch * n : (epoch + 1) * n]
@@ -82,14 +77,14 @@ def test_rows_may_be_any_in_any_order(dataset):
 
 @settings(parent=FEW, max_examples=60)
 @given(data=st.data())
-def test_an_epoch_is_every_window_once_for_any_hosts_and_restarts(make_set, data):
+def test_an_epoch_is_every_example_once_for_any_hosts_and_restarts(make_set, data):
     """Random set and batch sizes, 1 to 64 hosts, and restarts on another number of hosts."""
     size = data.draw(st.sampled_from([40, 333, 1200]))
     length = data.draw(st.integers(1, size // 3))
     split = (SETS.get(size) or SETS.setdefault(size, make_set(size, 20)))[0]
     hosts = data.draw(st.integers(1, 64))
     batch_size = hosts * data.draw(st.integers(1, 3))
-    n = windows(size, length)
+    n = examples_per_epoch(size, length)
     total = -(-n // batch_size)
     steps = sorted({0, total, *data.draw(st.lists(st.integers(0, total), max_size=3))})
     drawn = []
@@ -107,7 +102,7 @@ def test_an_epoch_is_every_window_once_for_any_hosts_and_restarts(make_set, data
         ]
         drawn += [np.concatenate([b.tokens for b in bs]) for bs in zip(*streams, strict=True)]
     rows = np.concatenate(drawn)[:n]
-    starts = window_starts(np.arange(n), seed=1, sequence_length=length, tokens=size)
+    starts = example_starts(np.arange(n), seed=1, sequence_length=length, tokens=size)
     assert np.array_equal(np.sort(starts), starts.min() + np.arange(n) * length)
     assert np.array_equal(rows, split.splits["train"].read(starts, length + 1))
 
@@ -181,7 +176,7 @@ SETS: dict = {}
 def test_segments_are_those_of_the_boundary_array(dataset):
     split, length = dataset[0].splits["train"], 40
     offsets = split.document_offsets(0, split.documents + 1).astype(int)
-    starts = window_starts(np.arange(48), seed=5, sequence_length=length, tokens=SIZES[0])
+    starts = example_starts(np.arange(48), seed=5, sequence_length=length, tokens=SIZES[0])
     config = shaped(8, length, stop=6, mask_documents=True)
     stream = train_batches(TrainingData([dataset[0]]), config, np.arange(8))
     found = np.concatenate([batch.segments for batch in stream])

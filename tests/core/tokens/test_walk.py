@@ -7,13 +7,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from gpt_pjit.config import Config, replaced
-from gpt_pjit.core.tokens import (
-    first_walk,
-    tokens_before,
-    walk_to_json,
-    walks_of,
-    walks_on,
-)
+from gpt_pjit.core.tokens import first_walk, tokens_before, walk_to_json, walks_of, walks_on
 from gpt_pjit.core.tokens.index import hash64
 
 
