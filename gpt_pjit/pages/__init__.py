@@ -5,27 +5,20 @@ A record is the JSON object that a command prints with --json. A tool turns it i
 """
 
 from gpt_pjit.pages.blocks import (
-    Block as Block,
-    Cell as Cell,
-    Note as Note,
-    Pictures as Pictures,
-    Table as Table,
-    before_and_after as before_and_after,
-    change_notes as change_notes,
-    human_bytes as human_bytes,
-    markdown as markdown,
-    terminal as terminal,
+    Block,
+    Cell,
+    Choice,
+    Note,
+    Pictures,
+    Table,
+    before_and_after,
+    change_notes,
+    human_bytes,
+    human_time,
+    markdown,
+    terminal,
 )
-from gpt_pjit.pages.page import (
-    grid as grid,
-    lines as lines,
-    page as page,
-    stacked_bars as stacked_bars,
-)
-from gpt_pjit.pages.records import (
-    Change as Change,
-    Record as Record,
-    compare as compare,
-    read_record as read_record,
-    write_record as write_record,
-)
+from gpt_pjit.pages.page import check_installed, page, png, svg
+from gpt_pjit.pages.pictures import MOST_POINTS, Curve, curves, grid, lines, stacked_bars
+from gpt_pjit.pages.records import Change, Record, compare, is_number, read_record, write_record
+from gpt_pjit.pages.serving import LOOPBACK, serve

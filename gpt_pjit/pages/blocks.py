@@ -1,9 +1,8 @@
 """The pieces that an answer is made of: sentences, tables, and pictures for pages."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich import box
 from rich.console import JustifyMethod, RenderableType
@@ -29,11 +28,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Columns whose name starts with > are aligned to the right; a rule follows each tall row."""
+    """Columns whose name starts with > are aligned to the right; a rule follows each tall row.
+
+    One that is folded is on pages only, under its title.
+    """
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str | Cell]]
+    folded: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,14 +49,22 @@ class Note:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Captions and what draws the SVG under each, on pages only; those with a title fold."""
+    """Captions and what draws the figure under each, on pages only; those with a title fold."""
 
     title: str
-    drawings: Sequence[tuple[str, Callable[[], str]]]
+    drawings: Sequence[tuple[str, Callable[[], Any]]]
     folded: bool = False
 
 
-Block = Table | Note | Pictures
+@dataclass(frozen=True)
+class Choice:
+    """Pictures that a reader of a page switches between, by name; at most four."""
+
+    title: str
+    options: Mapping[str, Pictures]
+
+
+Block = Table | Note | Pictures | Choice
 
 
 def human_bytes(n: float) -> str:
@@ -65,10 +76,20 @@ def human_bytes(n: float) -> str:
     return f"{n:.0f} B"
 
 
+def human_time(seconds: float) -> str:
+    """`3 d 4 h`, `2 h 5 min`, `4 min 10 s` or `8.1 s`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    sizes = ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
+    large, name, small, other = next(size for size in sizes if seconds >= size[0])
+    whole = round(seconds / small)
+    return f"{whole * small // large} {name} {whole % (large // small)} {other}"
+
+
 def terminal(blocks: Iterable[Block]) -> Iterator[RenderableType]:
     """The blocks for rich to print."""
     for block in blocks:
-        if isinstance(block, Table):
+        if isinstance(block, Table) and not block.folded:
             yield _rich_table(block)
         elif isinstance(block, Note):
             style = STYLES.get(block.style, block.style)

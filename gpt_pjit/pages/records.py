@@ -1,7 +1,5 @@
 """Records in files: written so that a line is one fact, read back, and compared."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any, NamedTuple

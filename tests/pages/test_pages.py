@@ -10,23 +10,34 @@ from rich.console import Console
 
 from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.pages import (
+    MOST_POINTS,
     Cell,
+    Curve,
     Note,
     Pictures,
     Table,
     before_and_after,
     change_notes,
     compare,
+    curves,
     grid,
     human_bytes,
+    human_time,
     page,
     stacked_bars,
+    svg,
     terminal,
     write_record,
 )
+from gpt_pjit.pages.pictures import thinned
 
 TABLE = Table("Title", ("name", ">n"), [("<a>", Cell("1", ("note", ""), "good"))])
-BLOCKS = [Note("a & b", "dim"), TABLE, Pictures("", [("caption", lambda: "<svg></svg>")])]
+CURVE = Curve("a & b", [1, 2, 3], [1.0, float("nan"), 9.0])
+BLOCKS = [
+    Note("a & b", "dim"),
+    TABLE,
+    Pictures("", [("caption", lambda: curves([CURVE], "x", "y"))]),
+]
 
 
 @pytest.mark.parametrize(
@@ -64,6 +75,21 @@ def test_bytes_a_person_reads():
     assert [*map(human_bytes, sizes)] == ["0 B", "1023 B", "1.00 MiB", "14.0 GiB", "-2.00 GiB"]
 
 
+def test_many_steps_are_drawn_as_means_between_extremes():
+    steps = range(2 * MOST_POINTS)
+    x, y, least, most = thinned(steps, [step % 2 for step in steps])
+    assert len(x) == MOST_POINTS
+    assert (set(y), set(least), set(most)) == ({0.5}, {0}, {1})
+    assert thinned(steps[:9], steps[:9]) == ([*steps[:9]],) * 4
+    assert thinned([], []) == ([],) * 4
+
+
+def test_durations_as_people_say_them():
+    seconds = (0.04, 59.94, 250, 7500, 273600, 3599.9)
+    said = ["0.0 s", "59.9 s", "4 min 10 s", "2 h 5 min", "3 d 4 h", "60 min 0 s"]
+    assert [*map(human_time, seconds)] == said
+
+
 def test_both_sides_and_their_change():
     (table,) = before_and_after("x", ({"a": 1, "b": 0}, {"a": 3, "b": None}), "{:.0f}".format)
     assert table.rows == [("a", "1", "3", "+2")]
@@ -83,24 +109,25 @@ def test_blocks_in_a_terminal_have_no_pictures():
 
 def test_a_page_escapes_words_and_shows_pictures():
     text = page("<title>", BLOCKS)
-    for words in ("&lt;title&gt;", "&lt;a&gt;", "a &amp; b", "<small>note</small>", "<svg></svg>"):
+    for words in ("&lt;title&gt;", "&lt;a&gt;", "a &amp; b", "<small>note</small>", "<svg "):
         assert words in text
     assert text.count("<small>") == 1
 
 
 @pytest.mark.parametrize(
-    "svg",
+    "draw",
     [
         lambda: stacked_bars({"a & b": {"x": 1.0, "y": 2.0}}, "GiB", ("limit", 5.0)),
+        lambda: curves([CURVE], "x", "y", "log", marks=[(2.0, 0)]),
         lambda: grid([[True, False], [True, True]], "device", "part"),
     ],
 )
-def test_pictures_follow_the_style_sheet(svg):
-    text = svg()
+def test_pictures_follow_the_style_sheet(draw):
+    text = svg(draw())
     assert text.startswith("<svg")
     assert "var(--c0)" in text
     assert set(re.findall(r"(?:fill|stroke): (#\w+)", text)) == set()
-    assert text == svg()
+    assert text == svg(draw())
 
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch):
