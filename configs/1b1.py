@@ -28,5 +28,6 @@ def get_config():
     c.eval.batches = 100
     c.checkpoint.every = 1_000
     c.checkpoint.keep = 20
+    c.log.depth_every = 1_000
     c.log.patience = 120.0  # a shared disk may stall
     return c

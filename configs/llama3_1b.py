@@ -1,11 +1,10 @@
 """Llama 3.2 1B, trained on with your own text, on the 16 chips of a TPU v5e-16.
 
-    gpt_pjit hf import --source=meta-llama/Llama-3.2-1B --out=/shared/llama3
-    gcloud compute tpus tpu-vm ssh NAME --worker=all \
-        --command="cd gpt_pjit && launch/run.sh --config=configs/llama3_1b.py \
-            --workdir=/shared/llama3"
+    gpt_pjit hf import --source=meta-llama/Llama-3.2-1B --out=gs://BUCKET/llama3
+    launch/tpu_vm.sh run --name=llama3 --zone=ZONE --type=v5e-16 -- --config=configs/llama3_1b.py \
+        --workdir=gs://BUCKET/llama3 --config.data.path=gs://BUCKET/mine_llama3
 
-The dataset is tokenised with /shared/llama3/tokenizer.json. Tokens: 0.5M a step, 2.1B in all.
+The dataset is tokenised with the tokenizer.json of that workdir. Tokens: 0.5M a step, 2.1B in all.
 `rope_scaling` is part of the published model: it slows the lowest frequencies for long contexts.
 """
 

@@ -1,12 +1,11 @@
 """Pythia 160M: GPT-NeoX's block, layer for layer, on the 32 chips of a TPU v4-64.
 
-    gcloud compute tpus tpu-vm ssh NAME --worker=all \
-        --command="cd gpt_pjit && launch/run.sh --config=configs/pythia_160m.py \
-            --workdir=/shared/160m"
+    launch/tpu_vm.sh run --name=160m --zone=ZONE --type=v4-64 -- --config=configs/pythia_160m.py \
+        --workdir=gs://BUCKET/160m --config.data.path=gs://BUCKET/pile
 
 A quarter of each head rotates, attention and MLP read the same input, biases everywhere, and an
 untied head. Tokens: GPT-NeoX tokenizer, 2.1M a step, 300B in all, as published. To train on from
-one of its checkpoints, first `gpt_pjit hf import --source=EleutherAI/pythia-160m --out=WORKDIR`.
+one of its checkpoints, first `gpt_pjit hf import --source=EleutherAI/pythia-160m --out=gs://BUCKET/160m`.
 """
 
 from gpt_pjit.config import default_config

@@ -1,13 +1,12 @@
 """Qwen3 0.6B, layer for layer, from scratch or from its weights, on the 16 chips of a TPU v5e-16.
 
-    gcloud compute tpus tpu-vm ssh NAME --worker=all \
-        --command="cd gpt_pjit && launch/run.sh --config=configs/qwen3_600m.py \
-            --workdir=/shared/qwen3"
+    launch/tpu_vm.sh run --name=qwen3 --zone=ZONE --type=v5e-16 -- --config=configs/qwen3_600m.py \
+        --workdir=gs://BUCKET/qwen3 --config.data.path=gs://BUCKET/fineweb_edu_qwen
 
 Heads of 128, wider together than the model; norms of queries and keys; two heads to each head of
 keys and values. The vocabulary, a quarter of the parameters, is that of Qwen's tokenizer. Tokens:
 0.5M a step, 12.6B in all. To train on from the published weights, first
-`gpt_pjit hf import --source=Qwen/Qwen3-0.6B-Base --out=/shared/qwen3`, with a learning rate ten
+`gpt_pjit hf import --source=Qwen/Qwen3-0.6B-Base --out=gs://BUCKET/qwen3`, with a learning rate ten
 times lower.
 """
 

@@ -2,3 +2,5 @@
 
 `gpt_pjit plan` is the command line.
 """
+
+from gpt_pjit.plan.hlo import DIRECTIONS, direction_of, scope_of

@@ -31,11 +31,24 @@ def collectives_of(
     found: dict[str, Record] = {}
     for visit in module.walk():
         kind = visit.instruction.opcode.removesuffix("-start")
-        # An asynchronous collective appears again in the fusions that wait for it.
-        key = visit.instruction.find(r'async_collective_name="([^"]*)"') or visit.instruction.name
-        if kind in KINDS and key not in found:
-            found[key] = _record(module, visit, kind, mesh_sizes, parameters)
+        if kind in KINDS and (name := name_of(visit.instruction)) not in found:
+            found[name] = _record(module, visit, kind, mesh_sizes, parameters)
     return list(found.values())
+
+
+def collective_of(module: Module, instruction: Instruction) -> Instruction | None:
+    """The instruction, or one inside of a fusion or an asynchronous call, if it is a collective."""
+    found = [instruction]
+    if instruction.opcode in ("fusion", "async-start"):
+        found += module.inside(instruction)
+    return next((i for i in found if i.opcode.removesuffix("-start") in KINDS), None)
+
+
+def name_of(collective: Instruction) -> str:
+    """One name for the fusions that start, carry on and end an asynchronous collective."""
+    if collective.find('(chain_id)="'):
+        return f"channel {collective.find(r'channel_id=([0-9]+)')}"
+    return collective.find(r'async_collective_name="([^"]*)"') or collective.name
 
 
 def whole_shapes(model: Model) -> dict[str, tuple[int, ...]]:
@@ -67,6 +80,7 @@ def _record(
         nbytes = nbytes * (n - 1) // n * (2 if kind == "all-reduce" else 1)
     loops = map(loop_label, reversed(visit.loops))
     return {
+        "name": name_of(instruction),
         "kind": kind,
         "dtype": "+".join(sorted({array.dtype for array in arrays})),
         "shapes": [list(array.shape) for array in arrays],

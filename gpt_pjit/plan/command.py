@@ -24,11 +24,11 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax._src import hardware_utils  # a GPU that is there, whether or not JAX can use it
 
 from gpt_pjit.commandline import Answer, Parser, comma_separated, local_path, positive, write_page
 from gpt_pjit.config import Config, differences, replaced
@@ -56,12 +56,12 @@ from gpt_pjit.pages import (
 )
 from gpt_pjit.plan.compile import Topology, find_topology
 from gpt_pjit.plan.cost import fits, memory_of, overrides
+from gpt_pjit.plan.gpus import has_compiler
 from gpt_pjit.plan.plan import TOLERANCE, essence, is_good, make_plan
 from gpt_pjit.plan.pod import pod_record
 from gpt_pjit.plan.views import difference_blocks, plan_blocks, search_blocks, seconds
 
 Candidate = tuple[list[str], Record]  # overrides, and the memory estimated before a compile
-CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 
 
 def run(flags: argparse.Namespace) -> Answer:
@@ -70,8 +70,11 @@ def run(flags: argparse.Namespace) -> Answer:
     topology = find_topology(flags.topology)
     # Before JAX looks for devices: no search for a TPU, and several compilers at once.
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    wants_gpu = topology.grid is None and any(map(find_spec, CUDA_PLUGINS))
-    if not wants_gpu and "JAX_PLATFORMS" not in os.environ:
+    wants_gpu = topology.grid is None and has_compiler()
+    if (
+        not (wants_gpu and hardware_utils.has_visible_nvidia_gpu())
+        and "JAX_PLATFORMS" not in os.environ
+    ):
         jax.config.update("jax_platforms", "cpu")
     if flags.action == "pod":
         return pod(flags, topology)
@@ -229,7 +232,7 @@ def _limit(plan: Record) -> str:
     cost = plan["cost"]
     if not cost or not plan["fits"]:
         return "memory: activations"
-    if cost["collective_seconds"] > cost["compute_seconds"]:
+    if cost["exposed_seconds"] > cost["compute_seconds"]:
         return "links between chips"
     for scope, by in cost["scopes"].items():  # the largest first
         return f"compute: {scope}, {sum(by.values()) / cost['mcycles']:.0%}"

@@ -28,6 +28,7 @@ from gpt_pjit.core.chips import CHIPS, Chip
 from gpt_pjit.core.errors import ConfigError, Problem
 from gpt_pjit.core.sharding import make_mesh, mesh_shape
 from gpt_pjit.core.training import Training, build_training
+from gpt_pjit.plan.gpus import GPUS, PLUGINS, gpus_described, has_compiler
 
 MEGACORE = {"chip_config_name": "megacore"}  # the two cores of a chip are one device
 ONE_CHIP = {"chips_per_host_bounds": (1, 1, 1)}
@@ -42,7 +43,7 @@ MEMORY = {
 CORE = Path(__file__).parent.parent / "core"
 SOURCES = ("model", "sharding", "training")  # the program holds their lines and scopes
 COMPILER_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
-PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax")
+PACKAGES = ("jax", "jaxlib", "libtpu", *PLUGINS, "flax", "optax")
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,6 @@ FAMILIES = {
     "v5p": Family(_powers(8, 8192), 3, 2, MEGACORE),
     "v6e": Family((1, *_powers(4, 256)), 2),
 }
-GPUS = ("a100-40gb", "a100", "h100", "h200")  # any number of them
 ALIASES = {"v5litepod": "v5e"}
 
 
@@ -145,12 +145,15 @@ class Executable:
 def devices_of(topology: Topology) -> Sequence[jax.Device] | None:
     """Devices to compile for; None where no compiler for them is at hand.
 
-    TPUs are described by libtpu and need not exist; GPUs must be in this machine.
+    They need not exist: libtpu describes TPUs, and JAX's plugin for CUDA GPUs.
     """
     if topology.grid is None:
-        kinds = topology.chip.kinds
-        here = [device for device in jax.devices() if device.device_kind in kinds]
-        return here[: topology.devices] if len(here) >= topology.devices else None
+        with _quiet():
+            kinds = topology.chip.kinds
+            here = [device for device in jax.devices() if device.device_kind in kinds]
+            if len(here) >= topology.devices:
+                return here[: topology.devices]
+            return gpus_described(topology.chip, topology.devices) if has_compiler() else None
     if find_spec("libtpu") is None:
         remedy = "pip install 'gpt_pjit[plan]', or in a checkout pip install -e '.[plan]'"
         raise ConfigError([f"{topology.name} needs libtpu, its compiler: {remedy}"], "--topology")
@@ -220,7 +223,7 @@ def compile_lowered(lowered: jax.stages.Lowered) -> Executable:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hides libtpu's warnings about the missing TPU, which it writes past Python."""
+    """Hides what compilers write past Python about the missing hardware."""
     kept = os.dup(2)
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import functools
 import math
-import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 
 import jax.numpy as jnp
 
 from gpt_pjit.config import Config, flatten, replaced
+from gpt_pjit.core.chips import Chip
 from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.model import QUERY_BLOCK
 from gpt_pjit.core.parameters import flops_per_token
 from gpt_pjit.pages import Record
 from gpt_pjit.partition import explain_config
+from gpt_pjit.plan.bounds import cycles_of, kernels_of, unestimated
 from gpt_pjit.plan.compile import Executable, Topology, larger
-from gpt_pjit.plan.hlo import UNSCOPED, Instruction, Module
+from gpt_pjit.plan.hlo import UNSCOPED, Module, direction_of
+from gpt_pjit.plan.timeline import Transfers
 
 HEADROOM = 0.8  # of the memory, since the estimate is up to a fifth too low
-# The pass of an operation, by what JAX's transformations leave in its name; first match wins.
-PASSES = (("recompute", "rematted_computation"), ("backward", r"transpose\("), ("forward", r"jvp"))
 TOP_OPERATIONS = 20
 # (model, parameters, topology, tokens/s, source): sequences of 1,024 tokens, as published.
 PUBLISHED = (
@@ -147,36 +147,35 @@ def cost_record(
     topology: Topology,
     n_params: int,
     module: Module | None,
-    sent_bytes: int,
+    transfers: Transfers,
     dollars_per_chip_hour: float | None,
 ) -> Record:
-    """Times and cost of a step in which a device sends `sent_bytes`.
+    """Times and cost of a step.
 
-    Without a `module`, or where no compiler counts cycles, times are those at the chip's peak.
+    Without a `module` times are those at the chip's peak. On GPUs `mcycles` are bounds, no counts.
     """
     c, chip, length = config.model, topology.chip, config.data.sequence_length
     per_token = flops_per_token(c, n_params, length)
     tokens = config.data.batch_size * length
     peak = topology.devices * chip.peak_flops
-    operations = roll_up(module) if module and chip.clock else []
+    operations = roll_up(module, chip) if module else []
     cycles = sum(operation["cycles"] for operation in operations)
-    if operations and chip.clock:
+    if operations:
         compute = cycles / chip.clock
     else:  # no run is faster than the peak; recomputing whole blocks adds a third
         compute = tokens * per_token * (4 / 3 if c.remat == "full" else 1) / peak
-    collective = sent_bytes / chip.link_per_device
-    step = compute + collective
+    step = compute + transfers.exposed + transfers.copies
     days = config.optim.steps * step / 86400
-    missing = (
-        [v.times for v in module.walk() if not v.fused and v.instruction.is_unestimated]
-        if module
-        else []
-    )
     return {
         "mcycles": cycles / 1e6 if operations else None,
-        "unestimated_operations": sum(missing),
+        "kernels": kernels_of(module, chip) if module else [],
+        "unestimated_operations": unestimated(module)
+        if module and operations and not chip.is_gpu
+        else [],
         "compute_seconds": compute,
-        "collective_seconds": collective,
+        "collective_seconds": transfers.collectives,
+        "exposed_seconds": transfers.exposed,
+        "copy_seconds": transfers.copies,
         "step_seconds": step,
         "tokens_per_second": tokens / step,
         "mfu": tokens / step * per_token / peak,
@@ -191,30 +190,31 @@ def cost_record(
     }
 
 
-def roll_up(module: Module) -> list[Record]:
-    """Operations with an estimate, summed where they are alike, the most cycles of a step first."""
-    cycles: Counter[tuple[str, str, str, str, tuple[str, ...]]] = Counter()
-    times = cycles.copy()
+def roll_up(module: Module, chip: Chip) -> list[Record]:
+    """Operations with an estimate, or kernels with a bound, summed where they are alike.
+
+    The most cycles of a step come first.
+    """
+    cycles: defaultdict[tuple[str, str, str, str, tuple[str, ...]], float] = defaultdict(float)
+    times: Counter[tuple[str, str, str, str, tuple[str, ...]]] = Counter()
     for visit in module.walk():
         instruction = visit.instruction
-        if visit.fused or not instruction.cycles:
+        each = cycles_of(module, instruction, module.computations[visit.computation], chip)
+        if visit.fused or not each:
             continue
-        fused: list[Instruction] = []
-        if instruction.opcode == "fusion":
-            fused = list(module.computations[instruction.called[0]].values())
-        # A fusion without a name has that of the last operation inside that has one.
-        named = next((i for i in (instruction, *reversed(fused)) if i.op_name), instruction)
+        fused = module.inside(instruction) if instruction.opcode == "fusion" else []
+        named = module.named(instruction)
         # Other scopes that the fusion holds.
         also = sorted({i.scope for i in fused} - {UNSCOPED, "layers", named.scope})
         name = named.op_name.rsplit("/", 2)[-1] or instruction.opcode
         direction, source = direction_of(named.op_name), module.source(named)
         alike = (named.scope, direction, name, source, tuple(also))
-        cycles[alike] += instruction.cycles * visit.times
+        cycles[alike] += each * visit.times
         times[alike] += visit.times
     names = ("scope", "direction", "name", "source", "also", "cycles", "times")
     return [
         dict(zip(names, (*alike, n, times[alike]), strict=True))
-        for alike, n in cycles.most_common()
+        for alike, n in sorted(cycles.items(), key=lambda item: -item[1])
     ]
 
 
@@ -225,10 +225,6 @@ def by_scope(operations: Iterable[Record]) -> dict[str, dict[str, float]]:
         table.setdefault(o["scope"], Counter())[o["direction"]] += o["cycles"]
     ranked = sorted(table.items(), key=lambda item: -item[1].total())
     return {scope: {name: n / 1e6 for name, n in by.items()} for scope, by in ranked}
-
-
-def direction_of(op_name: str) -> str:
-    return next((name for name, regex in PASSES if re.search(regex, op_name)), "update")
 
 
 def published_for(n_params: int, topology: Topology, length: int) -> list[Record]:

@@ -20,9 +20,12 @@ NO_ESTIMATE = 2**63 - 1  # what the compiler writes where its cost model gives u
 # The `jax.named_scope`s of core/model and core/training, by which a plan tells what is what.
 SCOPES = (
     "gather_weights|gather_layer|reduce_gradients|accumulate_gradients|optimizer|muon|embedding|"
-    "loss_head|attention_projections|attention_scores|attention_softmax|attention_values|dropout|"
-    "mlp|norms|rotary|layers"
+    "loss_head|attention_projections|attention_scores|attention_softmax|attention_values|"
+    "attention_kernel|dropout|mlp|norms|rotary|layers"
 )
+# The pass of an operation, by what JAX's transformations leave in its name; first match wins.
+PASSES = (("recompute", "rematted_computation"), ("backward", r"transpose\("), ("forward", r"jvp"))
+DIRECTIONS = ("forward", "recompute", "backward", "update")  # in the order of a step
 UNSCOPED = "unscoped"
 SCOPE = re.compile(rf"(?<![\w.])(?<!jit\()({SCOPES})(?![\w.])")
 OURS = re.compile(r"/(gpt_pjit/core/\w+/\w+\.py:\d+)$")
@@ -152,6 +155,15 @@ class Module:
                 for called in instruction.called:
                     yield from self.walk(called, loops, fused or instruction.opcode == "fusion")
 
+    def inside(self, instruction: Instruction) -> list[Instruction]:
+        """What a fusion, or another call, holds."""
+        return [i for c in instruction.called for i in self.computations[c].values()]
+
+    def named(self, instruction: Instruction) -> Instruction:
+        """What names an instruction: a fusion without a name has that of the last one inside."""
+        fused = self.inside(instruction) if instruction.opcode == "fusion" else []
+        return next((i for i in (instruction, *reversed(fused)) if i.op_name), instruction)
+
     def caller(self, computation: str) -> Instruction | None:
         """The fusion or call that runs a computation."""
         called = re.compile(rf"calls=%?{re.escape(computation)}(?![\w.\-])")
@@ -237,6 +249,10 @@ class Module:
 def scope_of(op_name: str) -> str:
     """The innermost scope of `SCOPES` in a name."""
     return (SCOPE.findall(op_name) or [UNSCOPED])[-1]
+
+
+def direction_of(op_name: str) -> str:
+    return next((name for name, regex in PASSES if re.search(regex, op_name)), "update")
 
 
 def _root(computation: dict[str, Instruction]) -> Instruction:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import math
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ from gpt_pjit.plan.compile import (
 )
 from gpt_pjit.plan.cost import cost_record, explained, fits, memory_of, published_for, remedies
 from gpt_pjit.plan.hlo import Module, scope_of
+from gpt_pjit.plan.timeline import Transfers, timed
 
 XLA_DTYPES = {"bfloat16": "bf16", "float32": "f32", "float16": "f16"}
 TOLERANCE = 0.02  # of memory and cycles, between two compiles of what counts as the same step
@@ -77,18 +79,18 @@ def read_plan(
         memory_of(config, topology, executable),
         explained(config, topology.devices),
     )
-    sent = sum(explanation["bytes_moved_a_step"].values())
-    collectives: list[Record] = []
+    sent = sum(explanation["bytes_moved_a_step"].values()) / topology.chip.link_per_device
+    collectives, transfers = list[Record](), Transfers(sent, sent, 0.0)
     breaches: dict[str, list[str]] = {}
     module = None
     if training and executable and not executable.refusal:
         module = Module(executable.hlo)
         collectives = collectives_of(module, training.mesh.shape, whole_shapes(training.model))
-        breaches = broken_promises(config, training, module, collectives)
-        sent = sum(c["total_bytes"] for c in collectives)
+        breaches = broken_promises(config, training, module, collectives, topology.chip.is_gpu)
+        transfers = timed(collectives, module, topology.chip)
     length = config.data.sequence_length
     n_params = count_params(param_shapes(config.model, length))
-    cost = cost_record(config, topology, n_params, module, sent, dollars)
+    cost = cost_record(config, topology, n_params, module, transfers, dollars)
     return {
         "topology": topology.name,
         "devices": topology.devices,
@@ -127,11 +129,16 @@ def essence(plan: Record) -> Record:
 
 
 def broken_promises(
-    config: Config, training: Training, module: Module, collectives: Sequence[Record]
+    config: Config,
+    training: Training,
+    module: Module,
+    collectives: Sequence[Record],
+    on_gpus: bool,
 ) -> dict[str, list[str]]:
     """For each promise of the layout what breaks it: nothing where it is kept.
 
-    Promises about collectives need a batch that is split over devices.
+    Promises about collectives need a batch that is split over devices. GPUs also move matrices
+    transposed, and several packed into one buffer, which has no name.
     """
     c, sizes = config.model, training.mesh.shape
     parts = sizes["replica"] * sizes["data"]
@@ -146,20 +153,22 @@ def broken_promises(
     dealt = [one for one in collectives if scope_of(one["op_name"]) == "muon"]
     over_batch = [one for one in over_batch if one not in dealt]
     named = [one for one in over_batch if one["parameters"]]
-    reductions = [one for one in named if one["kind"] in REDUCTIONS]
+    reductions = [one for one in over_batch if one["kind"] in REDUCTIONS]
+    if not on_gpus:
+        reductions = [one for one in reductions if one["parameters"]]
     gathers = [one for one in named if one["kind"] == "all-gather"]
     breaches: dict[str, Iterable[str]] = {
         "no_collective_of_the_batch_in_a_loop": _in_a_loop(over_batch),
         "no_gradient_reduction_in_a_loop": _in_a_loop(reductions),
         "gradients_reduced_in_float32": _not_in("f32", reductions),
-        "gradients_reduced_once": _not_once(matrices, reductions),
+        "gradients_reduced_once": _not_once(matrices, reductions, on_gpus),
         "weights_gathered_once_in_compute_dtype": (
             *_not_in(dtype, gathers),
-            *_not_once(matrices, gathers),
+            *_not_once(matrices, gathers, on_gpus),
         ),
         "updated_parameters_gathered_once_in_float32": (
             *_not_in("f32", gathers),
-            *_not_once(matrices, gathers),
+            *_not_once(matrices, gathers, on_gpus),
         ),
         "weights_never_gathered": map(_say, gathers),
         "weights_gathered_layer_by_layer_in_compute_dtype": (
@@ -188,20 +197,30 @@ def _not_in(dtype: str, collectives: Sequence[Record]) -> Iterator[str]:
 
 
 def _not_once(
-    matrices: Mapping[str, tuple[int, ...]], collectives: Sequence[Record]
+    matrices: Mapping[str, tuple[int, ...]], collectives: Sequence[Record], on_gpus: bool
 ) -> Iterator[str]:
     """Each matrix must be in exactly one, which runs once a step.
 
-    Matrices of one shape, as an untied head and the embedding, are told apart by number alone.
+    Matrices of one shape, as an untied head and the embedding, are told apart by number alone; on
+    GPUs also those whose dimensions have the same sizes in another order.
     """
     yield from (f"{_say(c)} runs {c['times']} times a step" for c in collectives if c["times"] != 1)
-    alike = Counter(matrices.values())
+    form = sorted if on_gpus else list
+    alike: defaultdict[tuple[int, ...], list[str]] = defaultdict(list)
     for path, shape in matrices.items():
-        holding = [c["shapes"].count(list(shape)) for c in collectives if path in c["parameters"]]
-        arrays = sum(max(1, count) for count in holding)
-        if arrays != alike[shape]:
-            others = ", ".join(p for p in matrices if matrices[p] == shape)
-            yield f"{others}: {arrays} collectives, not {alike[shape]}"
+        alike[tuple(form(shape))].append(path)
+    packed = sum(math.prod(s) for c in collectives if not c["parameters"] for s in c["shapes"])
+    for sizes, paths in alike.items():
+        holding = [
+            sum(tuple(form(shape)) == sizes for shape in c["shapes"])
+            for c in collectives
+            if set(paths) & set(c["parameters"])
+        ]
+        arrays, elements = sum(max(1, n) for n in holding), len(paths) * math.prod(sizes)
+        if arrays == 0 and packed >= elements:
+            packed -= elements
+        elif arrays != len(paths):
+            yield f"{', '.join(paths)}: {arrays} collectives, not {len(paths)}"
 
 
 def _more_than_dealt(config: Config, devices: int, dealt: Sequence[Record]) -> Iterator[str]:
@@ -222,11 +241,10 @@ def _layers_outside_their_loop(gathers: Sequence[Record]) -> Iterator[str]:
 
 def _copies_of_the_logits(module: Module, tokens: int, vocabulary: int) -> list[str]:
     stored = [
-        f"{instruction.name} holds float32 {list(array.shape)}"
-        for name, computation in module.computations.items()
-        for instruction in computation.values()
-        if "fused" not in name and instruction.opcode not in VIEWS
-        for array in instruction.arrays
+        f"{visit.instruction.name} holds float32 {list(array.shape)}"
+        for visit in module.walk()
+        if not visit.fused and visit.instruction.opcode not in VIEWS
+        for array in visit.instruction.arrays
         if array.dtype == "f32" and array.shape[-1:] == (vocabulary,)
         if array.nbytes == 4 * tokens * vocabulary
     ]

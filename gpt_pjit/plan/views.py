@@ -21,17 +21,25 @@ from gpt_pjit.pages import (
     stacked_bars,
 )
 from gpt_pjit.partition import mesh_text
+from gpt_pjit.plan.compile import find_topology
+from gpt_pjit.plan.hlo import DIRECTIONS
 
 TOP_OPERATIONS = 12
 BREACHES = 8  # of one promise that are shown
-DIRECTIONS = ("forward", "recompute", "backward", "update")
+UNESTIMATED = 8  # operations without an estimate that are shown
 ESTIMATE = (
-    "An estimate: the compiler's cycles for each operation at the chip's clock, plus bytes over "
-    "the published link rate as if nothing overlapped. The host, the input and stalls are left out."
+    "An estimate: the compiler's cycles for each operation at the chip's clock, lower bounds for "
+    "kernels, and transfers at the published rates where no work runs beside them. The host, the "
+    "input, stalls and what is listed without an estimate are left out: the real step is slower."
+)
+BOUNDS = (
+    "A lower bound: of each operation, its products at the peak rate or its bytes at the memory's "
+    "bandwidth, whichever takes longer, and transfers at the published rates where no work runs "
+    "beside them. Memory is the compiler's figure; a Mcycle is a million cycles at {clock} GHz."
 )
 NO_COMPILER = (
-    "There is no compiler for this hardware here. State, weights, gradients and what is sent for "
-    "them are exact; activations are estimated from shapes."
+    "The compiler for this hardware is not installed: pip install 'gpt_pjit[plan-gpu]'. State, "
+    "weights, gradients and what is sent for them are exact; activations are estimated from shapes."
 )
 AT_PEAK = "Times are those at published peak rates, which no run reaches."
 
@@ -154,14 +162,19 @@ def _collectives(plan: Record) -> Table:
             str(c["times"]),
             c["where"],
             human_bytes(c["total_bytes"]),
+            f"{c['seconds'] * 1e3:.2f}",
+            f"{c['exposed_seconds'] * 1e3:.2f}",
         )
         for c in sorted(plan["collectives"], key=lambda c: -c["total_bytes"])
     ]
-    link = f"{plan['cost']['collective_seconds'] * 1e3:.0f} ms at the published link rate"
     total = human_bytes(sum(c["total_bytes"] for c in plan["collectives"]))
-    columns = ("kind", "of", ">each time", ">times", "where", ">a step")
-    title = "Collectives: what a device sends"
-    return Table(title, columns, [*rows, ("all", link, "", "", "", total)])
+    times = (
+        f"{sum(c[key] for c in plan['collectives']) * 1e3:.2f}"
+        for key in ("seconds", "exposed_seconds")
+    )
+    columns = ("kind", "of", ">each time", ">times", "where", ">a step", ">ms", ">exposed ms")
+    title = "Collectives: what a device sends, at the published link rate"
+    return Table(title, columns, [*rows, ("all", "", "", "", "", total, *times)])
 
 
 def _promises(plan: Record) -> Table:
@@ -184,9 +197,16 @@ def _cost(plan: Record, pictures: bool) -> Iterator[Block]:
         if pictures:
             yield Pictures("", [("", partial(stacked_bars, table, "Mcycles"))])
         yield _operations(cost)
+    if cost["kernels"]:
+        yield _kernels(cost)
+    if cost["unestimated_operations"]:
+        yield _unestimated(cost)
+    hidden = cost["collective_seconds"] - cost["exposed_seconds"]
     rows = [
         ("compute", f"{cost['compute_seconds']:.3f} s"),
-        ("collectives", f"{cost['collective_seconds']:.3f} s"),
+        ("collectives, exposed", f"{cost['exposed_seconds']:.3f} s"),
+        ("collectives, hidden", f"({hidden:.3f} s)"),
+        ("copies, exposed", f"{cost['copy_seconds']:.3f} s"),
         ("step", f"{cost['step_seconds']:.3f} s"),
         ("tokens/s", f"{cost['tokens_per_second']:,.0f}"),
         ("MFU", f"{cost['mfu']:.1%}"),
@@ -198,13 +218,9 @@ def _cost(plan: Record, pictures: bool) -> Iterator[Block]:
         rate = f"{other['tokens_per_second']:,.0f} tokens/s"
         rows.append((f"published: {other['model']}", rate))
     yield Table("Time and cost", ("", ">"), rows)
-    caveat = AT_PEAK if cost["mcycles"] is None else ESTIMATE
-    if missing := cost["unestimated_operations"]:
-        caveat += (
-            f" {missing} executions per step have no estimate and count as nothing: the real step "
-            "is slower."
-        )
-    yield Note(caveat, "dim")
+    chip = find_topology(plan["topology"]).chip
+    basis = BOUNDS.format(clock=chip.clock / 1e9) if chip.is_gpu else ESTIMATE
+    yield Note(AT_PEAK if cost["mcycles"] is None else basis, "dim")
 
 
 def _scopes(table: dict[str, dict[str, float]], total: float) -> Table:
@@ -216,6 +232,30 @@ def _scopes(table: dict[str, dict[str, float]], total: float) -> Table:
         rows.append((scope, *cells, f"{share:,.1f}", f"{share / total:.1%}"))
     columns = ("scope", *(f">{name}" for name in DIRECTIONS), ">all", ">share")
     return Table("Estimated Mcycles of a step", columns, rows)
+
+
+def _kernels(cost: Record) -> Table:
+    """Part of the estimated Mcycles: a roofline of each kernel."""
+    rows = [
+        (
+            Cell(k["name"], (f"by {k['basis']}",)),
+            f"{k['flops'] / 1e9:,.1f}",
+            human_bytes(k["bytes"]),
+            str(k["times"]),
+            f"{k['times'] * k['seconds'] * 1e3:,.2f}",
+        )
+        for k in cost["kernels"]
+    ]
+    columns = ("kernel", ">GFLOP", ">bytes", ">times", ">ms a step")
+    return Table("Kernels: lower bounds, by the peak rates", columns, rows)
+
+
+def _unestimated(cost: Record) -> Table:
+    shown = cost["unestimated_operations"][:UNESTIMATED]
+    rows = [(o["name"], f"{o['times']:,}") for o in shown]
+    if rest := cost["unestimated_operations"][UNESTIMATED:]:
+        rows.append((f"{len(rest)} others", f"{sum(o['times'] for o in rest):,}"))
+    return Table("Without an estimate: counted as nothing", ("operation", ">times"), rows)
 
 
 def _operations(cost: Record) -> Table:

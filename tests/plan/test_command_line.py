@@ -3,18 +3,18 @@
 import dataclasses
 import json
 import shutil
-import subprocess
 import sys
 
 import pytest
 
 from gpt_pjit.core.errors import EXIT_BROKEN, EXIT_CONFIG, EXIT_DONE, ConfigError
-from gpt_pjit.pages import Pictures, Table, page
+from gpt_pjit.pages import Cell, Pictures, Table, page
 from gpt_pjit.plan import compile as compile_room
 from gpt_pjit.plan.compile import find_topology
 from gpt_pjit.plan.plan import make_plan
 from gpt_pjit.plan.views import difference_blocks, plan_blocks
 from tests.helpers import ROOT, load_config
+from tests.processes import run
 
 CONFIG = f"--config={ROOT}/configs/580m.py"
 
@@ -60,7 +60,7 @@ def test_mistakes_are_one_message(run_plan, arguments, says):
 
 def test_it_runs_as_a_module():
     command = [sys.executable, "-m", "gpt_pjit.plan", "--help"]
-    ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    ran = run(command)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert "--search" in ran.stdout
 
@@ -119,6 +119,21 @@ def test_tables_and_page_show_every_part(small, plan_on_cpu):
         assert part in text
     assert "http" not in text  # nothing is loaded
     assert len(list(difference_blocks(record, record))) == 3
+
+
+def test_kernels_and_what_has_no_estimate_are_listed():
+    record = json.loads((ROOT / "configs" / "plans" / "580m.v5e-32.json").read_text())
+    kernel = {"name": "flash", "times": 36, "flops": 10**9, "bytes": 2**20, "seconds": 1e-3}
+    record["cost"]["kernels"] = [kernel | {"basis": "its cost estimate"}]
+    kernels, without = (
+        block
+        for block in plan_blocks(record)
+        if isinstance(block, Table) and block.title.startswith(("Kernels", "Without"))
+    )
+    assert kernels.rows == [
+        (Cell("flash", ("by its cost estimate",)), "1.0", "1.00 MiB", "36", "36.00")
+    ]
+    assert ("fusion: scatter-add", "1") in without.rows
 
 
 def test_a_committed_plan_is_a_page_with_pictures():

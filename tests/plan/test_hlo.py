@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import pytest
 
 from gpt_pjit.plan.collectives import loop_label
-from gpt_pjit.plan.cost import direction_of, roll_up
-from gpt_pjit.plan.hlo import Instruction, Loop, Module
+from gpt_pjit.plan.compile import find_topology
+from gpt_pjit.plan.cost import roll_up
+from gpt_pjit.plan.hlo import Instruction, Loop, Module, direction_of
 
 LOOP = """\
 HloModule test, is_scheduled=true
@@ -45,6 +46,7 @@ ENTRY %main (x.1: f32[8]) -> f32[8] {{
   ROOT %result = f32[8] get-tuple-element(%loop), index=1
 }}
 """
+V5E = find_topology("v5e-4").chip
 ADD = "add(%i, %step)"
 FUSED = "fusion(%i, %step), kind=kLoop, calls=%add_two"
 
@@ -54,7 +56,7 @@ def loop(start=0, limit=10, step=1, direction="LT", increment=ADD, cycles=100):
 
 
 def cycles_of(module):
-    return sum(operation["cycles"] for operation in roll_up(module))
+    return sum(operation["cycles"] for operation in roll_up(module, V5E))
 
 
 @pytest.mark.parametrize(
@@ -135,6 +137,7 @@ def test_a_loop_is_known_by_the_scope_around_it(op_name, label):
     assert loop_label(Loop(Instruction("x", "while", "()", "", attributes, False), 5)) == label
 
 
+@pytest.mark.slow  # without XLA's fusion emitters a scatter is a loop too
 def test_the_steps_own_loops(small, plan_on_cpu):
     visits = list(plan_on_cpu(small).module.walk())
     trips = {(loop_label(loop), loop.trips) for visit in visits for loop in visit.loops}

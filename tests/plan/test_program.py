@@ -27,7 +27,7 @@ def program_of_main(config, monkeypatch, tmp_path):
 
     monkeypatch.setattr(train, "open_workdir", stop)
     with pytest.raises(BuiltError):
-        train.train(config, tmp_path, prepare=None, sample=None)
+        train.train(config, tmp_path, tools=None)
     return built[0]
 
 

@@ -40,7 +40,7 @@ def plan_of(seconds, fits=True):
     cost = {
         "step_seconds": seconds,
         "compute_seconds": seconds,
-        "collective_seconds": 0.0,
+        "exposed_seconds": 0.0,
         "mfu": 0.4,
         "mcycles": 10.0,
         "scopes": {"mlp": {"forward": 6.0}, "norms": {"forward": 4.0}},

@@ -112,7 +112,12 @@ def test_scopes_add_up_to_every_estimate_of_the_program(planned, plan):
     assert by_scope == pytest.approx(cost["mcycles"], rel=1e-12)
     assert cost["mcycles"] == total(module.entry) / 1e6
     assert cost["mcycles"] <= 1721.33
-    assert cost["unestimated_operations"] == 0
+    assert cost["step_seconds"] == pytest.approx(cost["compute_seconds"] + cost["exposed_seconds"])
+    assert cost["exposed_seconds"] == cost["collective_seconds"]  # nothing overlaps on v3
+    assert {o["name"] for o in cost["unestimated_operations"]} == {
+        *("arithmetic of scalars", "dynamic-update-slice: dynamic_update_slice"),
+        *("fusion: gather", "sort: scatter-add", "fusion: scatter-add"),  # of the embedding
+    }
 
 
 def test_almost_every_cycle_has_a_scope(plan):
