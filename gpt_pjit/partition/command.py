@@ -8,16 +8,25 @@ gpt_pjit partition lock --config=FILE --devices=32 [--write]
 All take overrides (--config.partition.layout=fsdp) and --json. `diff` says what changes from
 --against to --config; --against is the file of --config, unless it names another. `lock` compares
 with the record in locks/ beside the config.
-"""
 
-from __future__ import annotations
+For a model of your own, explain and lint take in place of a config a function that returns its
+arrays or shapes, a table of (regex, spec) rows, and the axes of a mesh:
+
+gpt_pjit partition lint --tree=mine.model:shapes --table=mine.model:RULES --mesh=fsdp:4,tp:2
+
+A module is found from this folder or where it is installed. --searched takes a table whose regexes
+need only be found in a path.
+"""
 
 import argparse
 import dataclasses
+import importlib
 import math
 import shlex
+import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -25,10 +34,11 @@ from gpt_pjit.commandline import Answer, Parser, positive, write_page
 from gpt_pjit.config import Config, differences
 from gpt_pjit.core.errors import EXIT_BROKEN, EXIT_CONFIG, EXIT_DONE, ConfigError, Problem
 from gpt_pjit.core.model import param_shapes, sharding_rules
-from gpt_pjit.core.sharding import AXES, Rules, mesh_shape
+from gpt_pjit.core.sharding import AXES, LAYOUTS, ROLES, Rules, mesh_shape, place, searched
 from gpt_pjit.core.training import optimizer_findings
 from gpt_pjit.pages import Note, Record, compare, page, read_record, terminal, write_record
-from gpt_pjit.partition.explain import explain_config, placement_of
+from gpt_pjit.partition.configs import explain_config
+from gpt_pjit.partition.explain import explain, placement_of
 from gpt_pjit.partition.lint import lint, why
 from gpt_pjit.partition.views import (
     difference_blocks,
@@ -37,32 +47,40 @@ from gpt_pjit.partition.views import (
     trials_table,
 )
 
+SEVERITIES = ("error", "warning", "note")
+
 
 def explain_command(flags: argparse.Namespace) -> Answer:
-    config, devices = _config_and_devices(flags)
+    table = _table(flags)
     if flags.why:
-        rules, params, sizes = _table(config, devices)
-        trials = why(rules, params, flags.why, sizes)
+        trials = why(table.rules, table.params, flags.why, table.sizes)
         record: Any = list(map(dataclasses.asdict, trials))
         return Answer(EXIT_DONE, record, terminal([trials_table(flags.why, trials)]))
-    record = explain_config(config, devices)
+    devices = math.prod(table.sizes.values())
+    if table.config:
+        record = explain_config(table.config, devices)
+    else:
+        layout = flags.layout or "fsdp"
+        placement = place(table.rules, table.params, layout, table.sizes, "", table.roles)
+        record = explain(placement, table.params)
     if flags.html:
-        title = f"{flags.config.path} on {devices} devices"
+        title = f"{table.source} on {devices} devices"
         write_page(flags.html, page(title, explanation_blocks(record, pictures=True)))
         return Answer(EXIT_DONE, record, [f"wrote {flags.html}"])
     return Answer(EXIT_DONE, record, terminal(explanation_blocks(record)))
 
 
 def lint_command(flags: argparse.Namespace) -> Answer:
-    config, devices = _config_and_devices(flags)
-    rules, params, sizes = _table(config, devices)
-    findings = [*lint(rules, params, sizes), *optimizer_findings(config, params)]
-    findings.sort(key=lambda finding: finding.severity)
+    table = _table(flags)
+    findings = lint(table.rules, table.params, table.sizes, table.roles)
+    if table.config:
+        findings += optimizer_findings(table.config, table.params)
+    findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     record = list(map(dataclasses.asdict, findings))
     if not findings:
         return Answer(EXIT_DONE, record, ["no findings"])
     code = EXIT_CONFIG if findings[0].severity == "error" else EXIT_DONE
-    return Answer(code, record, terminal([findings_table(findings, flags.config.path)]))
+    return Answer(code, record, terminal([findings_table(findings, table.source)]))
 
 
 def diff_command(flags: argparse.Namespace) -> Answer:
@@ -106,19 +124,31 @@ def lock_name(config: str, record: Record) -> str:
 
 
 def define(parser: Parser) -> None:
-    commands = parser.add_subparsers(dest="command", required=True)
-    explain = commands.add_parser("explain", help="where each parameter lives, by which rule")
-    explain.set_defaults(run=explain_command)
-    explain.add_argument("--why", metavar="PATH", help="show how each rule fares on this parameter")
-    explain.add_argument("--html", metavar="FILE", help="write a page with pictures")
-    checked = commands.add_parser("lint", help="what is wrong or doubtful in the tables")
-    checked.set_defaults(run=lint_command)
-    diff = commands.add_parser("diff", help="what changes from --against to --config")
-    diff.set_defaults(run=diff_command)
-    lock = commands.add_parser("lock", help="compare with the committed record")
-    lock.set_defaults(run=lock_command)
+    add = parser.add_command
+    explained = add("explain", explain_command, "where each parameter lives, by which rule")
+    explained.add_argument(
+        "--why", metavar="PATH", help="show how each rule fares on one parameter"
+    )
+    explained.add_argument("--html", metavar="FILE", help="write a page with pictures")
+    explained.add_argument("--layout", choices=LAYOUTS, help="for a --tree; default fsdp")
+    checked = add("lint", lint_command, "what is wrong or doubtful in the tables")
+    diff = add("diff", diff_command, "what changes from --against to --config")
+    lock = add("lock", lock_command, "compare with the committed record")
     lock.add_argument("--write", action="store_true", help="accept the placement as it is now")
-    for command in (explain, checked, diff, lock):
+    for command in (explained, checked):
+        command.add_argument("--tree", metavar="MODULE:FUNCTION", help="gives arrays or shapes")
+        command.add_argument("--table", metavar="MODULE:NAME", help="the rules of --tree")
+        command.add_argument("--mesh", type=_sizes, metavar="AXIS:SIZE,...", help="of --tree")
+        command.add_argument(
+            "--roles",
+            type=_pairs,
+            metavar="AXIS:ROLE,...",
+            help="batch or model, for axes with uncommon names",
+        )
+        command.add_argument(
+            "--searched", action="store_true", help="match regexes of --table anywhere in a path"
+        )
+    for command in (explained, checked, diff, lock):
         command.add_config()
         command.add_argument("--devices", type=positive, help="needed where a mesh axis is -1")
         command.add_json()
@@ -130,18 +160,71 @@ def _config_and_devices(flags: argparse.Namespace) -> tuple[Config, int]:
     config: Config = flags.config.read()
     sizes = {f"mesh.{axis}": getattr(config.mesh, axis) for axis in AXES}
     if flags.devices is None and -1 in sizes.values():
-        constraint = f"is needed for the axis that takes the rest: {sizes}"
-        raise ConfigError([Problem("devices", None, constraint, "try --devices=32")], "flags")
+        rest = next(axis for axis, size in sizes.items() if size == -1)
+        problem = f"--devices is required because {rest}=-1; e.g. --devices=32"
+        raise ConfigError([problem], "flags")
     return config, flags.devices or math.prod(sizes.values())
 
 
-def _table(config: Config, devices: int) -> tuple[Rules, Any, dict[str, int]]:
-    """The rules, the shapes that they place, and the size of each axis."""
+class _Table(NamedTuple):
+    """What explain and lint look at; of a model of others without a config."""
+
+    source: str
+    config: Config | None
+    rules: Rules
+    params: Any
+    sizes: dict[str, int]
+    roles: Mapping[str, str]
+
+
+def _table(flags: argparse.Namespace) -> _Table:
+    given = {name: getattr(flags, name) for name in ("tree", "table", "mesh")}
+    if any(given.values()):
+        missing = [f"--{name}" for name, value in given.items() if not value]
+        if missing or flags.config.path:
+            problem = f"without {' and '.join(missing)}" if missing else "with a --config"
+            raise ConfigError(
+                [f"--tree, --table and --mesh go together; they are given {problem}"], "flags"
+            )
+        jax.config.update("jax_platforms", "cpu")
+        rules = _value("--table", flags.table)
+        rules = searched(rules) if flags.searched else rules
+        roles = {**ROLES, **(flags.roles or {})}
+        return _Table(flags.table, None, rules, _value("--tree", flags.tree), flags.mesh, roles)
+    config, devices = _config_and_devices(flags)
     mesh = config.mesh
-    sizes = mesh_shape(mesh.replica, mesh.data, mesh.tensor, devices)
-    params = param_shapes(config.model, config.data.sequence_length)
-    return (
+    shape = mesh_shape(mesh.replica, mesh.data, mesh.tensor, devices)
+    return _Table(
+        flags.config.path,
+        config,
         sharding_rules(config.model, config.partition),
-        params,
-        dict(zip(AXES, sizes, strict=True)),
+        param_shapes(config.model, config.data.sequence_length),
+        dict(zip(AXES, shape, strict=True)),
+        ROLES,
     )
+
+
+def _value(flag: str, text: str) -> Any:
+    """What MODULE:NAME holds, or returns if it is a function."""
+    module, _, name = text.partition(":")
+    sys.path.insert(0, "")  # as `python -m` does
+    try:
+        value = getattr(importlib.import_module(module), name)
+    except (ImportError, ValueError, AttributeError) as error:
+        problem = Problem(flag, text, str(error), "write MODULE:NAME, and start where it is found")
+        raise ConfigError([problem], "flags") from error
+    finally:
+        sys.path.remove("")
+    return value() if callable(value) else value
+
+
+def _pairs(text: str) -> dict[str, str]:
+    parts = [part.partition(":") for part in text.split(",")]
+    pairs = {name: value for name, _, value in parts if name and value}
+    if len(pairs) < len(parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME:VALUE,... with each name once")
+    return pairs
+
+
+def _sizes(text: str) -> dict[str, int]:
+    return {axis: positive(size) for axis, size in _pairs(text).items()}

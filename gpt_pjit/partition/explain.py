@@ -8,43 +8,31 @@ an all-to-all moves (n - 1) / n of what a device holds. The activations that ten
 moves are not counted, nor the scalars of the metrics.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import jax
-from jax.sharding import PartitionSpec as P, use_abstract_mesh
+from jax.sharding import PartitionSpec as P
 
-from gpt_pjit.config import Config
-from gpt_pjit.core.model import sharding_rules
-from gpt_pjit.core.parameters import gpt_dimensions
 from gpt_pjit.core.sharding import (
-    BATCH_AXES,
+    BATCH,
+    NO_RULE,
     Match,
+    Placement,
     Rules,
-    abstract_mesh,
     axes_of,
-    match_rules,
-    mesh_shape,
+    is_array,
+    keep,
+    optimizer_specs,
     paths_and_leaves,
     shard_bytes,
     shard_shape,
     state_parameters,
-    values,
-    without_batch_axes,
+    state_shapes,
 )
-from gpt_pjit.core.training import (
-    Training,
-    build_training,
-    chosen_optimizers,
-    dealing,
-    make_optimizer,
-)
-from gpt_pjit.pages import Record
 
+Record = dict[str, Any]
 TREES = ("stored", "compute", "gradients", "optimizer")
 COLLECTIVES = (
     "gather weights, once",
@@ -56,37 +44,81 @@ COLLECTIVES = (
 DEAL = "deal matrices to Muon"  # in records of those that use it
 
 
-def explain_config(config: Config, devices: int) -> Record:
-    """The placement of a config's training step; all bytes are those of one device.
+def explain(placement: Placement, params: Any, tx: Any = None, rules: Rules = ()) -> Record:
+    """Where each leaf of `params` lives, by which rule, and what a step moves for its sake.
 
-    Raises ConfigError as `build_training` does.
+    Args:
+      placement: of these parameters, by `place`.
+      params: a tree of arrays or ShapeDtypeStructs; passes use them in the dtype that they have.
+      tx: an optax optimizer; without one there is no optimizer state.
+      rules: the rows of its state, as `optimizer_specs` takes them.
+
+    Returns:
+      A record for JSON: layout, mesh, rules, parameters, and the bytes of one device, for a step of
+      one microbatch whose backward pass gathers again. `without_spec` has the paths of leaves that
+      are no arrays, `state_of_no_parameter` the specs of such state.
+
+    Raises:
+      ConfigError: as `optimizer_specs` does.
+
+    >>> import jax, jax.numpy as jnp, optax
+    >>> from gpt_pjit.partition import place
+    >>> params = {"up": jax.ShapeDtypeStruct((512, 2048), jnp.float32)}
+    >>> placement = place((("up", ("fsdp", "tp")),), params, "zero", {"fsdp": 4, "tp": 2})
+    >>> explain(placement, params, optax.adam(1e-3))["bytes_a_device"]
+    {'stored': 524288, 'compute': 2097152, 'gradients': 524288, 'optimizer': 1048580}
     """
-    c, sizes = config.model, config.mesh
-    mesh = abstract_mesh(mesh_shape(sizes.replica, sizes.data, sizes.tensor, devices))
-    training = build_training(config, mesh)
-    placement, params = training.model.placement, training.state.params
-    axis_sizes = placement.axis_sizes
-    with use_abstract_mesh(mesh):
-        weights = dict(paths_and_leaves(jax.eval_shape(training.model.gather_weights, params)))
-    letters = dict(paths_and_leaves(values(match_rules(gpt_dimensions(c), params))))
+    nbytes: Counter[str | None] = Counter()
+    of_no_parameter: Record = {}
+    if tx is not None:
+        specs = dict(paths_and_leaves(optimizer_specs(tx, params, placement.optimizer, rules)))
+        owners = state_parameters(tx, params)
+        for path, leaf in paths_and_leaves(state_shapes(tx, params)):
+            nbytes[owners[path]] += shard_bytes(leaf, specs[path], placement.axis_sizes)
+            if owners[path] is None:
+                of_no_parameter[path] = spec_entries(specs[path])
+    leaves = paths_and_leaves(params)
+    arrays = {path: leaf for path, leaf in leaves if is_array(leaf)}
+    return described(placement, arrays, arrays, nbytes) | {
+        "without_spec": [path for path, _ in leaves if path not in arrays],
+        "state_of_no_parameter": of_no_parameter,
+    }
+
+
+def described(
+    placement: Placement,
+    params: Mapping[str, Any],
+    weights: Mapping[str, Any],
+    state_bytes: Mapping[str | None, int],
+    letters: Mapping[str, str] | None = None,
+    microbatches: int = 1,
+    passes: int = 2,
+    dealt: Mapping[str, int] | None = None,
+) -> Record:
+    """The record of parameters as stored, and of weights as the passes use them, both by path.
+
+    `state_bytes` has under None what belongs to no parameter. `letters` name the dimensions. Each
+    microbatch gathers a layer in each of `passes`. `dealt` is what moves for Muon.
+    """
+    axis_sizes, dealt = placement.axis_sizes, dealt or {}
     match_of = dict(paths_and_leaves(placement.matches))
     specs_of = {tree: dict(paths_and_leaves(getattr(placement, tree))) for tree in TREES}
-    state_bytes = optimizer_bytes(config, training)
-    optimizers = chosen_optimizers(config, params)
-    passes = 1 if c.remat == "none" else 2  # without remat the backward pass keeps the weights
     parameters: Record = {}
-    for path, param in paths_and_leaves(params):
-        leaves = {"stored": param, "compute": weights[path], "gradients": param}
+    for path, param in params.items():
+        match, leaves = match_of[path], {"stored": param, "compute": weights[path]}
         specs = {tree: specs_of[tree][path] for tree in TREES}
-        nbytes = {tree: shard_bytes(leaf, specs[tree], axis_sizes) for tree, leaf in leaves.items()}
+        nbytes = {
+            tree: shard_bytes(leaves.get(tree, param), specs[tree], axis_sizes) for tree in TREES
+        }
         nbytes["optimizer"] = state_bytes[path]
-        moved = traffic(param, weights[path], specs, axis_sizes, config.optim.microbatches, passes)
-        if optimizers[path][0] == "muon":
-            moved[DEAL] = dealt(weights[path], letters[path], specs["optimizer"], axis_sizes)
+        moved = traffic(param, weights[path], specs, placement, microbatches, passes)
+        if path in dealt:
+            moved[DEAL] = dealt[path]
+        number = match.number if match.number != NO_RULE else None
         parameters[path] = {
             "shape": list(param.shape),
-            "dimensions": letters[path],
-            "rule": {"number": match_of[path].number, "spec": match_of[path].chosen},
+            "dimensions": (letters or {}).get(path, ""),
+            "rule": {"number": number, "spec": match.chosen},
             "trees": {
                 tree: {
                     "spec": spec_entries(spec),
@@ -101,25 +133,14 @@ def explain_config(config: Config, devices: int) -> Record:
     held["optimizer"] += state_bytes[None]
     every = [p["bytes_moved_a_step"] for p in parameters.values()]
     names = (*COLLECTIVES, *[DEAL] * any(DEAL in p for p in every))
-    rules = sharding_rules(c, config.partition)
     return {
         "layout": placement.layout,
         "mesh": dict(axis_sizes),
         "bytes_a_device": held,
         "bytes_moved_a_step": {name: sum(p.get(name, 0) for p in every) for name in names},
-        "rules": list(_rules(rules, match_of, parameters, axis_sizes)),
+        "rules": list(_rules(match_of, parameters, axis_sizes)),
         "parameters": parameters,
     }
-
-
-def optimizer_bytes(config: Config, training: Training) -> Counter[str | None]:
-    """Bytes of the optimizer's state by parameter; under None, what belongs to no parameter."""
-    state = training.state
-    owners = state_parameters(make_optimizer(config, state.params), state.params)
-    held: Counter[str | None] = Counter({None: state.step.dtype.itemsize})
-    for path, leaf in paths_and_leaves(state.opt_state):
-        held[owners[path]] += shard_bytes(leaf, leaf.sharding.spec, training.mesh.shape)
-    return held
 
 
 def placement_of(record: Record) -> Record:
@@ -135,22 +156,24 @@ def spec_entries(spec: P) -> list[Any]:
 
 
 def _rules(
-    rules: Rules, match_of: Mapping[str, Match], parameters: Record, sizes: Mapping[str, int]
+    match_of: Mapping[str, Match], parameters: Record, sizes: Mapping[str, int]
 ) -> Iterator[Record]:
     """What each rule places; replicated is what the rule, and not the layout, leaves whole."""
-    for number, (regex, *specs) in enumerate(rules):
+    by_number: dict[int, dict[str, Match]] = {}
+    for path, match in match_of.items():
+        by_number.setdefault(match.number, {})[path] = match
+    by_number.pop(NO_RULE, None)
+    for number, matches in sorted(by_number.items()):
         nbytes, whole = {}, []
-        for path, match in match_of.items():
-            if match.number == number:
-                parts = parameters[path]["trees"].values()
-                nbytes[path] = sum(part["bytes"] for part in parts)
-                shape = tuple(parameters[path]["shape"])
-                if shard_shape(shape, P(*match.value), sizes) == shape:
-                    whole.append(path)
+        for path, match in matches.items():
+            nbytes[path] = sum(part["bytes"] for part in parameters[path]["trees"].values())
+            shape = tuple(parameters[path]["shape"])
+            if shard_shape(shape, P(*match.value), sizes) == shape:
+                whole.append(path)
         yield {
             "number": number,
-            "regex": regex,
-            "specs": [spec_entries(P(*spec)) for spec in specs],
+            "regex": match.regex,
+            "specs": [spec_entries(P(*spec)) for spec in match.values],
             "tensors": len(nbytes),
             "bytes": sum(nbytes.values()),
             "replicated_bytes": sum(nbytes[path] for path in whole),
@@ -161,7 +184,7 @@ def traffic(
     param: Any,
     weight: Any,
     specs: Mapping[str, P],
-    axis_sizes: Mapping[str, int],
+    placement: Placement,
     microbatches: int,
     passes: int,
 ) -> dict[str, int]:
@@ -170,37 +193,23 @@ def traffic(
     `param` and `weight` are its shapes as stored, in float32 as its gradient, and in the compute
     dtype. A microbatch gathers a layer in each of `passes`.
     """
-    compute, whole = specs["compute"], without_batch_axes(specs["compute"])
-    in_layers = [axis for axis in BATCH_AXES if axis in axes_of(compute)]
-    once = [axis for axis in BATCH_AXES if axis not in in_layers]
+    axis_sizes, roles = placement.axis_sizes, placement.roles
+    compute = specs["compute"]
+    whole = keep(compute, [axis for axis in axis_sizes if roles[axis] != BATCH])
+    batch_axes = [axis for axis in axis_sizes if roles[axis] == BATCH]
+    in_layers = [axis for axis in batch_axes if axis in axes_of(compute)]
+    once = [axis for axis in batch_axes if axis not in in_layers]
     moved = (
-        _gather(weight, specs["stored"], compute, axis_sizes),
-        _gather(weight, compute, whole, axis_sizes) * passes * microbatches,
+        gathered(weight, specs["stored"], compute, axis_sizes),
+        gathered(weight, compute, whole, axis_sizes) * passes * microbatches,
         _reduce(weight, whole, compute, in_layers, axis_sizes) * microbatches,
         _reduce(param, compute, specs["gradients"], once, axis_sizes),
-        _gather(param, specs["optimizer"], specs["stored"], axis_sizes),
+        gathered(param, specs["optimizer"], specs["stored"], axis_sizes),
     )
     return dict(zip(COLLECTIVES, moved, strict=True))
 
 
-def dealt(weight: Any, dimensions: str, spec: P, axis_sizes: Mapping[str, int]) -> int:
-    """Bytes through each device when Muon deals a parameter out and takes it back.
-
-    For each axis that splits a matrix an all-to-all both ways; for any other an all-gather on the
-    way back. A table that splits the layers has them gathered first.
-    """
-    deal = dealing(dimensions, weight.shape, spec, axis_sizes)
-    within = deal.order[len(deal.order) - len(deal.shape) + 1 :]
-    apart = P(*(entry if dim in within else None for dim, entry in enumerate(spec)))
-    stack = jax.ShapeDtypeStruct(deal.shape, weight.dtype)
-    total = _gather(weight, spec, apart, axis_sizes)
-    for (axis, n), source in zip(axis_sizes.items(), deal.specs[:-1], strict=True):
-        ways = 2 if axis in axes_of(source) else 1
-        total += ways * (shard_bytes(stack, source, axis_sizes) * (n - 1) // n)
-    return total
-
-
-def _gather(leaf: Any, source: P, target: P, axis_sizes: Mapping[str, int]) -> int:
+def gathered(leaf: Any, source: P, target: P, axis_sizes: Mapping[str, int]) -> int:
     """An all-gather over the axes that `source` splits and `target` does not."""
     n = _devices(set(axes_of(source)) - set(axes_of(target)), axis_sizes)
     return shard_bytes(leaf, target, axis_sizes) * (n - 1) // n

@@ -1,7 +1,5 @@
 """What is wrong or doubtful in a sharding table, and why a parameter got the rule it has."""
 
-from __future__ import annotations
-
 import difflib
 import math
 import re
@@ -14,13 +12,17 @@ from jax.sharding import PartitionSpec as P
 
 from gpt_pjit.core.errors import ConfigError, Problem
 from gpt_pjit.core.sharding import (
+    NO_RULE,
     REPLICA,
+    ROLES,
     SHARDING,
     Finding,
     Match,
     Rules,
     axes_of,
+    axis_sizes_of,
     choose,
+    is_array,
     misfits,
     paths_and_leaves,
     shard_shape,
@@ -33,16 +35,32 @@ REPLICATED_BYTES = 2**20  # a tensor of this size may be whole on every device
 _warning = partial(Finding, severity="warning")
 
 
-def lint(rules: Rules, params: Any, axis_sizes: Mapping[str, int]) -> list[Finding]:
-    """The errors, for which `place` refuses the table, then the warnings, with which it trains."""
-    leaves = dict(paths_and_leaves(params))
-    chosen, errors = choose(rules, params, axis_sizes)
+def lint(rules: Rules, params: Any, mesh: Any, roles: Mapping[str, str] = ROLES) -> list[Finding]:
+    """What is wrong or doubtful in a table, on a tree and a mesh; arguments as of `place`.
+
+    Returns findings of severity `error`, for which `place` refuses the table; then `warning`, with
+    which it trains; then `note`, what is replicated though no row says so. Raises nothing.
+
+    >>> import jax, jax.numpy as jnp
+    >>> params = {"up": {"kernel": jax.ShapeDtypeStruct((512, 2048), jnp.float32)}}
+    >>> (finding, *_) = lint((("up", ("fsdp", "tp")),), params, {"fsdp": 4, "tp": 2})
+    >>> finding.severity, finding.kind, finding.parameter
+    ('error', 'unmatched', 'up/kernel')
+    >>> finding.remedy
+    "rule 0 'up' matches a part of it: write 'up.*', or add a rule"
+    """
+    axis_sizes = axis_sizes_of(mesh)
+    every = dict(paths_and_leaves(params))
+    leaves = {path: leaf for path, leaf in every.items() if is_array(leaf)}
+    chosen, errors = choose(rules, params, axis_sizes, roles)
     matches = try_rules(rules, list(leaves))[0]
     return [
         *errors,
+        *_partial(matches, leaves),
         *_catch_alls(matches, leaves),
         *_unused_axes(matches | chosen, set(chosen), axis_sizes),
         *_replicated(chosen, leaves, axis_sizes),
+        *_unsaid(every, chosen),
     ]
 
 
@@ -106,6 +124,37 @@ def _replicated(
         yield _warning(where, match.value, constraint, remedy, "replicated", path, match.number)
 
 
+def _partial(matches: Mapping[str, Match], leaves: Mapping[str, Any]) -> Iterator[Finding]:
+    """Rows that name some dimensions from the left and leave the others to `...`."""
+    cut: dict[int, list[str]] = {}
+    for path, match in matches.items():
+        leaf = leaves[path]
+        for spec in match.values:
+            ends = isinstance(spec, tuple) and spec[-1:] == (...,)
+            if ends and any(spec[:-1]) and math.prod(leaf.shape) > 1 and len(spec) <= leaf.ndim:
+                cut.setdefault(match.number, []).append(path)
+    for number, paths in cut.items():
+        path, match = paths[0], matches[paths[0]]
+        shape = leaves[path].shape
+        others = f"; {len(paths)} parameters in all" if paths[1:] else ""
+        constraint = f"leaves dimensions of {path}, shape {shape}, unnamed{others}"
+        remedy = "write an entry for each dimension, None for unsplit"
+        where = f"rule {number}"
+        yield _warning(where, match.values[0], constraint, remedy, "rank", path, number)
+
+
+def _unsaid(every: Mapping[str, Any], chosen: Mapping[str, Match]) -> Iterator[Finding]:
+    """What has no row, and needs none."""
+    note = partial(Finding, severity="note")
+    if paths := [path for path, leaf in every.items() if not is_array(leaf)]:
+        constraint = f"these {len(paths)} are no arrays, and left alone"
+        remedy = "pass only the arrays, if this is too much"
+        yield note("leaves", paths, constraint, remedy, "no array")
+    if paths := [path for path, match in chosen.items() if match.number == NO_RULE]:
+        constraint = f"these {len(paths)} are of one element, and replicated without a row"
+        yield note("leaves", paths, constraint, "a row may say so", "one element")
+
+
 def _bytes(leaf: Any) -> int:
     return math.prod(leaf.shape) * leaf.dtype.itemsize
 
@@ -120,8 +169,12 @@ class Trial:
     reason: str
 
 
-def why(rules: Rules, params: Any, path: str, axis_sizes: Mapping[str, int]) -> list[Trial]:
-    """Every rule in order, tried on the parameter at `path`, also in a table with other errors."""
+def why(rules: Rules, params: Any, path: str, mesh: Any) -> list[Trial]:
+    """Every rule in order, tried on the parameter at `path`, also in a table with other errors.
+
+    Raises ConfigError if there is no such parameter, or a row is malformed.
+    """
+    axis_sizes = axis_sizes_of(mesh)
     leaves = dict(paths_and_leaves(params))
     if path not in leaves:
         close = difflib.get_close_matches(path, leaves, n=3, cutoff=0.4)
@@ -153,6 +206,6 @@ def _choice(rules: Rules, match: Match, path: str, leaf: Any, axis_sizes: Mappin
     value = chosen[path].value
     if len(match.values) == 1:
         return f"the first that matches all of the path: {value}"
-    refused = misfits(path, match, leaf.shape, axis_sizes)[: chosen[path].chosen]
+    refused = misfits(path, chosen[path], leaf.shape, axis_sizes)[: chosen[path].chosen]
     reasons = "".join(f"; not {match.values[i]}: {r[0].constraint}" for i, r in enumerate(refused))
     return f"spec {chosen[path].chosen + 1} of {len(match.values)}, {value}{reasons}"

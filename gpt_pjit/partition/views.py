@@ -1,7 +1,5 @@
 """What a person sees of placements: tables for the terminal, and pictures for the page."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,7 +22,13 @@ from gpt_pjit.pages import (
 from gpt_pjit.partition.explain import TREES
 from gpt_pjit.partition.lint import Trial
 
-STYLES = {"error": "bad", "warning": "warning", "taken": "good", "near miss": "warning"}
+STYLES = {
+    "error": "bad",
+    "warning": "warning",
+    "note": "dim",
+    "taken": "good",
+    "near miss": "warning",
+}
 MOVED = "Moved through each device in a step"
 LEGEND = (
     "A tree is what a step keeps of each parameter: as stored, as the passes use it, its reduced "
@@ -61,6 +65,9 @@ def explanation_blocks(record: Record, pictures: bool = False) -> Iterator[Block
     rows = [(name, human_bytes(n)) for name, n in moved.items() if n]
     if rows:
         yield Table(MOVED, ("", ">bytes"), [*rows, ("all", human_bytes(sum(moved.values())))])
+    for key in ("without_spec", "state_of_no_parameter"):
+        if record.get(key):
+            yield Note(f"{key.replace('_', ' ')}: {', '.join(record[key])}")
     if pictures:
         yield Note(PICTURES, "dim")
         largest = max(parameters, key=lambda path: math.prod(parameters[path]["shape"]))
@@ -105,7 +112,9 @@ def mesh_text(mesh: Mapping[str, int]) -> str:
 
 
 def dimensions_text(parameter: Record) -> str:
-    """`L18 D1536`: the letter and the size of each."""
+    """`L18 D1536`: the letter and the size of each; sizes alone where they have no letters."""
+    if not parameter["dimensions"]:
+        return _shape_text(parameter["shape"])
     dimensions = zip(parameter["dimensions"], parameter["shape"], strict=True)
     return " ".join(f"{letter}{size}" for letter, size in dimensions)
 
@@ -168,14 +177,16 @@ def _rules_table(rules: Sequence[Record]) -> Table:
 def _rule_text(parameter: Record, rules: Sequence[Record]) -> str:
     """`rule 3`, and which of its specs if it has several."""
     number, chosen = parameter["rule"]["number"], parameter["rule"]["spec"]
+    if number is None:
+        return "no rule"
     specs = len(rules[number]["specs"])
     return f"rule {number}" + (f", spec {chosen + 1} of {specs}" if specs > 1 else "")
 
 
 def _split_text(spec: Sequence[Any], mesh: Mapping[str, int], letters: str) -> str:
-    """The dimensions that this mesh splits, by letter: `D/data H/tensor`, or `whole`."""
+    """The dimensions that this mesh splits, by letter or number: `D/data 1/tensor`, or `whole`."""
     split = []
-    for name, entry in zip(letters, spec, strict=True):
+    for name, entry in zip(letters or itertools.count(), spec, strict=bool(letters)):
         if axes := [axis for axis in _axes(entry) if mesh[axis] > 1]:
             split.append(f"{name}/{'*'.join(axes)}")
     return " ".join(split) or "whole"

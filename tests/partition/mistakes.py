@@ -4,18 +4,15 @@ The idiom, found in many trainers: the first row whose regex is *found in* the p
 that replicates whatever is left.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec as P
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec as P
 
 from gpt_pjit.config import ModelConfig
 from gpt_pjit.core.parameters import gpt_rules
-from gpt_pjit.core.sharding import abstract_mesh
 
 SIZES = {"replica": 1, "data": 8, "tensor": 4}
 
@@ -54,7 +51,12 @@ def table(changes: dict | None = None, first: tuple = (), last: tuple = ()) -> t
 
 
 def without_axis(axis: str) -> tuple:
-    return tuple((regex, tuple(a if a != axis else None for a in spec)) for regex, spec in ROWS)
+    return renamed({axis: None})
+
+
+def renamed(names: dict) -> tuple:
+    """The GPT's table with other names for its axes."""
+    return tuple((regex, tuple(names.get(a, a) for a in spec)) for regex, spec in ROWS)
 
 
 def with_layer(name: str) -> dict:
@@ -94,7 +96,7 @@ class Mistake:
         for key in self.parameter.split("/"):
             leaf = leaf[key]
         spec = idiom(self.rules, self.parameter)
-        mesh = abstract_mesh(tuple(self.sizes.values()))
+        mesh = AbstractMesh(tuple(self.sizes.values()), tuple(self.sizes))
         return NamedSharding(mesh, spec).shard_shape(leaf.shape)
 
 
@@ -195,6 +197,46 @@ MISTAKES = (
         None,
     ),
     Mistake(
+        "a mesh axis without a role",
+        "axis without a role",
+        renamed({"tensor": "expert"}),
+        ("mesh.expert=4", "has no role", "roles={'data': 'batch', 'expert': 'batch'} if it splits"),
+        UP_KERNEL,
+        "splits over it; gradients are summed over it, or not",
+        (18, 192, 1536),
+        sizes={"data": 8, "expert": 4},
+    ),
+    Mistake(
+        "a mesh axis without a role, in no row",
+        "axis without a role",
+        ROWS,
+        ("mesh.stage=2", "has no role", "if it splits the batch, 'model' if not"),
+        UP_KERNEL,
+        "2 devices hold and compute the same",
+        (18, 384, 1536),
+        sizes={"data": 4, "tensor": 4, "stage": 2},
+    ),
+    Mistake(
+        "our axes on a mesh with the names of others",
+        "unknown axis",
+        ROWS,
+        ("embed/embedding (rule 0", "unknown mesh axis 'tensor'", "known: fsdp, tp"),
+        EMBEDDING,
+        NAMELESS,
+        None,
+        sizes={"fsdp": 8, "tp": 4},
+    ),
+    Mistake(
+        "a table of others that forgets an axis of theirs",
+        "unused axis",
+        renamed({"data": None, "tensor": "tp"}),
+        ("mesh.fsdp=8", "no rule splits anything over it", "name 'fsdp' in a spec"),
+        UP_KERNEL,
+        "holds whole over `fsdp`, in every layout",
+        (18, 1536, 1536),
+        sizes={"fsdp": 8, "tp": 4},
+    ),
+    Mistake(
         "one axis for two dimensions",
         "repeated axis",
         table({EMBED: (EMBED[0], ("data", "data"))}),
@@ -216,7 +258,11 @@ MISTAKES = (
         "a spec that is too short",
         "rank",
         table({EMBED: (EMBED[0], ("tensor",))}),
-        ("embed/embedding (rule 0", "has 1 entries for 2 dimensions", "write 2 entries"),
+        (
+            "embed/embedding (rule 0",
+            "has rank 1, and the tensor rank 2",
+            "write an entry for each dimension",
+        ),
         EMBEDDING,
         "leaves D whole: 8 times the bytes",
         (12576, 1536),
@@ -225,7 +271,11 @@ MISTAKES = (
         "a spec that forgets the layers",
         "rank",
         table({UP: (UP[0], ("data", "tensor"))}),
-        ("blocks/mlp/up/kernel (rule 3", "has 2 entries for 3 dimensions", "write 3 entries"),
+        (
+            "blocks/mlp/up/kernel (rule 3",
+            "has rank 2, and the tensor rank 3",
+            "write an entry for each dimension",
+        ),
         UP_KERNEL,
         "splits the layers over data, and D over tensor",
         (9, 384, 6144),

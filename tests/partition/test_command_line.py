@@ -1,9 +1,7 @@
 """`gpt_pjit partition`: what a person, and a program, reads."""
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 
 import pytest
@@ -11,7 +9,8 @@ import pytest
 from gpt_pjit.config import ModelConfig
 from gpt_pjit.core.errors import EXIT_CONFIG
 from gpt_pjit.core.parameters import gpt_rules
-from tests.helpers import ROOT, without_reader
+from tests.helpers import ROOT
+from tests.processes import run, without_reader
 
 CONFIG = (f"--config={ROOT}/configs/580m.py", "--devices=32")
 HEAVY = {"grain", "orbax", "matplotlib", "tensorboardX", "tensorstore", "tokenizers", "torch"}
@@ -124,7 +123,7 @@ def test_a_lock_tells_of_a_renamed_parameter_and_how_to_accept_it(partition, tmp
     ("arguments", "words"),
     [
         (("explian", *CONFIG), "invalid choice: 'explian'"),
-        (("explain", CONFIG[0]), "try --devices=32"),
+        (("explain", CONFIG[0]), "e.g. --devices=32"),
         (("explain", *CONFIG, "--config.mesh.tensor=5"), "sizes that work divide 32"),
         (("explain", *CONFIG, "--why=blocks/mlp/up"), "did you mean blocks/mlp/up/kernel"),
         (("explain", *CONFIG, "--html=none/page.html"), "--html=none/page.html cannot be written"),
@@ -139,11 +138,79 @@ def test_mistakes_end_with_one_message_and_exit_78(partition, arguments, words):
     assert words in err
 
 
+THEIRS = """
+import jax, jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+def shapes():
+    return {"attn": {"w": jax.ShapeDtypeStruct((512, 1024), jnp.float32)}, "rate": 0.1}
+
+RULES = [("attn/w", P("fsdp", "tp"))]
+RENAMED = [("attention/w", P("fsdp", "tp")), (".*", P())]
+"""
+
+
+@pytest.fixture
+def theirs(partition, tmp_path, monkeypatch):
+    """`theirs(command, table, *flags)` in the folder of another project."""
+    (tmp_path / "their_model.py").write_text(THEIRS)
+    monkeypatch.chdir(tmp_path)
+
+    def run(command, table, *flags):
+        tree = "--tree=their_model:shapes"
+        return partition(command, tree, f"--table=their_model:{table}", *flags)
+
+    yield run
+    sys.modules.pop("their_model", None)
+
+
+def test_trees_and_tables_of_others(theirs):
+    mesh = "--mesh=fsdp:4,tp:2"
+    code, out, _ = theirs("lint", "RULES", mesh, "--json")
+    assert (code, [one["kind"] for one in json.loads(out)]) == (0, ["no array"])
+    code, out, _ = theirs("lint", "RENAMED", mesh, "--searched", "--json")
+    assert code == EXIT_CONFIG
+    found = [(one["severity"], one["kind"]) for one in json.loads(out)]
+    assert found[:2] == [("error", "dead"), ("warning", "catch-all")]
+    assert found[-2:] == [("warning", "replicated"), ("note", "no array")]
+    code, out, _ = theirs("explain", "RULES", mesh, "--layout=zero", "--json")
+    parts = json.loads(out)["parameters"]["attn/w"]["trees"]
+    assert code == 0
+    assert {tree: part["shape"] for tree, part in parts.items()} == {
+        "stored": [128, 512],
+        "compute": [512, 512],
+        "gradients": [128, 512],
+        "optimizer": [128, 512],
+    }
+    code, out, _ = theirs("explain", "RULES", mesh)
+    assert code == 0
+    assert "0/fsdp 1/tp" in out
+    assert "without spec: rate" in out
+    code, out, _ = theirs("explain", "RULES", mesh, "--why=attn/w", "--json")
+    assert [one["verdict"] for one in json.loads(out)] == ["taken"]
+
+
+@pytest.mark.parametrize(
+    ("table", "flags", "words"),
+    [
+        ("RULES", (), "they are given without --mesh"),
+        ("RULES", ("--mesh=fsdp:4", CONFIG[0]), "they are given with a --config"),
+        ("RULE", ("--mesh=fsdp:4",), "module 'their_model' has no attribute 'RULE'"),
+        ("RULES", ("--mesh=fsdp:4,fsdp:2",), "is not NAME:VALUE,... with each name once"),
+        ("RULES", ("--mesh=fsdp:x",), "'x' is not a positive integer"),
+        ("RULES", ("--mesh=fsdp:4,tp:2,pods:2",), "mesh.pods=2: has no role"),
+    ],
+)
+def test_mistakes_in_the_flags_of_others_end_with_78(theirs, table, flags, words):
+    code, _, err = theirs("explain", table, *flags)
+    assert code == EXIT_CONFIG
+    assert words in err
+    if "pods" in words:
+        assert theirs("explain", table, *flags, "--roles=pods:batch")[0] == 0
+
+
 def python(*arguments):
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, env=environment
-    )
+    return run([sys.executable, *arguments])
 
 
 def test_it_runs_as_a_module_and_loads_nothing_heavy():
@@ -157,5 +224,4 @@ def test_it_runs_as_a_module_and_loads_nothing_heavy():
 @pytest.mark.parametrize("form", [(), ("--json",)])
 def test_a_closed_pipe_is_not_an_error(form):
     command = [sys.executable, "-m", "gpt_pjit.partition", "explain", *CONFIG, *form]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    assert without_reader(command, cwd=ROOT, env=environment) == (0, "")
+    assert without_reader(command) == (0, "")

@@ -19,7 +19,7 @@ from gpt_pjit.core.sharding import (
     values,
 )
 from gpt_pjit.partition import COLLECTIVES, TREES, explain_config
-from tests.helpers import BLOCKS, load_config, program_on, tiny
+from tests.helpers import BLOCKS, equations, load_config, program_on, tiny
 
 CONFIG_580M = load_config("580m")
 
@@ -48,7 +48,7 @@ def test_580m_bytes_are_those_of_real_arrays_on_32_devices():
     assert record["bytes_a_device"]["optimizer"] == 2 * stored + 3 * 4  # and three step counters
 
 
-@pytest.mark.parametrize("layout", ["zero1", "fsdp"])
+@pytest.mark.parametrize("layout", [pytest.param("zero1", marks=pytest.mark.slow), "fsdp"])
 def test_stored_and_optimizer_bytes_are_the_arguments_of_the_compiled_step(layout):
     config = tiny(partition={"layout": layout}, mesh={"tensor": 2}, model={"bias": "all"})
     program = program_on(config, (1, 4, 2))
@@ -104,21 +104,13 @@ def test_the_first_alternative_that_divides_is_taken():
 # Collectives: every reshard in the step's own program, weighed by the formulas of a ring.
 
 
-def reshards(jaxpr, times=1):
+def reshards(jaxpr):
     """(times run, source, target) of every reshard between explicit shardings."""
-    for equation in jaxpr.eqns:
-        inner = times * (equation.params["length"] if equation.primitive.name == "scan" else 1)
-        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=is_jaxpr):
-            if is_jaxpr(value):
-                yield from reshards(getattr(value, "jaxpr", value), inner)
+    for times, equation in equations(jaxpr):
         if equation.primitive.name == "reshard":
             source, target = equation.invars[0].aval, equation.outvars[0].aval
             if set(target.sharding.mesh.axis_types) == {AxisType.Explicit}:
                 yield times, source, target
-
-
-def is_jaxpr(value):
-    return hasattr(value, "eqns") or hasattr(value, "jaxpr")
 
 
 def bytes_moved(source, target, sizes):
