@@ -1,7 +1,5 @@
 """The front door: `gpt_pjit COMMAND`, or `python -m gpt_pjit COMMAND`."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 from collections.abc import Sequence
@@ -11,17 +9,21 @@ from gpt_pjit.commandline import Parser, report_errors, run_parsed
 
 COMMANDS = {
     "train": ("gpt_pjit.main", "train a GPT, or resume a run"),
+    "report": ("gpt_pjit.report.command", "one look at runs: a page of all that they recorded"),
     "doctor": ("gpt_pjit.doctor.command", "check that this machine or pod is ready to train"),
     "plan": ("gpt_pjit.plan.command", "compile a step for absent hardware: memory, time, cost"),
     "coordinates": (
         "gpt_pjit.coordinates.command",
-        "does what is tuned at one width hold at another?",
+        "check that what is tuned at one width holds at others",
     ),
     "partition": ("gpt_pjit.partition.command", "explain, lint, compare and lock a placement"),
     "data": ("gpt_pjit.data.command", "make, inspect and verify token datasets"),
     "evaluate": ("gpt_pjit.evaluate.command", "score a checkpoint"),
     "generate": ("gpt_pjit.generate.command", "continue texts with a checkpoint"),
-    "checkpoint": ("gpt_pjit.checkpoint.command", "list, average and grow checkpoints"),
+    "checkpoint": (
+        "gpt_pjit.checkpoint.command",
+        "list, verify, inspect, average and grow checkpoints",
+    ),
     "hf": ("gpt_pjit.hf.command", "export to and import from Hugging Face transformers"),
 }
 

@@ -1,7 +1,5 @@
 """Arrays of a checkpoint, one at a time and without a mesh, and new folders made of them."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import tempfile

@@ -5,8 +5,6 @@ A command is a module with `define(parser)`, which adds its flags and says what 
 through `run_command`.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import json
@@ -14,11 +12,11 @@ import re
 import shlex
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, Self
 
 from absl import flags
 from absl.flags import argparse_flags
@@ -41,6 +39,14 @@ from gpt_pjit.core.validation import validate
 PIPED_WIDTH = 100  # columns of a table where there is no terminal
 
 
+class Answer(NamedTuple):
+    """What a command returns: exit code, the value for --json, and what to show without it."""
+
+    code: int
+    record: Any
+    shown: Iterable[RenderableType]
+
+
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=32, width=100)
@@ -52,6 +58,17 @@ class Parser(argparse_flags.ArgumentParser):
     def __init__(self, **kwargs: Any):
         kwargs.setdefault("formatter_class", _HelpFormatter)
         super().__init__(allow_abbrev=False, **kwargs)
+        self._commands: Any = None
+
+    def add_command(
+        self, name: str, run: Callable[[argparse.Namespace], Answer | int | None], help: str
+    ) -> Self:
+        """The parser of one of several commands, which calls `run(flags)`."""
+        if self._commands is None:
+            self._commands = self.add_subparsers(dest="command", required=True)
+        command: Self = self._commands.add_parser(name, help=help)
+        command.set_defaults(run=run)
+        return command
 
     def error(self, message: str) -> NoReturn:
         text = f"{self.prog}: {message}; --help lists all flags"
@@ -93,14 +110,6 @@ class Parser(argparse_flags.ArgumentParser):
             example = "write overrides as --config.optim.steps=100"
             self.error(f"unrecognized arguments: {shlex.join(rest)}; {example}")
         return parsed
-
-
-class Answer(NamedTuple):
-    """What a command returns: exit code, the value for --json, and what to show without it."""
-
-    code: int
-    record: Any
-    shown: Iterable[RenderableType]
 
 
 def positive(text: str) -> int:
@@ -234,7 +243,6 @@ def report_errors() -> Iterator[None]:
 
 
 def write_page(path: str, text: str) -> None:
-    """Writes the file of --html."""
     with file_errors(f"--html={path} cannot be written", "flags"):
         Path(path).write_text(text, encoding="utf-8")
 

@@ -5,11 +5,8 @@ entry for each field here, and edits it; the command line overrides fields
 (`--config.optim.steps=9`); `from_config_dict` turns the result into a `Config` once.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
@@ -47,13 +44,14 @@ class ModelConfig:
     attention_scale: float = 0.0  # of queries times keys; 0: 1 / sqrt(head size)
     logit_factor: float = 1.0
     residual_factor: float = 1.0  # of what attention and MLP add to the residual stream
+    attention: str = "auto"  # plain | kernel, of TPUs | auto: the kernel where it is faster
     init_rules: tuple = ()  # (regex, factor of the initial values); empty: 1 for all
     dropout_residual: float = 0.0
     dropout_attention: float = 0.0
     dropout_embedding: float = 0.0
     dtype: str = "bfloat16"  # of matmul operands; BUILD.md lists what stays float32
     remat: str = "none"  # what the backward pass recomputes: none | selective | full
-    scan_layers: bool = True  # False unrolls: longer compiles, faster steps for tiny models on CPU
+    scan_layers: bool = True  # False unrolls: a longer compile, a faster step
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -136,10 +134,18 @@ class PartitionConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Validation loss every `every` steps on `batches` batches of the split; 0 uses all of it."""
+    """Validation loss every `every` steps on `batches` batches of the split; 0 uses all of it.
+
+    Every `tasks_every` steps and when training ends, the `tasks`, as `gpt_pjit evaluate` names
+    them.
+    """
 
     every: int = 100
     batches: int = 0
+    tasks: tuple = ()  # piqa, file:PATH, ...
+    tasks_every: int = 0  # 0: only at the end
+    tasks_limit: int = 0  # items of each task, but for texts; 0: all
+    tasks_data_dir: str = ""  # local data, as of `evaluate --data_dir`
 
 
 @dataclass(frozen=True)
@@ -150,18 +156,22 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
-    """`patience`: seconds without progress after which a run counts as stuck."""
+    """`patience`: seconds without progress after which a run counts as stuck. Every `depth_every`
+    steps, norms of weights, gradient and updates by layer, at the cost of another step; 0: never.
+    """
 
     every: int = 10
+    depth_every: int = 0
     patience: float = 60.0
 
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """Text generated from `prompt` when training ends; 0 tokens for none."""
+    """Texts from `prompts`, every `every` steps and when training ends; 0 tokens for none."""
 
     tokens: int = 0
-    prompt: str = ""
+    prompts: tuple = ("",)
+    every: int = 0  # 0: only at the end
     temperature: float = 0.8
 
 
@@ -194,7 +204,8 @@ FREE_ON_RESUME = (
 FIXED_BY_WEIGHTS = tuple(
     f"model.{field.name}"
     for field in dataclasses.fields(ModelConfig)
-    if not field.name.startswith(("dropout_", "dtype", "remat", "scan_layers", "init_rules"))
+    if field.name not in ("attention", "dtype", "remat", "scan_layers", "init_rules")
+    and not field.name.startswith("dropout_")
 )
 
 
@@ -224,6 +235,9 @@ def from_record(recorded: Mapping[str, Any], source: str) -> Config:
     model = with_defaults["model"]
     if isinstance(model, dict) and isinstance(model["bias"], bool):  # in older runs: all or none
         model["bias"] = "all" if model["bias"] else "none"
+    sample = with_defaults["sample"]
+    if isinstance(sample, dict) and "prompt" in sample:  # in older runs: one
+        sample["prompts"] = (sample.pop("prompt"),)
     return from_config_dict({**recorded, **with_defaults}, source)
 
 
@@ -251,16 +265,14 @@ def _typed(kind: type, value: Any, name: str, problems: list[Problem]) -> Any:
         return _tuples(value)
     if type(value) is not kind:
         constraint = f"must be {kind.__name__}, got {type(value).__name__}"
-        problems.append(Problem(name, value, constraint, "use that type"))
+        remedy = f"give {'an' if kind is int else 'a'} {kind.__name__}"
+        remedy += ", without quotes" if isinstance(value, str) else ""
+        problems.append(Problem(name, value, constraint, remedy))
     return value
 
 
 def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
-
-
-def to_json(config: Config) -> str:
-    return json.dumps(dataclasses.asdict(config), indent=2)
 
 
 def flatten(config: Config) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """A trained model, loaded from a checkpoint onto any mesh, for code that does not train."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from functools import partial

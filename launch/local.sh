@@ -2,7 +2,7 @@
 # Runs training as several processes on this machine, each with several CPU devices,
 # in the shape of a pod: 4 x 8 is a TPU v3-32.
 #
-#   launch/local.sh --processes=4 --devices=8 --config=configs/quickstart.py [flags of main ...]
+#   launch/local.sh --processes=4 --devices=8 --config=configs/quickstart.py [flags of `gpt_pjit train` ...]
 #   launch/local.sh --topology=v5e-16 --config=configs/quickstart.py  # devices in that pod's order
 #   launch/local.sh --module=gpt_pjit.evaluate --checkpoint=runs/quickstart [its flags ...]
 #   launch/local.sh --dry_run ...  # prints the commands

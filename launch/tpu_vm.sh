@@ -6,11 +6,14 @@
 #   launch/tpu_vm.sh run    --name=NAME --zone=ZONE --type=v3-32 [--spot] -- FLAGS OF THE TRAINER
 #   launch/tpu_vm.sh status|logs|stop|delete --name=NAME --zone=ZONE
 #
-# create  requests the pod and waits for it        setup  copies the last commit, installs
-# run     trains, watches to the end, exits with the run's code; a pod that is preempted is
-#         requested again and the run resumes; interrupt it and the run continues; `run` watches again
-# status  of pod and run      logs  of worker 0 as they come, or of --worker=N
-# stop    saves and stops     delete  gives the pod back: until then it costs money
+# create  requests the pod and waits for it
+# setup   copies the last commit to all workers, and installs
+# run     trains, and watches to the end; exits with the run's code. A pod that is preempted is
+#         requested again, and the run resumes. Interrupt it and the run continues; `run` watches again
+# status  of pod and run
+# logs    of worker 0 as they come, or of --worker=N
+# stop    saves and stops
+# delete  gives the pod back: until then it costs money
 # --dry_run prints the commands of gcloud.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,12 +1,9 @@
 """Small configs and programs that several tests share."""
 
-from __future__ import annotations
-
-import importlib.util
-import socket
-import subprocess
+import runpy
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +12,15 @@ import numpy as np
 import pytest
 
 from gpt_pjit.commandline import run_command
-from gpt_pjit.config import Config, from_config_dict, replaced as with_fields
+from gpt_pjit.config import Config, ModelConfig, from_config_dict, replaced as with_fields
 from gpt_pjit.core.checkpoints import Checkpointer
+from gpt_pjit.core.model import rotation
+from gpt_pjit.core.model.layers import Norm
 from gpt_pjit.core.runtime import open_workdir, record_start
 from gpt_pjit.core.sharding import make_mesh
 from gpt_pjit.core.tokens import load_tokenizer
 from gpt_pjit.core.training import Training, build_training
-
-ROOT = Path(__file__).parent.parent
-
-
-def free_address() -> str:
-    """HOST:PORT on loopback, where nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
+from tests.processes import ROOT
 
 
 def write_texts(folder: Path, files: int, lines: int) -> Path:
@@ -40,19 +31,10 @@ def write_texts(folder: Path, files: int, lines: int) -> Path:
     return folder
 
 
-def without_reader(command: Sequence[str], **options: Any) -> tuple[int, str]:
-    """Exit code and standard error of a process whose standard output nobody reads."""
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
-    ) as process:
-        process.stdout.close()
-        errors = process.stderr.read()
-    return process.returncode, errors
-
-
 def run_command_here(capsys: Any, command: str, *argv: object) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of `gpt_pjit COMMAND ARGV`, in this process."""
-    module, words = f"gpt_pjit.{command}.command", [*map(str, argv)]
+    module = "gpt_pjit.main" if command == "train" else f"gpt_pjit.{command}.command"
+    words = [*map(str, argv)]
     with warnings.catch_warnings():
         # ml_collections loads configs in the way that Python 3.12 drops.
         warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)
@@ -130,13 +112,17 @@ BLOCKS: dict[str, dict[str, Any]] = {
 }
 
 
-def load_config(name: str) -> Config:
-    """The config of `configs/NAME.py`; 580m.py is no importable name, so it is loaded by path."""
-    path = ROOT / "configs" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location("config_file", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return from_config_dict(module.get_config(), str(path))
+def load_config(name: str | Path) -> Config:
+    """The config of a file, or of `configs/NAME.py`; 580m.py has no name to import it by."""
+    path = name if isinstance(name, Path) else ROOT / "configs" / f"{name}.py"
+    return from_config_dict(runpy.run_path(str(path))["get_config"](), str(path))
+
+
+def norms_and_rotation(size: int, places_BT: jax.Array) -> Any:
+    """For `Heads` of this size: RMS norms without gains, and the angles of these places."""
+    c = ModelConfig(n_heads=1, d_model=size, positions="rope", norm="rms", norm_gain=False)
+    norm = Norm(c, size, bias=False)
+    return (norm, norm), rotation(c, places_BT)
 
 
 def program_on(config: Config, shape: tuple[int, int, int]) -> Training:
@@ -146,6 +132,20 @@ def program_on(config: Config, shape: tuple[int, int, int]) -> Training:
 def random_tokens(config: Config, seed: int) -> np.ndarray:
     shape = (config.data.batch_size, config.data.sequence_length + 1)
     return np.random.default_rng(seed).integers(0, config.model.vocab_size, shape, np.int32)
+
+
+def timed_steps(program: Training, config: Config, steps: int) -> list[float]:
+    """Seconds of each of `steps` training steps on the same random tokens."""
+    seconds = []
+    with jax.set_mesh(program.mesh):
+        state = program.init(jax.random.key(0))
+        tokens = jax.device_put(random_tokens(config, 0), program.tokens.sharding)
+        for _ in range(steps):
+            start = time.perf_counter()
+            state, metrics = program.train_step(state, tokens)
+            jax.block_until_ready(metrics)
+            seconds.append(time.perf_counter() - start)
+    return seconds
 
 
 def begin(folder: Path, config: Config, tokenizer: str = "bytes") -> None:
@@ -176,6 +176,20 @@ def make_workdir(
             params[step] = jax.device_get(state.params)
     checkpointer.close()
     return params
+
+
+def equations(jaxpr: Any, times: int = 1) -> Iterator[tuple[int, Any]]:
+    """(times run, equation) of a program and of the programs inside it."""
+
+    def is_jaxpr(value: Any) -> bool:
+        return hasattr(value, "eqns") or hasattr(value, "jaxpr")
+
+    for equation in jaxpr.eqns:
+        yield times, equation
+        inner = times * (equation.params["length"] if equation.primitive.name == "scan" else 1)
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=is_jaxpr):
+            if is_jaxpr(value):
+                yield from equations(getattr(value, "jaxpr", value), inner)
 
 
 def run_steps(config: Config, program: Training, steps: int):

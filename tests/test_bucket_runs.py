@@ -1,8 +1,6 @@
 """A run in a bucket: what reads a workdir reads this one, what makes one makes one there."""
 
 import json
-import os
-import subprocess
 import sys
 
 import jax
@@ -15,8 +13,11 @@ from gpt_pjit.core.files import as_path
 from gpt_pjit.core.runtime import open_workdir, read_run
 from gpt_pjit.core.runtime.metrics import MetricsWriter
 from gpt_pjit.core.tokens import BytesTokenizer
+from gpt_pjit.report.lines import read_timeline
+from gpt_pjit.report.record import report_record
 from gpt_pjit.trained import load_trained
-from tests.helpers import ROOT, free_address, make_workdir, run_command_here, tiny
+from tests.helpers import make_workdir, run_command_here, tiny
+from tests.processes import by_step, start_run, wait_for_end
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,16 @@ def test_a_model_is_loaded(runs):
     assert load_trained(f"{runs[0]}/checkpoints/1").step == 1
     for pair in zip(*(jax.tree.leaves(each.weights) for each in (stored, local)), strict=True):
         assert np.array_equal(*pair)
+
+
+def test_a_report_is_that_of_a_folder(runs):
+    for run in runs:
+        (run / "metrics.jsonl").write_text('{"step": 1, "time": 2e9, "train/loss": 3.0}\n')
+    stored, local = (report_record([run])["runs"][run.name] for run in runs)
+    assert stored["steps"]["done"] == 1
+    assert not stored["gaps"]
+    for name in ("config", "steps", "measured", "placement"):
+        assert stored[name] == local[name]
 
 
 @pytest.mark.slow
@@ -134,11 +145,18 @@ def test_metrics_of_an_earlier_start_are_kept_up_to_the_step_that_it_resumes_fro
         writer = MetricsWriter(workdir, start)
         for step in steps:
             writer.write(step, {"train/loss": float(start)})
+            writer.write_samples(step, [("one", f"of {start}")])
+            writer.write_span({"start": start, "to": step})
         writer.close()
-    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    found = [(line["step"], line["train/loss"]) for line in lines]
-    assert found == [(1, 0), (2, 0), (3, 2), (4, 2)]
+    assert by_step(workdir) == {1: 0, 2: 0, 3: 2, 4: 2}
     assert any((workdir / "tensorboard").iterdir())
+    assert [(line["start"], line["to"]) for line in read_timeline(workdir)] == [
+        (0, 1), (0, 2), (0, 3), (2, 3), (2, 4)
+    ]  # fmt: skip
+    samples = map(json.loads, (workdir / "samples.jsonl").read_text().splitlines())
+    assert [(line["step"], line["text"]) for line in samples] == [
+        (1, "of 0"), (3, "of 2"), (4, "of 2")
+    ]  # fmt: skip
 
 
 def test_another_scheme_is_refused_by_the_command_line(capsys):
@@ -170,18 +188,6 @@ with ending_together():
 
 @pytest.mark.slow
 def test_what_a_host_writes_to_try_is_not_taken_for_a_run(bucket):
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COORDINATOR_ADDRESS": free_address(),
-        "JAX_NUM_PROCESSES": "2",
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROBING, f"{bucket}/runs/probed"],
-            cwd=ROOT, env=environment | {"JAX_PROCESS_ID": str(number)},
-            stderr=subprocess.PIPE, text=True,
-        )
-        for number in range(2)
-    ]  # fmt: skip
-    errors = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors
+    command = [sys.executable, "-c", PROBING, f"{bucket}/runs/probed"]
+    ends = wait_for_end(start_run(2, command), 120)
+    assert [end.returncode for end in ends] == [0, 0], ends

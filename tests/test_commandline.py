@@ -2,8 +2,8 @@
 
 import argparse
 import errno
+import runpy
 import signal
-import subprocess
 import sys
 
 import pytest
@@ -11,12 +11,12 @@ import pytest
 from gpt_pjit.__main__ import COMMANDS, main as front_door
 from gpt_pjit.commandline import Parser, comma_separated, positive, report_errors
 from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_FAULT, EXIT_INTERRUPTED
-from tests.helpers import ROOT
+from tests.helpers import run_command_here
+from tests.processes import run
 
 
-def run(*arguments, **options):
-    command = [sys.executable, "-m", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, **options)
+def module(*arguments):
+    return run([sys.executable, "-m", *arguments])
 
 
 def stopped(work):
@@ -34,39 +34,41 @@ def parsed(*argv):
 
 
 def test_help_lists_every_command_with_a_line():
-    listed = run("gpt_pjit", "--help").stdout
+    listed = module("gpt_pjit", "--help").stdout
     for name, (_, summary) in COMMANDS.items():
         assert f"{name} " in listed
         assert summary in listed
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_command_is_the_same_by_each_of_its_names(name, capsys):
-    module = "gpt_pjit.main" if name == "train" else f"gpt_pjit.{name}"
-    long = run(module, "--help")
-    with pytest.raises(SystemExit) as stop:
-        front_door([name, "--help"])
-    assert long.returncode == stop.value.code == 0, long.stderr
-    body = "\n".join(capsys.readouterr().out.split())
-    assert "\n".join(long.stdout.split()).partition("[-h]")[2] == body.partition("[-h]")[2]
+def test_a_command_is_the_same_by_each_of_its_names(name, capsys, monkeypatch):
+    long = "gpt_pjit.main" if name == "train" else f"gpt_pjit.{name}"
+    monkeypatch.setattr(sys, "argv", [long, "--help"])
+    monkeypatch.delitem(sys.modules, long, raising=False)  # runpy warns of one that is there
+    shown = []
+    for start in (
+        lambda: runpy.run_module(long, run_name="__main__", alter_sys=True),
+        lambda: front_door([name, "--help"]),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            start()
+        assert stop.value.code == 0
+        shown.append(" ".join(capsys.readouterr().out.split()).partition("[-h]")[2])
+    assert shown[0] == shown[1] != ""
 
 
 def test_the_front_door_is_a_module_too():
-    result = run("gpt_pjit", "data", "info", "nowhere")
+    result = module("gpt_pjit", "data", "info", "nowhere")
     assert result.returncode == EXIT_CONFIG
     assert "nowhere" in result.stderr
 
 
 def test_importing_the_package_changes_no_signal_handler():
     program = "import signal, gpt_pjit; print(signal.getsignal(signal.SIGINT))"
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    module = subprocess.run(
-        [sys.executable, "-m", "timeit", "-n1", "-r1", "import signal, gpt_pjit",
-         "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"],
-        cwd=ROOT,
-    )  # fmt: skip
-    assert "default_int_handler" in result.stdout
-    assert module.returncode == 0
+    assert "default_int_handler" in run([sys.executable, "-c", program]).stdout
+    check = "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
+    timed = module("timeit", "-n1", "-r1", "import signal, gpt_pjit", check)
+    assert timed.returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -121,13 +123,11 @@ def test_a_mistake_in_the_flags_is_one_line(capsys, argv, words):
         ("def get_config():\n    return 3\n", "get_config() of {path} does not return a config"),
     ],
 )
-def test_a_file_that_is_not_a_config(tmp_path, content, words):
+def test_a_file_that_is_not_a_config(capsys, tmp_path, content, words):
     path = tmp_path / "config.py"
     path.write_text(content)
-    result = run("gpt_pjit.main", f"--config={path}")
-    assert result.returncode == EXIT_CONFIG
-    assert words.format(path=path) in result.stderr
-    assert "Traceback" not in result.stderr
+    code, _, errors = run_command_here(capsys, "train", f"--config={path}")
+    assert (code, words.format(path=path) in errors) == (EXIT_CONFIG, True), errors
 
 
 def test_ctrl_c_is_one_word(capsys):
@@ -147,11 +147,7 @@ def test_what_the_terminal_cannot_show_ends_nothing():
     program = (
         "from gpt_pjit.commandline import report_errors\nwith report_errors(): print('a \\u2192 b')"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", program],
-        env={"PYTHONIOENCODING": "ascii", "PATH": "/usr/bin"},
-        capture_output=True, text=True, cwd=ROOT,
-    )  # fmt: skip
+    result = run([sys.executable, "-c", program], PYTHONIOENCODING="ascii")
     assert result.stdout == "a \\u2192 b\n", result.stderr
 
 

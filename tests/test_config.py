@@ -2,15 +2,20 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 
 import pytest
 
-from gpt_pjit.config import Config, default_config, differences, flatten, from_config_dict, to_json
+from gpt_pjit.config import (
+    Config,
+    default_config,
+    differences,
+    flatten,
+    from_config_dict,
+    from_record,
+)
 from gpt_pjit.core.errors import EXIT_CONFIG, ConfigError
 from gpt_pjit.core.validation import validate
-from tests.helpers import ROOT, load_config, tiny, with_fields
+from tests.helpers import ROOT, load_config, run_command_here, tiny, with_fields
 
 MISTAKES = [
     # fields that are wrong, then words of the message
@@ -23,7 +28,7 @@ MISTAKES = [
     ({"model.activation": "silu"}, "model.activation='silu'", "relu, relu2, swiglu"),
     ({"model.bias": "some"}, "model.bias='some'", "none, qkv, all"),
     ({"model.n_kv_heads": 3}, "model.n_kv_heads=3", "must divide model.n_heads=4; try 1, 2, 4"),
-    ({"model.head_size": -1}, "model.head_size=-1", "0 turns it off"),
+    ({"model.head_size": -1}, "model.head_size=-1", "must be at least 0; try 0"),
     (
         {"model.positions": "rope", "model.rope_fraction": 0.3},
         "model.rope_fraction=0.3",
@@ -42,7 +47,7 @@ MISTAKES = [
     ),
     ({"model.windows": (8, 0, 8)}, "model.windows=(8, 0, 8)", "do not divide 2 layers"),
     ({"model.windows": (-1, 0)}, "model.windows=(-1, 0)", "0 is a layer without one"),
-    ({"optim.z_loss": -1e-4}, "optim.z_loss=-0.0001", "0 turns it off"),
+    ({"optim.z_loss": -1e-4}, "optim.z_loss=-0.0001", "must be at least 0; try 0"),
     ({"model.dtype": "float16"}, "model.dtype='float16'", "bfloat16, float32"),
     ({"model.remat": "some"}, "model.remat='some'", "none, selective, full"),
     ({"model.dropout_attention": 10.0}, "model.dropout_attention=10.0", "not a percentage"),
@@ -84,7 +89,7 @@ MISTAKES = [
     ({"seed": 10**20}, "seed=100000000000000000000", "below 2**63"),
     ({"data.text_exclude": "(["}, "data.text_exclude='(['", "not a valid regex"),
     ({"optim.peak_lr": 0.0}, "optim.peak_lr=0.0", "above 0"),
-    ({"optim.weight_decay": -0.1}, "optim.weight_decay=-0.1", "0 turns it off"),
+    ({"optim.weight_decay": -0.1}, "optim.weight_decay=-0.1", "must be at least 0; try 0"),
     ({"optim.final_lr_fraction": 1.5}, "optim.final_lr_fraction=1.5", "[0, 1]"),
     ({"optim.schedule": "step"}, "optim.schedule='step'", "cosine, wsd, linear, constant"),
     ({"optim.schedule": "wsd"}, "optim.decay_steps=0", "from 1 to the 900 steps after"),
@@ -105,6 +110,14 @@ MISTAKES = [
     ({"partition.layout": "zero3"}, "partition.layout='zero3'", "ddp, zero1, zero, fsdp"),
     ({"eval.every": 0}, "eval.every=0", "at least 1"),
     ({"checkpoint.keep": 0}, "checkpoint.keep=0", "at least 1"),
+    ({"log.depth_every": -1}, "log.depth_every=-1", "must be at least 0; try 0"),
+    (
+        {"eval.tasks": ("piqa", 1)},
+        "eval.tasks=('piqa', 1)",
+        "for example ('piqa', 'file:README.md')",
+    ),
+    ({"sample.prompts": ()}, "sample.prompts=()", "for example ('def',)"),
+    ({"sample.prompts": ("a", 1)}, "sample.prompts=('a', 1)", "for example ('def',)"),
     ({"seed": -1}, "seed=-1", "at least 0"),
 ]
 
@@ -118,6 +131,13 @@ def test_one_mistake_has_one_message(fields, field, remedy):
     assert message.startswith("configs/mine.py has 1 problem:\n")
     assert field in message
     assert remedy in message
+
+
+def test_the_prompt_of_an_older_run_is_read():
+    recorded = json.loads(json.dumps(dataclasses.asdict(tiny())))
+    del recorded["sample"]["prompts"]
+    recorded["sample"]["prompt"] = "def"
+    assert from_record(recorded, "run.json").sample.prompts == ("def",)
 
 
 def test_all_mistakes_are_reported_at_once():
@@ -136,7 +156,7 @@ def test_misspelt_mistyped_and_missing_fields():
     message = str(error.value)
     assert "model.n_layer=4: no such field; did you mean model.n_layers?" in message
     assert "model.n_layers=None: missing" in message
-    assert "optim.steps='many': must be int, got str" in message
+    assert "optim.steps='many': must be int, got str; give an int, without quotes" in message
 
 
 def test_a_locked_config_refuses_new_keys():
@@ -148,7 +168,7 @@ def test_a_locked_config_refuses_new_keys():
 def test_the_configs_of_this_checkout_are_valid(name):
     config = load_config(name)
     validate(config, name)
-    assert from_config_dict(json.loads(to_json(config))) == config
+    assert from_config_dict(json.loads(json.dumps(dataclasses.asdict(config)))) == config
 
 
 def test_580m_is_the_published_run():
@@ -183,11 +203,6 @@ def test_differences():
     assert differences(Config(), new) == {"optim.steps": (1000, 7), "seed": (0, 3)}
 
 
-def main(*flags):
-    command = [sys.executable, "-m", "gpt_pjit.main", *flags]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
-
-
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -210,11 +225,9 @@ def main(*flags):
     ],
     ids=str,
 )
-def test_the_command_line_ends_with_one_message_and_exit_78(flags, words):
-    result = main(*flags)
-    assert result.returncode == EXIT_CONFIG, result.stderr
-    assert words in result.stderr
-    assert "Traceback" not in result.stderr
+def test_the_command_line_ends_with_one_message_and_exit_78(capsys, flags, words):
+    code, _, errors = run_command_here(capsys, "train", *flags)
+    assert (code, words in errors) == (EXIT_CONFIG, True), errors
 
 
 @pytest.mark.parametrize(
@@ -225,25 +238,23 @@ def test_the_command_line_ends_with_one_message_and_exit_78(flags, words):
         ("c.optim.steps = 2.5", "steps"),
     ],
 )
-def test_mistakes_in_a_config_file(tmp_path, line, words):
+def test_mistakes_in_a_config_file(capsys, tmp_path, line, words):
     path = tmp_path / "mine.py"
     path.write_text(
         "from gpt_pjit.config import default_config\n"
         "def get_config():\n    c = default_config()\n    c.data.text = 'x'\n"
         f"    {line}\n    return c\n"
     )
-    result = main(f"--config={path}")
-    assert result.returncode == EXIT_CONFIG, result.stderr
-    assert words in result.stderr
-    assert "Traceback" not in result.stderr
+    code, _, errors = run_command_here(capsys, "train", f"--config={path}")
+    assert (code, words in errors) == (EXIT_CONFIG, True), errors
 
 
 def test_every_field_is_used_by_a_config():
-    """A field exists because a config in configs/ sets it."""
+    """A field exists because a config in configs/ sets it, or to compare runs by a flag."""
     paths = [*(ROOT / "configs").glob("*.py"), ROOT / "gpt_pjit/core/scaling.py"]  # for mup.py
     sources = "".join(path.read_text() for path in paths)
     unused = [name for name in flatten(Config()) if f"c.{name} = " not in sources]
-    assert unused == ["seed"]  # for repetitions, by a flag
+    assert unused == ["model.attention", "seed"]
 
 
 def test_no_float_field_takes_inf_or_nan():

@@ -13,15 +13,15 @@ FLOORS = (
     ("core.model", "core.scaling", "core.tokens", "core.runtime"),
     ("core.training", "core.checkpoints"),
     ("core.train",),
-    ("commandline", "checkpoint_arrays", "pages"),
+    ("commandline", "checkpoint_arrays", "pages", "trackers"),
     ("trained",),
     ("partition", "coordinates", "data", "generate"),
     ("plan", "checkpoint", "evaluate", "doctor"),
-    ("hf",),
+    ("hf", "report"),
     ("main", "__main__"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-PURE = {"jax", "numpy", "optax", "gpt_pjit"}  # all that the partition engine may import
+PURE = {"jax", "numpy", "gpt_pjit"}  # all that the partition engine may import
 
 
 def room_of(module):

@@ -1,9 +1,6 @@
 """Training on several hosts of which one differs: all end with the same exit code and line."""
 
-import os
-import subprocess
 import sys
-import threading
 import time
 
 import pytest
@@ -11,12 +8,13 @@ import pytest
 from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_FAULT
 from gpt_pjit.core.runtime import read_run
 from gpt_pjit.data import Corpus, prepare
-from tests.helpers import ROOT, begin, free_address, load_config, with_fields
+from tests.helpers import ROOT, begin, load_config, with_fields
+from tests.processes import Process, free_address, member, wait_for_end, wait_for_line
 
 SECONDS = 10  # from the first process that says why, until the last has ended
 PROCESSES = 3
 ODD = 1  # the process that differs
-CONFIG = ROOT / "configs" / "quickstart.py"
+CONFIG = ROOT / "tests" / "run_config.py"
 TEXT = "A text that every host has. " * 100
 FIELDS = {
     "model.n_layers": 1,
@@ -43,69 +41,36 @@ class Pod:
     """Processes of training, each with a folder of its own as its working directory."""
 
     def __init__(self, folder):
-        self._folder, self._address = folder, free_address()
-        self._processes, self._said, self._threads = [], [], []
+        self.folder, self.address, self.processes = folder, free_address(), []
 
-    def start(self, process, *flags, processes=PROCESSES, limit=60, variables=()):
-        home = self._folder / f"host{len(self._processes)}"
+    def start(self, process, *flags, processes=PROCESSES, limit=60, **variables):
+        home = self.folder / f"host{len(self.processes)}"
         home.mkdir(exist_ok=True)
         (home / "text.txt").write_text(TEXT)
-        environment = {
-            "JAX_PLATFORMS": "cpu",
-            "JAX_NUM_CPU_DEVICES": "1",
-            "JAX_COORDINATOR_ADDRESS": self._address,
-            "JAX_NUM_PROCESSES": str(processes),
-            "JAX_PROCESS_ID": str(process),
-            "PYTHONPATH": str(ROOT),
-            **dict(variables),
-        }
         fields = [f"--config.{name}={value}" for name, value in FIELDS.items()]
-        command = [f"--config={CONFIG}", *fields, f"--workdir={self._folder / 'run'}", *flags]
-        one = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(limit), *command],
-            env=os.environ | environment,
-            cwd=home, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        self._processes.append(one)
-        self._said.append([])
-        self._threads.append(threading.Thread(target=self._listen, args=(one, self._said[-1])))
-        self._threads[-1].start()
-
-    def wait_until_said(self, words):
-        while not any(words in line for said in self._said for _, line in said):
-            assert all(process.poll() is None for process in self._processes), self._said
-            time.sleep(0.05)
-
-    def _listen(self, process, said):
-        with process.stderr:
-            for line in process.stderr:
-                said.append((time.monotonic(), line.rstrip()))
+        command = [sys.executable, "-c", PROGRAM, limit, f"--config={CONFIG}", *fields]
+        command += [f"--workdir={self.folder / 'run'}", *flags]
+        variables = member(process, processes, self.address) | variables
+        self.processes.append(Process(command, cwd=home, **variables))
 
     def ends_with(self, code, words):
         """All end with this code and a line of these words, soon after the first has said it."""
-        codes = [process.wait(timeout=150) for process in self._processes]
-        end = time.monotonic()
-        for thread in self._threads:
-            thread.join()
-        lines = [[line for line in said if words in line[1]] for said in self._said]
-        assert codes == [code] * len(codes), self._said
-        assert all(lines), self._said
-        assert len({line[0][1] for line in lines}) == 1, lines
-        assert end - min(line[0][0] for line in lines) < SECONDS
-
-    def kill(self):
-        for process in self._processes:
-            process.kill()
-            process.wait()
-        for thread in self._threads:
-            thread.join()
+        wait_for_line(self.processes, words)
+        said = time.monotonic()
+        ends = wait_for_end(self.processes, 150)
+        assert time.monotonic() - said < SECONDS
+        assert [end.returncode for end in ends] == [code] * len(ends), ends
+        lines = [[line for line in end.stderr.splitlines() if words in line] for end in ends]
+        assert all(lines), ends
+        assert len({line[0] for line in lines}) == 1, lines
 
 
 @pytest.fixture
 def pod(tmp_path):
     pod = Pod(tmp_path)
     yield pod
-    pod.kill()
+    for process in pod.processes:
+        process.kill_group()
 
 
 @pytest.mark.slow
@@ -119,7 +84,7 @@ def pod(tmp_path):
 def test_one_host_fails_before_it_has_joined(pod, flag, words):
     pod.start(0)
     pod.start(2)
-    pod.wait_until_said("waiting for process")
+    wait_for_line(pod.processes, "waiting for process")
     pod.start(ODD, flag)
     pod.ends_with(EXIT_CONFIG, words)
 
@@ -141,7 +106,7 @@ def test_one_host_has_another_config_or_workdir(pod, flag, words):
 
 @pytest.mark.slow
 def test_one_host_does_not_allow_a_change(pod, tmp_path):
-    begin(tmp_path / "run", with_fields(load_config("quickstart"), FIELDS | {"optim.steps": 1}))
+    begin(tmp_path / "run", with_fields(load_config(CONFIG), FIELDS | {"optim.steps": 1}))
     for process in range(PROCESSES):
         pod.start(process, *(() if process == ODD else ("--allow_change=optim.steps",)))
     pod.ends_with(EXIT_CONFIG, "optim.steps=2: the run in")
@@ -159,7 +124,7 @@ def other_version(folder):
 @pytest.mark.slow
 def test_one_host_has_another_version(pod, tmp_path):
     for process in range(PROCESSES):
-        pod.start(process, variables=other_version(tmp_path) if process == ODD else ())
+        pod.start(process, **(other_version(tmp_path) if process == ODD else {}))
     pod.ends_with(EXIT_CONFIG, f"package optax is '9.9' on process {ODD}")
 
 
@@ -167,7 +132,7 @@ def test_one_host_has_another_version(pod, tmp_path):
 def test_one_host_has_no_such_device(pod):
     """It fails after it has joined, while the others wait for its devices."""
     for process in range(PROCESSES):
-        pod.start(process, variables={"JAX_PLATFORMS": "cuda"} if process == ODD else ())
+        pod.start(process, JAX_PLATFORMS="cuda" if process == ODD else "cpu")
     pod.ends_with(EXIT_CONFIG, "JAX_PLATFORMS=cuda: JAX finds no such device on this machine")
 
 

@@ -1,7 +1,5 @@
 """Parameters made of others: the mean of several steps, and a deeper model from one."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

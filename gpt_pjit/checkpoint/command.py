@@ -13,8 +13,6 @@ unless --noloss is given. With as many layers as the model has, `grow` is a new 
 weights. All take --json.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 from datetime import UTC, datetime
@@ -101,7 +99,6 @@ def list_checkpoints(directory: Path) -> list[dict[str, Any]]:
 
 
 def verify_command(flags: argparse.Namespace) -> Answer:
-    """Reads all arrays of one step, or of all steps of a run."""
     _start()
     workdir, wanted = split_step(flags.folder)
     directory = workdir / "checkpoints"
@@ -114,11 +111,9 @@ def verify_command(flags: argparse.Namespace) -> Answer:
             problem = ""
             try:
                 arrays = verify(directory, step, sorted(saved_shapes(directory, step)))
-                verdict = f"whole: {arrays} arrays" + (
-                    ""
-                    if has_fingerprints(directory, step)
-                    else ", readable; saved before fingerprints existed"
-                )
+                verdict = f"whole: {arrays} arrays"
+                if not has_fingerprints(directory, step):
+                    verdict += ", readable; saved before fingerprints existed"
             except IntegrityError as error:
                 problem = verdict = str(error.problems[0])
             found.append((f"{step:,}", verdict))
@@ -130,7 +125,6 @@ def verify_command(flags: argparse.Namespace) -> Answer:
 
 
 def inspect_command(flags: argparse.Namespace) -> Answer:
-    """What a step holds: the path, shape, dtype and bytes of every array."""
     _start()
     workdir, step = find_checkpoint(flags.folder)
     shapes = paths_and_leaves(saved_shapes(workdir / "checkpoints", step))
@@ -255,22 +249,17 @@ def _steps_of(path: Path, run: Run, flags: argparse.Namespace) -> list[int]:
 
 
 def define(parser: Parser) -> None:
-    commands = parser.add_subparsers(dest="command", required=True)
-    listed = commands.add_parser("list", help="the checkpoints of a run")
-    listed.set_defaults(run=list_command)
-    verified = commands.add_parser("verify", help="check every array against what was saved")
-    verified.set_defaults(run=verify_command)
-    inspected = commands.add_parser("inspect", help="the arrays of a checkpoint")
-    inspected.set_defaults(run=inspect_command)
-    average = commands.add_parser("average", help="the mean of late checkpoints")
-    average.set_defaults(run=average_command)
+    add = parser.add_command
+    listed = add("list", list_command, "the checkpoints of a run")
+    verified = add("verify", verify_command, "check every array against what was saved")
+    inspected = add("inspect", inspect_command, "the arrays of a checkpoint")
+    average = add("average", average_command, "the mean of late checkpoints")
     which = average.add_mutually_exclusive_group()
     which.add_argument("--last", type=positive, default=4, help="how many steps; default 4")
     which.add_argument("--steps", type=steps, help="average these, for example 700,800")
     fraction = "choose from this last share of the steps; default 0.2"
     average.add_argument("--fraction", type=float, default=0.2, help=fraction)
-    grow = commands.add_parser("grow", help="a deeper model that computes the same")
-    grow.set_defaults(run=grow_command)
+    grow = add("grow", grow_command, "a deeper model that computes the same")
     grow.add_argument("--layers", type=int, required=True, help="number of layers")
     for command in (listed, verified, inspected, average, grow):
         one_step = command in (verified, inspected, grow)

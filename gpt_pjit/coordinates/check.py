@@ -1,20 +1,17 @@
 """Activations of a model by width, before and after its first steps (Yang et al., 2022)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import partial
-from itertools import cycle
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt_pjit.config import Config, ModelConfig, replaced
-from gpt_pjit.core.model import attend_causally, open_block, open_ends, rotation
+from gpt_pjit.config import Config, replaced
+from gpt_pjit.core.model import Model, open_ends
 from gpt_pjit.core.sharding import make_mesh
-from gpt_pjit.core.training import build_training
+from gpt_pjit.core.training import build_training, by_layer
 
 VOCABULARY, ROWS, LENGTH = 256, 8, 64
 FLAT = 0.5  # a power of the width nearer to 0, which the tables promise, than to 1
@@ -45,17 +42,10 @@ def small(config: Config, steps: int) -> Config:
     return replaced(config, fields)
 
 
-def activations(c: ModelConfig, params: Any, tokens_BT: jax.Array) -> list[jax.Array]:
+def activations(model: Model, weights: Any, tokens_BT: jax.Array) -> list[jax.Array]:
     """The residual stream after the embedding and after each block, and the logits."""
-    ends, positions = open_ends(c, params), jnp.arange(tokens_BT.shape[1])[None]
-    x_BTD = ends.enter(tokens_BT, positions)
-    found, windows = [x_BTD], cycle(c.windows or (0,))
-    for layer, window in zip(range(c.n_layers), windows, strict=False):
-        block = open_block(c, jax.tree.map(lambda w, i=layer: w[i], params["blocks"]))
-        attend = partial(attend_causally, c.positions == "alibi", 0.0, window, None)
-        x_BTD, _ = block(x_BTD, attend, rotation(c, positions))
-        found.append(x_BTD)
-    return [*found, ends.logits(x_BTD)]
+    entered, blocks = by_layer(model, weights, tokens_BT, None, lambda x_BTD, _: x_BTD)
+    return [entered, *blocks, open_ends(model.config, weights).logits(blocks[-1])]
 
 
 def measure(config: Config, steps: int) -> dict[str, float]:
@@ -66,7 +56,7 @@ def measure(config: Config, steps: int) -> dict[str, float]:
     ranks = np.arange(1, VOCABULARY + 1)  # as frequent as words: what is common is soon learned
     shape = training.tokens.shape
     rows = draw.choice(VOCABULARY, shape, p=1 / ranks / np.sum(1 / ranks)).astype(np.int32)
-    read = jax.jit(partial(activations, config.model))
+    read = jax.jit(partial(activations, training.model))
     with jax.set_mesh(training.mesh):
         tokens = jax.device_put(rows, training.tokens.sharding)
         state = training.init(jax.random.key(config.seed))

@@ -7,8 +7,6 @@ each activation changes in these steps, with the config's tables and factors for
 The exit code is 0 where all are flat with them, else 1. Takes overrides and --json.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 from collections.abc import Iterator

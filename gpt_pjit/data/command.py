@@ -6,31 +6,22 @@ gpt_pjit data join DIR
 gpt_pjit data --help
 """
 
-from __future__ import annotations
-
 import argparse
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
 
 from gpt_pjit.commandline import Parser, any_path, local_path
-from gpt_pjit.config import Config
 from gpt_pjit.core.errors import ConfigError
-from gpt_pjit.core.tokens import (
-    TokenDataset,
-    TokenSplit,
-    Walk,
-    first_walk,
-    load_tokenizer,
-    open_data,
-    walks_of,
-)
+from gpt_pjit.core.tokens import TokenDataset, load_tokenizer
 from gpt_pjit.data.corpus import BadInput, Corpus, check_files
 from gpt_pjit.data.join import join
 from gpt_pjit.data.prepare import prepare, train_bpe, train_unigram, training_texts
 from gpt_pjit.data.readers import divide
 from gpt_pjit.data.share import WHOLE, Share, parts_folder
+from gpt_pjit.data.show import BatchTexts, excerpt
 from gpt_pjit.data.tokenize import OVERSIZED, Counts, TokenizeOptions
 from gpt_pjit.data.writer import writing
 
@@ -47,22 +38,15 @@ SMALLEST_VOCABULARY = 300  # 256 bytes, end-of-text and some words
 
 
 def define(parser: Parser) -> None:
-    commands = parser.add_subparsers(dest="command", required=True)
-    tokenize = commands.add_parser("tokenize", help="make a set; run again to resume")
-    tokenize.set_defaults(run=_tokenize)
+    tokenize = parser.add_command("tokenize", _tokenize, "make a set; run again to resume")
     text = "put the parts that `tokenize --part` made together into their set"
-    joining = commands.add_parser("join", help=text)
-    joining.set_defaults(run=_join)
-    info = commands.add_parser("info", help="show what a set holds")
-    info.set_defaults(run=_info)
-    verify = commands.add_parser("verify", help="read a whole set and check every checksum")
-    verify.set_defaults(run=_verify)
+    joining = parser.add_command("join", _join, text)
+    info = parser.add_command("info", _info, "show what a set holds")
+    verify = parser.add_command("verify", _verify, "read a whole set and check every checksum")
     text = "show tokens as text: of a set, or of a run's example (--config, --step, --row)"
-    show = commands.add_parser("show", help=text)
-    show.set_defaults(run=_show)
+    show = parser.add_command("show", _show, text)
     text = "make FILE.json, a byte-level BPE, or FILE.model, a sentencepiece unigram"
-    train = commands.add_parser("train_tokenizer", help=text)
-    train.set_defaults(run=_train_tokenizer)
+    train = parser.add_command("train_tokenizer", _train_tokenizer, text)
 
     for add in (tokenize.add_argument, train.add_argument):
         add("inputs", nargs="+", help=INPUTS)
@@ -83,14 +67,14 @@ def define(parser: Parser) -> None:
     add("--part", type=_share, default=WHOLE, metavar="K/N", help=text)
     joining.add_argument("out", type=local_path, metavar="OUT", help="the --out of the parts")
     add = train.add_argument
-    add("--vocab_size", type=int, required=True)
+    add("--vocab_size", type=int, required=True, help="ids, bytes and end-of-text included")
     add("--out", type=local_path, required=True, help="FILE.json or FILE.model")
     for command, count in ((info, None), (verify, None), (show, "?")):
         command.add_argument("set", nargs=count, help="a folder, or a gs:// or s3:// URL")
     info.add_argument("--json", action="store_true", help="its dataset.json")
     show.add_config()
     add = show.add_argument
-    add("--split", default="train")
+    add("--split", default="train", help="train or validation")
     add("--start", type=int, default=0, help="first token")
     add("--tokens", type=int, default=200, help="how many")
     add("--workdir", type=any_path, help="of the run; default runs/<config name>")
@@ -134,10 +118,11 @@ def _summarise(counts: Counts | None, folder: Path) -> None:
 
 
 def _share(text: str) -> Share:
-    try:
-        return Share.parse(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    found = re.fullmatch(r"0*([1-9]\d*)/([1-9]\d*)", text)
+    if not found or int(found[1]) > int(found[2]):
+        problem = f"{text!r} is not K/N, such as 3/16, with K from 1 to N"
+        raise argparse.ArgumentTypeError(problem)
+    return Share(int(found[1]), int(found[2]))
 
 
 def _info(flags: argparse.Namespace) -> None:
@@ -156,46 +141,26 @@ def _show(flags: argparse.Namespace) -> None:
         print(_example(flags))
         return
     if not flags.set:
-        raise ConfigError(["give a set, or --config=FILE --step=N --row=N"], "show")
+        raise ConfigError(["give a set, or --config=FILE --step=N --row=N"], "flags")
     dataset = TokenDataset.open(flags.set)
     split = dataset.splits.get(flags.split)
     if not split or not 0 <= flags.start < split.tokens:
         sizes = ", ".join(f"{s.tokens:,} tokens in {name}" for name, s in dataset.splits.items())
-        raise ConfigError([f"--split={flags.split} --start={flags.start}: there are {sizes}"])
-    print(_text(dataset, split, flags.start, flags.tokens))
+        raise ConfigError(
+            [f"--split={flags.split} --start={flags.start}: there are {sizes}"], "flags"
+        )
+    print(excerpt(dataset, split, flags.start, flags.tokens).text)
 
 
 def _example(flags: argparse.Namespace) -> str:
-    config = flags.config.read()
-    if flags.step is None or flags.step < 0 or flags.row < 0:
-        raise ConfigError(["give --step=N from 0 on, and --row=N below the batch size"])
-    workdir = flags.workdir or Path("runs") / flags.config.stem
-    data = open_data(config.data, workdir / "data", config.model.vocab_size)
-    walk = _walk(config, data.fingerprints(), workdir, flags.step)
-    if flags.row >= walk.batch_size:
-        raise ConfigError([f"--row={flags.row}: step {flags.step} has {walk.batch_size} rows"])
-    rows = np.array([flags.row])
-    for dataset, (split, mine, number, starts) in zip(
-        data.datasets, data.windows(walk, flags.step, rows), strict=True
-    ):
-        if mine.size:
-            text = _text(dataset, split, int(starts[0]), walk.sequence_length + 1)
-            where = f"example {number[0]:,} of its set, row {flags.row} of step {flags.step}"
-    return f"{where}\n{text}"
-
-
-def _walk(config: Config, sets: list[str], workdir: Path, step: int) -> Walk:
-    """How the run in `workdir` reads at `step`, or would if it began with this config."""
-    from gpt_pjit.core.runtime import has_begun, read_run  # imports JAX
-
-    walks = [first_walk(config, sets)]
-    if (workdir / "run.json").exists():
-        began, record = read_run(workdir)
-        walks = walks_of(began, record) if has_begun(record) else walks
-    walk = [walk for walk in walks if walk.step <= step][-1]
-    if [each.sha256 for each in walk.sets] != sets:
-        raise ConfigError([f"step {step} of the run in {workdir} has read other sets"], "show")
-    return walk
+    config, step, row = flags.config.read(), flags.step, flags.row
+    if step is None or step < 0 or row < 0:
+        raise ConfigError(["give --step=N from 0 on, and --row=N below the batch size"], "flags")
+    batch = BatchTexts(config, flags.workdir or Path("runs") / flags.config.stem, step)
+    if row >= batch.rows:
+        raise ConfigError([f"--row={row}: step {step} has {batch.rows} rows"], "flags")
+    example = batch.example(row)
+    return f"example {example.number:,} of its set, row {row} of step {step}\n{example.text}"
 
 
 def _train_tokenizer(flags: argparse.Namespace) -> None:
@@ -233,24 +198,4 @@ def _description(dataset: TokenDataset) -> str:
             f"  bytes a token    {per_token:>16.3f}  (end-of-text not counted)",
             f"  tokens a document  {quantiles or 'none'}",
         ]
-    return "\n".join(lines)
-
-
-def _text(dataset: TokenDataset, split: TokenSplit, start: int, length: int) -> str:
-    """The text of `length` tokens from `start` on: each document's part, and where it is."""
-    tokenizer = dataset.tokenizer()
-    stop = min(start + length, split.tokens)
-    ids = split.read(np.array([start]), stop - start)[0]
-    lines = [f"tokens {start:,} to {stop:,} of split {split.name!r} of {split.path}"]
-    at = start
-    while at < stop:
-        document = split.document_at(at)
-        begin, end = split.document_offsets(document, document + 2).tolist()
-        if not begin <= at < end:
-            problem = f"the documents of split {split.name!r} do not cover token {at:,}"
-            raise ConfigError([problem], f"token dataset {split.path}")
-        text = tokenizer.decode(ids[at - start : min(end, stop) - start])
-        ends = ", to its end" if end <= stop else ""
-        lines.append(f"--- document {document:,}, from its token {at - begin:,}{ends}\n{text}")
-        at = end
     return "\n".join(lines)

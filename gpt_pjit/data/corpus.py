@@ -1,7 +1,5 @@
 """The files of a corpus: found, checked, unpacked, and decoded."""
 
-from __future__ import annotations
-
 import codecs
 import contextlib
 import glob
@@ -14,7 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 from gpt_pjit.config import DataConfig
 from gpt_pjit.core.console import Progress, megabytes
@@ -39,10 +37,10 @@ class Corpus:
     validation_fraction: float = 0.05
 
     @classmethod
-    def of_config(cls, config: DataConfig) -> Corpus:
+    def of_config(cls, config: DataConfig) -> Self:
         """The corpus of `data.text`: one path or glob, or else several with spaces between."""
         return cls(
-            (config.text,) if _files_of(config.text) else tuple(config.text.split()),
+            (config.text,) if any(_files_of(config.text)) else tuple(config.text.split()),
             config.text_exclude,
             config.text_column,
             config.validation_split,
@@ -61,6 +59,15 @@ class CorpusFile:
     size: int  # bytes
     mtime_ns: int
     sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Bad:
+    """Documents that cannot be read, and why."""
+
+    problem: str
+    documents: int = 1
+    read: int = 0
 
 
 class BadInput:
@@ -83,15 +90,6 @@ class BadInput:
 
 class InputError(Exception):
     """A file cannot be read, or only up to some place."""
-
-
-@dataclass(frozen=True)
-class Bad:
-    """Documents that cannot be read, and why."""
-
-    problem: str
-    documents: int = 1
-    read: int = 0
 
 
 def check_files(
@@ -137,13 +135,13 @@ def find_files(corpus: Corpus) -> list[CorpusFile]:
         raise ConfigError([f"{corpus.exclude!r} is not a regex: {error}"], "exclude") from None
     found: set[str] = set()
     for entry in corpus.inputs:
-        paths = _files_of(entry)
+        paths = set(_files_of(entry))
         if not paths:
             problem = f"{entry!r} matches no file"
             if os.path.isdir(os.path.expanduser(entry)):
                 problem = f"{entry!r} is a folder; FOLDER/**/*.txt means the files in it"
             raise ConfigError([problem], "input")
-        found.update(paths)
+        found |= paths
     kept = [path for path in found if not exclude.fullmatch(path)]
     if not kept:
         raise ConfigError([f"{corpus.exclude!r} leaves out all {len(found)} files"], "exclude")
@@ -158,12 +156,12 @@ def find_files(corpus: Corpus) -> list[CorpusFile]:
     return sorted(files.values(), key=lambda file: file.path)
 
 
-def _files_of(entry: str) -> list[str]:
+def _files_of(entry: str) -> Iterator[str]:
     """The file that `entry` names, or else the files that match it as a glob."""
     path = os.path.expanduser(entry)
     if entry.startswith(HUB) or os.path.isfile(path):
-        return [path]
-    return [path for path in glob.glob(path, recursive=True) if os.path.isfile(path)]
+        return iter([path])
+    return filter(os.path.isfile, glob.iglob(path, recursive=True))
 
 
 def kind_of(path: str) -> str:

@@ -1,7 +1,5 @@
 """The parts of a set put together, to the bytes that one process would have written."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -16,12 +14,7 @@ from gpt_pjit.core.console import Progress
 from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.tokens import MANIFEST, TokenDataset, TokenSplit
 from gpt_pjit.data.corpus import SKIPPED, CorpusFile
-from gpt_pjit.data.prepare import (
-    PROVENANCE,
-    Provenance,
-    begun_provenance,
-    stored_provenance,
-)
+from gpt_pjit.data.prepare import PROVENANCE, Provenance, begun_provenance, stored_provenance
 from gpt_pjit.data.share import Share, parts_folder
 from gpt_pjit.data.tokenize import PART, Counts, check_text
 from gpt_pjit.data.writer import SHARD, DatasetWriter, SplitWriter, partial_folder, writing

@@ -1,7 +1,5 @@
 """From a corpus to a token set, once; and tokenizers trained on the texts of a corpus."""
 
-from __future__ import annotations
-
 import io
 import json
 import re
@@ -11,6 +9,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Self
 
 import sentencepiece
 import tokenizers
@@ -38,7 +37,7 @@ class Provenance:
     files: list[CorpusFile]
 
     @classmethod
-    def read(cls, folder: Path) -> Provenance:
+    def read(cls, folder: Path) -> Self:
         fields = json.loads((folder / PROVENANCE).read_bytes())
         return cls(fields["settings"], [CorpusFile(*file) for file in fields["files"]])
 
@@ -46,7 +45,7 @@ class Provenance:
         fields = {"settings": self.settings, "files": [astuple(file) for file in self.files]}
         return json.dumps(fields, indent=0).encode()
 
-    def check_same(self, wanted: Provenance, folder: Path) -> None:
+    def check_same(self, wanted: Self, folder: Path) -> None:
         """Raises ConfigError if the set in `folder` was made of anything but what is wanted."""
         differences = [
             f"{name} was {self.settings.get(name)!r}, is {value!r}"

@@ -4,8 +4,6 @@ A text file is one document. JSON lines, Parquet files and datasets of the Huggi
 many, with the text in one column.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import sys

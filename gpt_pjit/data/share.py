@@ -1,8 +1,5 @@
 """Which items of a corpus one of several processes tokenises, and where it puts them."""
 
-from __future__ import annotations
-
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +15,6 @@ class Share:
 
     number: int = 1
     of: int = 1
-
-    @classmethod
-    def parse(cls, text: str) -> Share:
-        """Of `3/16`; raises ValueError."""
-        found = re.fullmatch(r"0*([1-9]\d*)/([1-9]\d*)", text)
-        if not found or int(found[1]) > int(found[2]):
-            raise ValueError(f"{text!r} is not K/N, such as 3/16, with K from 1 to N")
-        return cls(int(found[1]), int(found[2]))
 
     def __str__(self) -> str:
         return f"{self.number}/{self.of}"

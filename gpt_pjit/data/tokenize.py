@@ -4,8 +4,6 @@ The set does not depend on the number of workers. The state is saved now and the
 run resumes from there, and ends with the same bytes.
 """
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import os
@@ -262,7 +260,6 @@ def _start_worker(path: str | None, engine: str) -> None:
 
 
 def _encode(items: list[Item], column: str, validation_fraction: float) -> Encoded:
-    """The tokens of the documents in `items`."""
     tokenizer, result = _tokenizer, Encoded()
     pieces = [
         piece

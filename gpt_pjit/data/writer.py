@@ -1,7 +1,5 @@
 """Writing a token dataset: in bounded memory, whole or not at all, and resumed after a kill."""
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import io
@@ -16,7 +14,7 @@ import numpy as np
 import tensorstore
 
 from gpt_pjit.core.errors import ConfigError
-from gpt_pjit.core.files import file_errors, tensorstore_spec
+from gpt_pjit.core.files import file_errors, replace_file, tensorstore_spec
 from gpt_pjit.core.tokens import (
     MANIFEST,
     SPLITS,
@@ -27,11 +25,11 @@ from gpt_pjit.core.tokens import (
     array_metadata,
     first_line,
     open_array,
-    read_windows,
+    read_ranges,
     shard_bounds,
 )
 
-# A window of 1,025 tokens reads a chunk or two of 8 KiB. Shards of 4M tokens make 2,146 files of
+# An example of 1,025 tokens reads a chunk or two of 8 KiB. Shards of 4M tokens make 2,146 files of
 # 9B tokens, with an index of 16 KiB each.
 CHUNK = 2**12
 SHARD = 2**22
@@ -54,12 +52,7 @@ def writing(path: Path) -> AbstractContextManager[None]:
 def write_file(path: Path, content: bytes | memoryview) -> None:
     """Writes a file onto the disk, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f"{path.name}.new")
-    with open(new, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
+    replace_file(path, content)
 
 
 class DatasetWriter:
@@ -206,7 +199,7 @@ class _ArrayWriter:
         rest = self._buffer[: self._filled]
         return {f"{self._name} rest": rest, f"{self._name} shards": np.array(self._shards)}
 
-    def finish(self, digest: hashlib._Hash) -> None:
+    def finish(self, digest: "hashlib._Hash") -> None:
         """Writes the last shard and the metadata; hashes the values as they are on the disk."""
         if self._filled:
             self._write_shard()
@@ -214,7 +207,7 @@ class _ArrayWriter:
         write_file(self._folder / "zarr.json", json.dumps(metadata).encode())
         written = open_array(tensorstore_spec(str(self._folder)), metadata)
         for start, stop in shard_bounds(written):
-            digest.update(read_windows(written, [start], stop - start).data)
+            digest.update(read_ranges(written, [start], stop - start).data)
 
     def _write_shard(self) -> None:
         spec = {

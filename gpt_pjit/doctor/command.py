@@ -8,8 +8,6 @@ collective, and one tiny step of the config. It trains nothing and leaves nothin
 code is 0 if all is well, else 1.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import os
@@ -31,12 +29,11 @@ from gpt_pjit.pages import Cell, Note, Table, terminal
 
 SECONDS = 55.0  # until a check that hangs is named, and the command ends
 SECONDS_TO_MEET = 20.0
+MORE = "give --config=FILE to check its data and checkpoints and run one small step"
 DEVICES_REMEDY = "restart that host; if that does not help, replace it"
 
 
 class Checkup:
-    """The findings so far, and the check that is running."""
-
     def __init__(self, flags: argparse.Namespace):
         self._flags, self._findings, self._running = flags, list[Finding](), ""
 
@@ -82,7 +79,7 @@ class Checkup:
             rows.append((finding.check, sign, Cell(f"{where}{finding.found}", notes)))
         blocks: list[Table | Note] = [Table("", ("check", "", "found"), rows)]
         if self._flags.config.path is None:
-            blocks.append(Note("with --config=FILE also its data, checkpoints, and a tiny step"))
+            blocks.append(Note(MORE))
         return blocks
 
 
@@ -109,7 +106,7 @@ def _meet(config: Config | None, distributed: bool) -> str:
     if config:
         mesh, rows = config.mesh, config.data.batch_size // config.optim.microbatches
     initialize_devices(mesh, rows, distributed=distributed, limit=SECONDS_TO_MEET)
-    return f"{jax.process_count()} of {jax.process_count()} came"
+    return f"{jax.process_count()} of {jax.process_count()} joined"
 
 
 def _examine(checkup: Checkup, config: Config | None, flags: argparse.Namespace) -> None:

@@ -1,7 +1,5 @@
 """What a check finds on a host, and what the checks of all hosts come to."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any

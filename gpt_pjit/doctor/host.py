@@ -1,7 +1,5 @@
 """Checks of one host: its TPU's lock, devices, disk, and data."""
 
-from __future__ import annotations
-
 import fcntl
 import itertools
 import os

@@ -1,7 +1,5 @@
 """Checks of all hosts together, which each of them runs; nothing raises between two meetings."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import time

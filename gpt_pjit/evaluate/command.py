@@ -4,11 +4,8 @@ python -m gpt_pjit.evaluate --checkpoint=runs/quickstart --tasks=file:README.md
 python -m gpt_pjit.evaluate --checkpoint=DIR --tasks=piqa,lambada_openai,text8 --data_dir=DIR
 """
 
-from __future__ import annotations
-
 import argparse
 import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,18 +13,17 @@ import jax
 
 from gpt_pjit.checkpoint_arrays import fingerprint
 from gpt_pjit.commandline import Parser, any_path, comma_separated, local_path, positive, show
-from gpt_pjit.core.errors import ConfigError, Problem
+from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.files import file_errors, write_whole
 from gpt_pjit.core.runtime import ending_together
 from gpt_pjit.core.validation import CHOICES
-from gpt_pjit.evaluate.core_metric import CORE, prepare_core
+from gpt_pjit.evaluate.core_metric import CORE
 from gpt_pjit.evaluate.followers import follow
-from gpt_pjit.evaluate.harness import Harness, require_lm_eval
-from gpt_pjit.evaluate.losses import Job
 from gpt_pjit.evaluate.orders import load_everywhere, order
 from gpt_pjit.evaluate.report import ALL_PUBLISHED, ModelResults, comparisons, report
 from gpt_pjit.evaluate.scorer import Scorer
-from gpt_pjit.evaluate.texts import FILE, LENGTHS, TEXTS, is_text, prepare_text
+from gpt_pjit.evaluate.tasks import prepare_jobs, require_packages
+from gpt_pjit.evaluate.texts import FILE, LENGTHS, TEXTS
 from gpt_pjit.pages import markdown, terminal
 from gpt_pjit.trained import Trained, start_devices
 
@@ -46,9 +42,7 @@ def run(flags: argparse.Namespace) -> None:
     if flags.out:  # before the work, so that its results have a place
         with file_errors(f"--out={flags.out} cannot be written", "flags"):
             flags.out.mkdir(parents=True, exist_ok=True)
-    theirs = [task for task in flags.tasks if not is_text(task) and task != CORE]
-    if theirs:
-        require_lm_eval(theirs)
+    require_packages(flags.tasks)
     trained = load_everywhere(flags.checkpoint, tensor=flags.tensor, dtype=flags.dtype)
     scorer = Scorer(trained, window=flags.window, rows=flags.rows)
     jobs = prepare_jobs(
@@ -65,39 +59,6 @@ def run(flags: argparse.Namespace) -> None:
         if mine.tasks:
             show(mine.record, terminal(report(mine, others)), as_json=flags.json)
     order("end")
-
-
-def prepare_jobs(
-    tasks: Sequence[str],
-    scorer: Scorer,
-    stride: int | None = None,
-    data_dir: Path | None = None,
-    num_fewshot: int | None = None,
-    limit: float | None = None,
-) -> list[Job]:
-    """A job for each task, with its data and requests; ConfigError with the problems of all."""
-    stride = stride or scorer.window
-    if stride > scorer.window:
-        raise ConfigError([f"--stride={stride} is longer than the window, {scorer.window}"])
-    jobs: list[Job] = []
-    problems: list[Problem | str] = []
-    with tempfile.TemporaryDirectory() as folder:
-        harness = None
-        for task in tasks:
-            try:
-                if is_text(task):
-                    jobs.append(prepare_text(task, scorer, stride, data_dir))
-                    continue
-                if task == CORE:
-                    jobs.append(prepare_core(scorer, data_dir, limit))
-                    continue
-                harness = harness or Harness(scorer, Path(folder), data_dir, num_fewshot, limit)
-                jobs.append(harness.prepare(task))
-            except ConfigError as error:
-                problems.extend(error.problems)
-    if problems:
-        raise ConfigError(problems, "--tasks")
-    return jobs
 
 
 def _nothing_yet(name: str | None, trained: Trained) -> ModelResults:
@@ -137,9 +98,10 @@ def define(parser: Parser) -> None:
     add("--window", type=positive, help="longest input in tokens; default: as trained")
     add("--stride", type=positive, help="tokens scored per window of a text; default: the window")
     add("--rows", type=positive, default=4, help="full windows at once on each device")
-    add("--tensor", type=positive, default=1, help="devices that split the model")
+    add("--tensor", type=positive, default=1, help="number of devices to split the model over")
     add("--dtype", choices=CHOICES["model.dtype"], default="", help="default: as trained")
-    add("--compare", type=comma_separated, default=[], help=f"results.json files, {ALL_PUBLISHED}")
+    text = f"comma-separated results.json files or folders, or `{ALL_PUBLISHED}`"
+    add("--compare", type=comma_separated, default=[], help=text)
     add("--name", help="name of this model in tables; default: its workdir")
     add("--out", type=local_path, help="folder for results.json and results.md")
     add("--json", action="store_true", help="JSON instead of tables")

@@ -7,8 +7,6 @@ leaderboard counts in it. lm-eval cannot give it: it has no `jeopardy`, other pr
 loss of a token, by which choices are compared here.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -82,10 +80,11 @@ def prepare_core(scorer: Scorer, data_dir: Path | None, limit: float | None) -> 
     found = {task: path for task in TASKS if (path := _find(task, data_dir))}
     if not found:
         problem = f"{CORE} needs the files of its 22 tasks, as in nanochat's eval_bundle"
-        raise ConfigError([f"{problem}; give their folder with --data_dir"])
+        raise ConfigError([f"{problem}; pass --data_dir, or set eval.tasks_data_dir in a run"])
     missing = [task.name for task in TASKS if task not in found]
     if missing:
-        warn(f"{CORE}: {data_dir} lacks {', '.join(missing)}; the others are scored, but no CORE")
+        lacks = f"{data_dir} lacks {', '.join(missing)}"
+        warn(f"{CORE}: {lacks}; the others are scored, but CORE is not computed")
     jobs = {task: _prepare(task, path, scorer, limit) for task, path in found.items()}
 
     def job() -> dict[str, Result]:

@@ -1,17 +1,18 @@
 """What the processes other than 0 do in an evaluation."""
 
-from __future__ import annotations
-
 from collections import deque
+from typing import Any
 
 from gpt_pjit.core.runtime import from_process_0
-from gpt_pjit.evaluate.scorer import Request, Scorer
+from gpt_pjit.evaluate.scorer import Request, Scorer, Ticking
 from gpt_pjit.generate import Sampling, stream
 from gpt_pjit.trained import load_trained
 
 
-def follow() -> None:
-    """Computes with process 0 all that it orders, until it has finished."""
+def follow(trained: Any = None, ticking: Ticking | None = None) -> None:
+    """Computes with process 0 all that it orders, until it has finished: with the model `trained`,
+    or the one that it orders to be loaded.
+    """
     while True:
         name, given = from_process_0(None)
         match name:
@@ -19,7 +20,8 @@ def follow() -> None:
                 trained = load_trained(**given)
             case "score":
                 requests = [Request(tuple(tokens), scored) for tokens, scored in given["requests"]]
-                Scorer(trained, window=given["window"], rows=given["rows"]).compute(requests)
+                size = {"window": given["window"], "rows": given["rows"]}
+                Scorer(trained, **size, ticking=ticking).compute(requests)
             case "stream":
                 sampling = Sampling(*given.pop("sampling"))
                 deque(stream(trained, sampling=sampling, **given), maxlen=0)

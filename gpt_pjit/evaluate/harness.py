@@ -1,7 +1,5 @@
 """Tasks and groups of lm-eval: its prompts, metrics and standard errors, our scorer."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
@@ -192,7 +190,7 @@ def _write_splits(local: Path, splits: set[str], folder: Path) -> dict[str, str]
         files = [p for p in files if split in _words(p)] or files
         if len(files) > 1:
             names = " and ".join(path.name for path in files)
-            raise ConfigError([f"{local}: {names} are both of the split {split}; keep one"])
+            raise ConfigError([f"{local}: {names} both match split {split}; keep one"])
         if files:
             path = folder / f"{local.name}.{split}.jsonl"
             path.write_text("".join(json.dumps(record) + "\n" for record in _records(files[0])))
@@ -215,7 +213,9 @@ def _records(path: Path) -> list[dict[str, Any]]:
             pairs = zip(records, labels.read_text().split(), strict=True)
             records = [record | {"label": int(label)} for record, label in pairs]
     except (TypeError, ValueError, RecursionError) as error:
-        raise ConfigError([f"{path} is not a JSON record a line: {_short(error)}"]) from None
+        raise ConfigError(
+            [f"{path} does not hold one JSON record per line: {_short(error)}"]
+        ) from None
     return records
 
 

@@ -6,8 +6,6 @@ All flags are lm-eval's, and --distributed: let JAX find the other hosts. Severa
 joined as for training; JAX_NUM_CPU_DEVICES sets the number of devices on a CPU.
 """
 
-from __future__ import annotations
-
 import sys
 
 import jax

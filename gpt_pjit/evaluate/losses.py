@@ -1,7 +1,5 @@
 """What a task gives: ratios, standard errors, and the distribution of token losses."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Importing it registers `gpt_pjit` with lm-eval, also for `lm_eval.simple_evaluat
 in a program.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import logging
@@ -20,11 +18,11 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from gpt_pjit.checkpoint_arrays import fingerprint
-from gpt_pjit.core.console import Progress
 from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.evaluate.orders import load_everywhere, order
 from gpt_pjit.evaluate.scorer import Request, Scored, Scorer, fitted, rolling_requests
 from gpt_pjit.generate import Continuation, Sampling, stream
+from gpt_pjit.trained import Trained
 
 SOURCE = "lm-eval"
 _log = logging.getLogger(__name__)
@@ -48,9 +46,12 @@ class ScorerLM(TemplateLM):
     def __init__(self, scorer: Scorer):
         super().__init__()
         self.scorer = scorer
-        self.trained = scorer.trained
         self.losses: dict[str, list[list[tuple[Request, Scored]]]] = {}
         self.label = SOURCE  # of progress and problems
+
+    @property
+    def trained(self) -> Trained:
+        return self.scorer.trained
 
     @property
     def eot_token_id(self) -> int:
@@ -108,11 +109,11 @@ class ScorerLM(TemplateLM):
             groups.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(number)
         options = [generation_options(json.loads(text), self.max_length) for text in groups]
         answers: dict[int, str] = {}
-        with Progress("generating", len(requests)) as progress:
+        with self.scorer.progress("generating", len(requests)) as update:
             for wanted, numbers in zip(options, groups.values(), strict=True):
                 rows: list[Continuation] = []
                 for rows in self._stream([requests[n].args[0] for n in numbers], wanted):
-                    progress.update(len(answers) + sum(bool(row.finish_reason) for row in rows))
+                    update(len(answers) + sum(bool(row.finish_reason) for row in rows))
                 answers |= {n: row.text for n, row in zip(numbers, rows, strict=True)}
         return [answers[number] for number in range(len(requests))]
 

@@ -4,8 +4,6 @@ To use the devices of all, it orders each computation from the others, which `fo
 followers.py.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

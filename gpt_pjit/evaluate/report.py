@@ -1,7 +1,5 @@
 """Results of a model: their file, and tables of them beside other results and published ones."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -160,7 +158,7 @@ def _differing(one: dict[str, Any], other: dict[str, Any], keys: Iterable[str]) 
     return [key for key in keys if key in one and key in other and one[key] != other[key]]
 
 
-def _headline(metrics: dict[str, Any]) -> list[str]:
+def headline(metrics: dict[str, Any]) -> list[str]:
     """The metrics of a task that stand beside those of other models."""
     for known in (("bits_per_byte",), LOSSES):
         if set(known) <= set(metrics):
@@ -173,7 +171,7 @@ def _comparison(models: Sequence[ModelResults]) -> Table:
     rows = [
         (task, metric, *(value_text(model.tasks.get(task, {}), metric) for model in models))
         for task, metrics in models[0].tasks.items()
-        for metric in _headline(metrics)
+        for metric in headline(metrics)
     ]
     names = [model.name if model.settings else f"{model.name} (published)" for model in models]
     return Table("Results", ("task", "metric", *names), rows)

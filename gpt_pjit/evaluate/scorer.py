@@ -1,9 +1,8 @@
 """Losses of tokens under a trained model: any list of requests, in a few compiled shapes."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -22,6 +21,8 @@ from gpt_pjit.core.sharding import BATCH_AXES
 from gpt_pjit.evaluate.orders import order
 from gpt_pjit.generate import EMPTY, Cache, extend, with_slots
 from gpt_pjit.trained import Trained
+
+Ticking = Callable[[Iterable[Any]], Iterator[Any]]  # `Watch.ticking`
 
 NOTHING = -1  # fills up a row
 SHORTEST = 32  # tokens; inputs are padded to this, its doubles, or the window
@@ -136,12 +137,21 @@ class Scorer:
 
     `window` is the longest input in tokens; None stands for the trained length. Each device along
     the batch axes reads `rows` sequences of that length at once, or as many shorter ones as take
-    the same memory. Each process builds and reads only the rows of its own devices.
+    the same memory. Each process builds and reads only the rows of its own devices. In a run,
+    `ticking` follows the batches, and no progress is shown beside the run's.
     """
 
-    def __init__(self, trained: Trained, *, window: int | None = None, rows: int = 1):
+    def __init__(
+        self,
+        trained: Trained,
+        *,
+        window: int | None = None,
+        rows: int = 1,
+        ticking: Ticking | None = None,
+    ):
         length = trained.config.data.sequence_length
         self.trained, self.window, self.rows = trained, window or length, rows
+        self.ticking = ticking
         if self.window > length and trained.config.model.positions == "learned":
             raise ConfigError([learned_limit(f"a window of {window} tokens", length)], "evaluation")
         self._sharding = NamedSharding(trained.mesh, P(BATCH_AXES, None))
@@ -167,14 +177,24 @@ class Scorer:
         """The results, on process 0; all processes make this call with the same requests."""
         mine: dict[Request, Scored] = {}
         grouped, done = group_by_prefix(unique, self.window), 0
-        with jax.set_mesh(self.trained.mesh), Progress(task, len(unique)) as progress:
-            # The longest first: what does not fit in memory fails at once.
-            for shape, batch in batches(grouped, self.window, self.batch_size):
+        # The longest first: what does not fit in memory fails at once.
+        batched = batches(grouped, self.window, self.batch_size)
+        with jax.set_mesh(self.trained.mesh), self.progress(task, len(unique)) as update:
+            for shape, batch in self.ticking(batched) if self.ticking else batched:
                 for n_scored, results in self._run(shape, batch):
                     mine.update(results)
                     done += n_scored
-                    progress.update(done)
+                    update(done)
         return gathered(mine, unique)
+
+    @contextmanager
+    def progress(self, task: str, total: int) -> Iterator[Callable[[int], None]]:
+        """What is to be called with how much is done."""
+        if self.ticking:
+            yield lambda done: None
+        else:
+            with Progress(task, total) as progress:
+                yield progress.update
 
     def batch_size(self, length: int) -> int:
         """How many sequences of `length` tokens all devices together read at once."""
@@ -205,9 +225,8 @@ class Scorer:
 
             tokens = self._placed(new, active, (rows, after + 1))
             # One at a time: XLA on CPU deadlocks when the collectives of several are under way.
-            nll, greedy = jax.block_until_ready(
-                _score(trained.model, trained.weights, tokens, cache)
-            )
+            scores = _score(trained.model, trained.weights, tokens, cache)
+            nll, greedy = jax.block_until_ready(scores)
             greedy_of, results = own_rows(greedy), {}
             for row, losses in own_rows(nll).items():
                 if row < active:

@@ -1,14 +1,12 @@
 """Losses of texts: bits per byte with a sliding window, and the same tokens in longer windows."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 import re
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -49,7 +47,7 @@ class Document(NamedTuple):
     words: int
 
     @classmethod
-    def of(cls, original: str, text: str | None = None) -> Document:
+    def of(cls, original: str, text: str | None = None) -> Self:
         words = len(re.split(r"\s+", original))  # lm-eval's count
         return cls(original if text is None else text, len(original.encode()), words)
 
@@ -89,7 +87,8 @@ def _find(name: str, data_dir: Path | None) -> Path:
         raise ConfigError([f"{LENGTHS}{name}: {LENGTHS} takes {', '.join(TEXTS)} or {FILE}PATH"])
     file = TEXTS[name][0]
     if data_dir is None:
-        raise ConfigError([f"{name} needs its published file {file}; give its --data_dir"])
+        problem = f"{name} needs its published file {file}"
+        raise ConfigError([f"{problem}; pass --data_dir, or set eval.tasks_data_dir in a run"])
     places = (data_dir / name / file, data_dir / file)
     if found := next((place for place in places if place.is_file()), None):
         return found
@@ -244,7 +243,7 @@ def _lengths_result(
     for multiple in reversed(MULTIPLES):  # what does not fit in memory fails at once
         window = multiple * context
         rows = max(1, scorer.rows * scorer.window // window)
-        reader = Scorer(scorer.trained, window=window, rows=rows)
+        reader = Scorer(scorer.trained, window=window, rows=rows, ticking=scorer.ticking)
         # Each window starts anew from end-of-text: no token sees more than its own window.
         requests = [
             Request((scorer.trained.tokenizer.eot_id, *ids[start : start + window]), window)

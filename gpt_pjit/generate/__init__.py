@@ -5,15 +5,6 @@
 `python -m gpt_pjit.generate` is the command.
 """
 
-from gpt_pjit.generate.cache import (
-    EMPTY as EMPTY,
-    Cache as Cache,
-    extend as extend,
-    with_slots as with_slots,
-)
-from gpt_pjit.generate.decode import Sampling as Sampling
-from gpt_pjit.generate.stream import (
-    Continuation as Continuation,
-    sample as sample,
-    stream as stream,
-)
+from gpt_pjit.generate.cache import EMPTY, Cache, extend, with_slots
+from gpt_pjit.generate.decode import Sampling
+from gpt_pjit.generate.stream import Continuation, sample, stream

@@ -4,8 +4,6 @@ Each slot stores the position of its token, so rows of unequal length can share 
 sees the slots whose positions are not after its own; an empty slot is after every query.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any, NamedTuple
 
@@ -65,11 +63,14 @@ def extend(
     def run(x_BTD: jax.Array, layer: tuple[Any, KeysAndValues | None], window: int) -> Any:
         block, past = layer
 
-        def attend(q_HBTK, k_GBSK, v_GBSK, key):  # no key: no dropout
+        def attend(heads, key):  # no key: no dropout
+            q_HBTK, k_GBSK, v_GBSK = heads.ready()
+            new = k_GBSK, v_GBSK
             if past is not None:
                 k_GBSK, v_GBSK = put(past[0], k_GBSK, slot, 2), put(past[1], v_GBSK, slot, 2)
-            kind = c.positions == "alibi", window
-            return attend_slots(*kind, q_HBTK, k_GBSK, v_GBSK, positions_BT, positions_BS)
+            where = positions_BT, positions_BS
+            values = attend_slots(c.positions == "alibi", window, q_HBTK, k_GBSK, v_GBSK, *where)
+            return values, new
 
         return open_block(c, model.gather_layer(block))(x_BTD, attend, angles)
 

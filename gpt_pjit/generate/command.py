@@ -3,8 +3,6 @@
 gpt_pjit generate --checkpoint=runs/quickstart --prompt='def'
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import time
@@ -133,16 +131,16 @@ def define(parser: Parser) -> None:
     add("--prompt", action="append", default=[], help="text to continue; may be repeated")
     files = "one prompt per file, without its last newline; may be repeated"
     add("--prompt_file", type=local_path, nargs="+", action="extend", default=[], help=files)
-    add("--max_new_tokens", type=int, default=200)
+    add("--max_new_tokens", type=int, default=200, help="tokens of a continuation, at most")
     default = Sampling(temperature=SampleConfig().temperature)
     add("--temperature", type=float, default=default.temperature, help="0: the likeliest token")
     add("--top_k", type=int, default=default.top_k, help="draw from the K likeliest; 0 for all")
     add("--top_p", type=float, default=default.top_p, help="draw from this share of probability")
     add("--stop", action="append", default=[], help="end before this string; may be repeated")
     add("--num_samples", type=positive, default=1, help="continuations of each prompt")
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="of the draws; the same seed, the same text")
     add("--batch_size", type=int, default=ROWS, help="continuations computed at once")
-    add("--tensor", type=positive, default=1, help="devices that split the model")
+    add("--tensor", type=positive, default=1, help="number of devices to split the model over")
     add("--dtype", choices=CHOICES["model.dtype"], default="", help="default: as trained")
     add("--json", action="store_true", help="one JSON object at the end")
     parser.add_distributed()

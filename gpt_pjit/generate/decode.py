@@ -4,8 +4,6 @@ Prompts are padded to one length on the right; the tokens written follow in slot
 share. So a step writes one slice of the cache, whatever the lengths.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple

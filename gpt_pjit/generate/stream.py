@@ -1,7 +1,5 @@
 """From prompts to continuations, in batches, as they are written."""
 
-from __future__ import annotations
-
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -192,8 +190,9 @@ def _continuation(
     # The last position still predicts a token, which is not read.
     room = c.data.sequence_length + 1 - len(prompt)
     if room < 1:
-        problem = f"a prompt has {len(prompt):,} tokens; the model has learned "
-        raise ConfigError([f"{problem}{c.data.sequence_length:,} positions"], "generate")
+        learned = f"the model has learned {c.data.sequence_length:,} positions"
+        problem = f"a prompt has {len(prompt):,} tokens; {learned}; shorten the prompt"
+        raise ConfigError([problem], "generate")
     at_limit = "length" if max_new_tokens <= room else "context"
     return Continuation(trained.tokenizer, prompt, min(max_new_tokens, room), stop, at_limit)
 
@@ -213,10 +212,13 @@ def _bucket(length: int) -> int:
     return max(CHUNK, 1 << (length - 1).bit_length())
 
 
-def sample(model: Model, params: Any, config: Config, tokenizer: Tokenizer) -> str:
-    """The text that closes a run: `config.sample.prompt`, continued."""
-    prompt = [tokenizer.eot_id, *tokenizer.encode(config.sample.prompt)]
+def sample(
+    model: Model, params: Any, config: Config, tokenizer: Tokenizer
+) -> list[tuple[str, str]]:
+    """Each of `config.sample.prompts`, and what the model writes after it."""
+    c = config.sample
+    prompts = [[tokenizer.eot_id, *tokenizer.encode(prompt)] for prompt in c.prompts]
     trained = Trained(model, model.weights(params), tokenizer, config, Path(), 0)
-    sampling = Sampling(temperature=config.sample.temperature)
-    *_, rows = stream(trained, [prompt], config.sample.tokens, sampling, seed=config.seed)
-    return f"sample:\n{config.sample.prompt}{rows[0].text}\n"
+    sampling = Sampling(temperature=c.temperature)
+    *_, rows = stream(trained, prompts, c.tokens, sampling, seed=config.seed)
+    return [(prompt, row.text) for prompt, row in zip(c.prompts, rows, strict=True)]

@@ -3,5 +3,5 @@
 `models.py` has what both directions share: settings, and the name and layout of each parameter.
 """
 
-from gpt_pjit.hf.exporting import export as export
-from gpt_pjit.hf.importing import import_model as import_model
+from gpt_pjit.hf.exporting import export
+from gpt_pjit.hf.importing import import_model

@@ -9,8 +9,6 @@ workdir; `python -m gpt_pjit.main --config=FILE --workdir=WORKDIR` trains on fro
 of the same model. Both take --json.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 
@@ -48,16 +46,15 @@ def import_command(flags: argparse.Namespace) -> Answer:
 
 
 def define(parser: Parser) -> None:
-    commands = parser.add_subparsers(dest="command", required=True)
-    out = commands.add_parser("export", help="a checkpoint as a folder for transformers")
-    out.set_defaults(run=export_command)
+    out = parser.add_command("export", export_command, "a checkpoint as a folder for transformers")
     out.add_argument("--checkpoint", type=any_path, required=True, help="a workdir, or one step")
-    out.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    longest = "longest context; default 4 times that of training"
+    out.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights"
+    )
+    longest = "longest context; default: that of training, or four times that with ALiBi"
     out.add_argument("--max_length", type=positive, help=longest)
     out.add_argument("--results", type=local_path, help="results.json of evaluate, for the card")
-    into = commands.add_parser("import", help="a workdir from such a folder")
-    into.set_defaults(run=import_command)
+    into = parser.add_command("import", import_command, "a workdir from such a folder")
     into.add_argument("--source", required=True, help="a folder, or a name on the hub")
     into.add_argument("--revision", help="a commit or tag of the hub")
     for command, kind in ((out, local_path), (into, any_path)):

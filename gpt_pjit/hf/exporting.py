@@ -1,7 +1,5 @@
 """A checkpoint as a folder that transformers, and whatever reads its format, loads unaided."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterator

@@ -3,8 +3,6 @@
 Data alone: `models.py` reads it in both directions.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

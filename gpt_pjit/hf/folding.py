@@ -4,8 +4,6 @@ The folded model computes the same: exactly where a factor is a power of two, el
 rounded once more.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A workdir from a model of transformers, of a class in `families.py`."""
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import dataclass
@@ -161,7 +159,7 @@ def _wrong_tensors(hf: HFModel, table: list[Parameter], tensors: dict[str, Store
     problems = []
     for name in sorted(expected.keys() | tensors.keys()):
         if name not in tensors:
-            problems.append(f"there is no tensor {name}, of shape {expected[name]}")
+            problems.append(f"tensor {name} (shape {expected[name]}) is missing")
         elif tensors[name].dtype not in DTYPES and not MASK.fullmatch(name):
             problems.append(f"{name}: expected {' or '.join(DTYPES)}, got {tensors[name].dtype}")
         elif expected.get(name, tensors[name].shape) != tensors[name].shape:

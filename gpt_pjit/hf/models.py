@@ -1,7 +1,5 @@
 """A model here and in transformers: settings, names and layouts, and the tokenizer of bytes."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator

@@ -7,8 +7,6 @@ Compiled before the clock starts. Ours is all of `stream`, with its look at each
 the other is one scan on the device.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import statistics

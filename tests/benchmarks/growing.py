@@ -4,8 +4,6 @@ optimizer and with repeated ones.
     python -m tests.benchmarks.growing --run=runs/quickstart --step=400 --layers=8 --steps=200
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from gpt_pjit.checkpoint.combine import OUTPUTS, grown_config, is_copy, layer_sources
 from gpt_pjit.config import Config
-from gpt_pjit.core.checkpoints import Checkpointer
+from gpt_pjit.core.checkpoints import restore
 from gpt_pjit.core.runtime import global_batch, read_run
 from gpt_pjit.core.sharding import make_mesh
 from gpt_pjit.core.tokens import held_out_batches, open_data, train_batches
@@ -101,7 +99,7 @@ def main() -> None:
 
     with jax.set_mesh(mesh):
         shallow = build_training(config, mesh)
-        old = Checkpointer(flags.run / "checkpoints", None).restore(flags.step, shallow.state)
+        old = restore(flags.run / "checkpoints", flags.step, shallow.state)
         before = loss_of(shallow, old.params)
         print(f"{config.model.n_layers} layers: {before:.4f}")
         for name, (sources, factors) in ways(config.model.n_layers, flags.layers).items():

@@ -6,8 +6,6 @@ One process, 32 x 1,025 tokens a batch, a local set in a warm cache. Ours checks
 every chunk it reads; the others check nothing. Prints the median of each, and ours over it.
 """
 
-from __future__ import annotations
-
 import argparse
 import statistics
 import tempfile
@@ -53,8 +51,8 @@ def make_loaders(folder: Path, tokens: int) -> dict[str, Callable[[], Iterator]]
     ids = np.random.default_rng(0).integers(257, 50_000, tokens).astype(np.uint16)
     with DatasetWriter(folder / "set", Vocabulary()) as writer:
         for part in np.array_split(ids, 40):
-            writer.splits["train"].append(part, [], 0)
-        writer.splits["validation"].append(ids[:5000], [], 0)
+            writer.splits["train"].append(part, np.empty(0, int), 0)
+        writer.splits["validation"].append(ids[:5000], np.empty(0, int), 0)
     ids.tofile(folder / "tokens.bin")
     records = ArrayRecordWriter(str(folder / "tokens.array_record"), "group_size:1")
     windows = tokens // LENGTH - 1
@@ -65,8 +63,8 @@ def make_loaders(folder: Path, tokens: int) -> dict[str, Callable[[], Iterator]]
     data = TrainingData([TokenDataset.open(folder / "set")])
 
     def ours() -> Iterator:
-        fields = {"batch_size": ROWS, "sequence_length": LENGTH}
-        config = Config(data=DataConfig(**fields), optim=OptimConfig(steps=10**9))
+        of_data = DataConfig(batch_size=ROWS, sequence_length=LENGTH)
+        config = Config(data=of_data, optim=OptimConfig(steps=10**9))
         return train_batches(data, config, np.arange(ROWS))
 
     def bare() -> Iterator:

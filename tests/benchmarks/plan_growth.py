@@ -6,8 +6,6 @@ Compiles for TPU v3 with libtpu, each plan in a process of its own with an empty
 Markdown table. 16 sequences per device, no dropout.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -8,8 +8,6 @@ which it holds up the loop, and those by which the steps are slower until it is 
 `--save_only`: seconds until the state is on disk, written in one piece as after a signal.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import statistics
@@ -106,7 +104,13 @@ def measure(config: Any, program: Any, unchecked: Any) -> None:
             slower += max(seconds_of(step) - usual, 0)
         saver.wait()
         durable = time.perf_counter() - start
-        checks = seconds_of(lambda: [(watch.tick(), saver.poll()) for _ in range(CALLS)]) / CALLS
+
+        def check() -> None:
+            for _ in range(CALLS):
+                watch.tick()
+                saver.poll()
+
+        checks = seconds_of(check) / CALLS
         saver.close()
     cost = held_up + slower
     print(

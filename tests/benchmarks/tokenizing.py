@@ -6,8 +6,6 @@ The whole command, start, reading and writing included, over the time that `enco
 for the same documents in memory. Checks that the set has the tokens of the direct encode.
 """
 
-from __future__ import annotations
-
 import argparse
 import gzip
 import json

@@ -10,13 +10,7 @@ import pytest
 from gpt_pjit.checkpoint import command
 from gpt_pjit.checkpoint.combine import mean_params, steps_to_average
 from gpt_pjit.core.checkpoints import restore
-from gpt_pjit.core.errors import (
-    EXIT_CONFIG,
-    EXIT_DONE,
-    EXIT_FAULT,
-    EXIT_INTEGRITY,
-    ConfigError,
-)
+from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_DONE, EXIT_FAULT, EXIT_INTEGRITY, ConfigError
 from gpt_pjit.core.model import param_shapes
 from gpt_pjit.core.runtime import open_workdir, read_run
 from gpt_pjit.trained import load_trained

@@ -16,11 +16,12 @@ from gpt_pjit.core.model import forward, param_shapes
 from gpt_pjit.core.runtime import read_run
 from gpt_pjit.core.sharding import make_mesh
 from gpt_pjit.core.tokens import open_data
-from gpt_pjit.core.train import train
+from gpt_pjit.core.train import Tools, train
 from gpt_pjit.data import prepare_text
 from gpt_pjit.generate import sample
 from tests.helpers import BLOCKS, tiny, with_fields
 from tests.hf.ours import write_run
+from tests.processes import by_step
 
 
 @pytest.mark.parametrize(
@@ -125,7 +126,7 @@ def test_training_continues_from_it_with_a_config_of_its_own(tmp_path, call):
     }
     settings = {"data": data, "optim": {"steps": 12, "warmup_steps": 1, "peak_lr": 3e-3}}
     config = tiny(**settings, eval={"every": 12}, checkpoint={"every": 12}, log={"every": 12})
-    assert train(config, tmp_path / "run", prepare_text, sample) == 0
+    assert train(config, tmp_path / "run", Tools(prepare_text, sample)) == 0
     # Of an average, which has no data of its own: those of the run.
     assert call("average", tmp_path / "run", "--last=1", "--json")[0] == EXIT_DONE
     made = f"--out={tmp_path / 'grown'}"
@@ -135,14 +136,13 @@ def test_training_continues_from_it_with_a_config_of_its_own(tmp_path, call):
     assert losses["before"] < 4.5  # of 5.5 for equal chances
     assert not (tmp_path / "run" / "averaged" / "data").exists()
     with pytest.raises(ConfigError, match=r"model.n_layers=2: the run in .* has 3"):
-        train(config, tmp_path / "grown", prepare_text, sample)
+        train(config, tmp_path / "grown", Tools(prepare_text, sample))
     deeper = with_fields(config, {"model.n_layers": 3, "optim.peak_lr": 1e-3, "eval.every": 1})
     deeper = with_fields(deeper, {"optim.steps": 2})
-    assert train(deeper, tmp_path / "grown", prepare_text, sample) == 0
+    assert train(deeper, tmp_path / "grown", Tools(prepare_text, sample)) == 0
     assert saved_steps(tmp_path / "grown" / "checkpoints") == [0, 2]
-    metrics = (tmp_path / "grown" / "metrics.jsonl").read_text().splitlines()
-    first = next(line for line in metrics if "validation/loss" in line)
-    assert float(first.split('"validation/loss": ')[1].split(",")[0]) < losses["before"] + 0.1
+    first = next(iter(by_step(tmp_path / "grown", "validation/loss").values()))
+    assert first < losses["before"] + 0.1
     _, record = read_run(tmp_path / "grown")
     assert record["source"]["kind"] == "grow"
     assert record["data"][0]["sha256"]

@@ -1,15 +1,14 @@
 """How much memory averaging and exporting take, measured in separate processes."""
 
-import os
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 
 from gpt_pjit.core.model import count_params, param_shapes
-from tests.helpers import ROOT, tiny
+from tests.helpers import tiny
 from tests.hf.ours import write_run
+from tests.processes import run
 
 MODEL = {"n_layers": 12, "d_model": 512, "d_ff": 2048, "n_heads": 8, "vocab_size": 1024}
 SHARD = 20 * 2**20  # bytes of a file of an export
@@ -41,12 +40,9 @@ print(memory("VmHWM") - before)
 
 
 def peak(*arguments):
-    command = [sys.executable, "-c", PEAK, *map(str, arguments)]
+    command = [sys.executable, "-c", PEAK, *arguments]
     # Otherwise glibc keeps freed memory for each thread, more or less of it by chance.
-    environment = os.environ | {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "0"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300
-    )
+    done = run(command, MALLOC_ARENA_MAX="1", MALLOC_TRIM_THRESHOLD_="0")
     assert done.returncode == 0, done.stderr
     return int(done.stdout)
 

@@ -1,7 +1,5 @@
 """Corpora of random words for the tests, in every kind of file."""
 
-from __future__ import annotations
-
 import gzip
 import json
 from pathlib import Path

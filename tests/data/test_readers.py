@@ -15,14 +15,7 @@ import zstandard
 
 from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.data import corpus
-from tests.data.corpora import (
-    documents,
-    random_documents,
-    small_bpe,
-    tokenize,
-    truncated,
-    write_as,
-)
+from tests.data.corpora import documents, random_documents, small_bpe, tokenize, truncated, write_as
 
 KINDS = ["txt", "jsonl", "jsonl.gz", "json.gz", "jsonl.zst", "parquet"]
 NAMED_OTHERWISE = ["ndjson", "JSONL", "json", "gz", "JSON.GZ", "zst", "ndjson.zst"]
@@ -121,14 +114,19 @@ DAMAGE = {
 }
 
 
+def skipping(*arguments, **options):
+    """How many documents are tokenised, and how many skipped."""
+    counts = tokenize(*arguments, skip=True, **options)
+    return counts["documents"], counts["skipped"]
+
+
 @pytest.mark.parametrize("name", DAMAGE)
 def test_what_comes_before_damage_is_kept(tmp_path, name):
     path = tmp_path / f"c.{name.split()[0]}"
     path.write_bytes(DAMAGE[name])
     with pytest.raises(ConfigError, match=r"(is damaged|is cut short).*, after line (700|699)"):
         tokenize(path, tmp_path / "set", **ALL)
-    counts = tokenize(path, tmp_path / "set", skip=True, **ALL)
-    assert (counts["documents"], counts["skipped"]) == (700, 1)
+    assert skipping(path, tmp_path / "set", **ALL) == (700, 1)
     assert documents(tmp_path / "set")["train"] == TEXTS
 
 
@@ -174,16 +172,14 @@ def test_a_damaged_row_group_loses_its_own_rows_only(tmp_path):
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=r"t\.parquet: rows \d+ to \d00 cannot be read"):
         tokenize(path, tmp_path / "set", **ALL)
-    counts = tokenize(path, tmp_path / "set", skip=True, **ALL)
-    assert (counts["documents"], counts["skipped"]) == (900, 100)
+    assert skipping(path, tmp_path / "set", **ALL) == (900, 100)
 
 
 def test_a_table_without_the_column_loses_all_its_rows(tmp_path):
     write_as("parquet", tmp_path / "a", ["x"] * 7, column="other")
     write_as("parquet", tmp_path / "b", ["good"])
     paths = sorted(tmp_path.glob("*.parquet"))
-    counts = tokenize(paths, tmp_path / "set", skip=True, **ALL)
-    assert (counts["documents"], counts["skipped"]) == (1, 7)
+    assert skipping(paths, tmp_path / "set", **ALL) == (1, 7)
 
 
 def test_bad_values_of_a_table_are_named_and_counted_one_by_one(tmp_path):
@@ -195,8 +191,7 @@ def test_bad_values_of_a_table_are_named_and_counted_one_by_one(tmp_path):
     )
     with pytest.raises(ConfigError, match=message):
         tokenize(path, tmp_path / "set")
-    counts = tokenize(path, tmp_path / "set", skip=True, **ALL)
-    assert (counts["documents"], counts["skipped"]) == (2, 2)
+    assert skipping(path, tmp_path / "set", **ALL) == (2, 2)
     assert documents(tmp_path / "set")["train"] == ["a", "b"]
 
 

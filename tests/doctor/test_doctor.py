@@ -2,8 +2,6 @@
 
 import fcntl
 import json
-import os
-import subprocess
 import sys
 
 import pytest
@@ -11,9 +9,9 @@ import pytest
 from gpt_pjit.core.errors import EXIT_BROKEN
 from gpt_pjit.core.files import as_path
 from gpt_pjit.data import Corpus, prepare
-from tests.helpers import ROOT, free_address
+from tests.processes import ROOT, Process, free_address, member, wait_for_end
 
-CONFIG = ROOT / "configs" / "quickstart.py"
+CONFIG = ROOT / "tests" / "run_config.py"
 FIELDS = {
     "model.d_model": 32,
     "model.d_ff": 32,
@@ -46,23 +44,18 @@ def with_config(**fields):
 def start(folder, *flags, plant="", **variables):
     plant = f"host.TPU_LOCK = Path({str(folder / 'tpu_lock')!r})\n{plant}"
     command = [plant, "--json", f"--workdir={folder / 'run'}", *map(str, flags)]
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *command],
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"} | variables,
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    return Process([sys.executable, "-c", PROGRAM, *command], devices=2, **variables)
 
 
 def start_pod(folder, *flags, processes=2, plant="", odd_plant=""):
     """Two of `processes`, with faults planted in both and in one of them."""
-    common = {"JAX_COORDINATOR_ADDRESS": free_address(), "JAX_NUM_PROCESSES": str(processes)}
+    address = free_address()
     return [
         start(
             folder,
             *flags,
             plant=f"{plant}\n{odd_plant if process == ODD else ''}",
-            **common,
-            JAX_PROCESS_ID=str(process),
+            **member(process, processes, address),
         )
         for process in (0, 1)
     ]
@@ -70,11 +63,11 @@ def start_pod(folder, *flags, processes=2, plant="", odd_plant=""):
 
 def findings(processes):
     """What process 0 shows, by the name of the check; all end with the exit code it implies."""
-    outputs = [process.communicate(timeout=240) for process in processes]
-    lines = outputs[0][0].splitlines()
+    ends = wait_for_end(processes)
+    lines = ends[0].stdout.splitlines()
     found = json.loads("\n".join(line for line in lines if not line.startswith("[Gloo]")))
     expected = 0 if all(finding["good"] for finding in found) else EXIT_BROKEN
-    assert [process.returncode for process in processes] == [expected] * len(processes), outputs
+    assert [end.returncode for end in ends] == [expected] * len(ends), ends
     return {finding["check"]: finding for finding in found}
 
 
@@ -163,9 +156,9 @@ def test_jax_finds_no_device(tmp_path):
 
 @pytest.mark.slow
 def test_a_check_that_hangs(tmp_path):
-    plant = "import time; command.SECONDS = 30; pod.collective = lambda: time.sleep(300)"
+    plant = "import time; command.SECONDS = 15; pod.collective = lambda: time.sleep(300)"
     found = findings([start(tmp_path, plant=plant)])
-    faults = {"collective": ("not finished 30 seconds after", "end other processes")}
+    faults = {"collective": ("not finished 15 seconds after", "end other processes")}
     assert_faults(found, faults)
 
 
@@ -194,13 +187,13 @@ sys.argv.append("--workdir=" + str(host.TPU_LOCK.parent / "own"))
 
 @pytest.mark.slow
 def test_a_host_is_missing(tmp_path):
-    found = findings(start_pod(tmp_path, processes=3, plant="command.SECONDS_TO_MEET = 20.0"))
+    found = findings(start_pod(tmp_path, processes=3, plant="command.SECONDS_TO_MEET = 8.0"))
     assert_faults(found, {"hosts": ("process 2 of 3 did not connect to", "start it")})
 
 
 @pytest.mark.slow
 def test_one_host_has_no_device(tmp_path):
-    pod = start_pod(tmp_path, odd_plant="host.jax.config.update('jax_platforms', 'cuda')")
-    outputs = [process.communicate(timeout=240) for process in pod]
-    assert [process.returncode for process in pod] == [EXIT_BROKEN] * 2
-    assert all("JAX finds no such device on this machine" in errors for _, errors in outputs)
+    plant = "host.jax.config.update('jax_platforms', 'cuda')"
+    ends = wait_for_end(start_pod(tmp_path, odd_plant=plant))
+    assert [end.returncode for end in ends] == [EXIT_BROKEN] * 2
+    assert all("JAX finds no such device on this machine" in end.stderr for end in ends)

@@ -4,10 +4,8 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 
 import pytest
@@ -16,7 +14,8 @@ from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_DONE, EXIT_INTERRUPTED
 from gpt_pjit.evaluate import command, read_results, texts
 from gpt_pjit.evaluate.scorer import Scorer
 from gpt_pjit.trained import load_trained
-from tests.helpers import ROOT, run_command_here, without_reader
+from tests.helpers import run_command_here
+from tests.processes import run as run_process, without_reader
 
 TEXT = "The first page has several words, and so has the second one.\n" * 4
 SENTENCES = "".join(f"sentence {i} of a text for several processes.\n" for i in range(30))
@@ -126,8 +125,7 @@ def test_a_reader_that_has_enough_is_no_error(workdir, text):
     """From the process's start to its end, on a terminal that knows ASCII alone."""
     flags = [f"--checkpoint={workdir}/checkpoints/2", f"--tasks=file:{text}"]
     command = [sys.executable, "-m", "gpt_pjit.evaluate", *flags]
-    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
-    code, errors = without_reader(command, env=environment)
+    code, errors = without_reader(command, PYTHONIOENCODING="ascii")
     assert code == EXIT_DONE
     assert re.fullmatch(rf"file:{text} \d+/\d+  0:00 left\n", errors)
 
@@ -200,15 +198,11 @@ def test_two_processes_give_the_results_of_one(workdir, tmp_path):
     text.write_text(SENTENCES)
     flags = [f"--checkpoint={workdir}", f"--tasks=file:{text},lengths:file:{text}", "--json"]
     one = [sys.executable, "-m", "gpt_pjit.evaluate", *flags]
-    script = str(ROOT / "launch" / "local.sh")
-    two = [script, "--processes=2", "--devices=2", "--module=gpt_pjit.evaluate", *flags]
+    two = ["launch/local.sh", "--processes=2", "--devices=2", "--module=gpt_pjit.evaluate", *flags]
     out = f"--out={tmp_path / 'two'}"
-    environment = os.environ | {"PYTHON": sys.executable, "JAX_NUM_CPU_DEVICES": "1"}
     records = []
     for argv in (one, [*two, out]):
-        done = subprocess.run(
-            argv, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
-        )
+        done = run_process(argv)
         assert done.returncode == 0, done.stderr
         lines = done.stdout.splitlines(keepends=True)
         spoken = "".join(line for line in lines if not line.startswith("[Gloo]"))  # of XLA itself

@@ -8,9 +8,9 @@ import pytest
 
 from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.evaluate import core_metric
-from gpt_pjit.evaluate.command import prepare_jobs
 from gpt_pjit.evaluate.core_metric import CHOICE, SCHEMA, TASKS, TEXT, Task, centered
 from gpt_pjit.evaluate.scorer import PrefixGroup, Scorer
+from gpt_pjit.evaluate.tasks import prepare_jobs
 
 PIQA = [{"query": f"Q{i}", "choices": ["ab", "cd"], "gold": 0} for i in range(12)]
 JEOPARDY = [{"context": f"C{i}: which? ", "continuation": "ab"} for i in range(12)]

@@ -1,24 +1,26 @@
 """Tasks of lm-eval, by our command and by lm-eval's own; and the model as lm-eval asks it."""
 
+import dataclasses
 import functools
 import json
 import math
-import os
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import jax
 import pytest
 
+from gpt_pjit.config import EvalConfig
 from gpt_pjit.core.errors import EXIT_CONFIG, ConfigError
 from gpt_pjit.data import train_bpe
 from gpt_pjit.evaluate import texts
-from gpt_pjit.evaluate.command import prepare_jobs
 from gpt_pjit.evaluate.scorer import Scorer
+from gpt_pjit.evaluate.tasks import prepare_jobs, tasks_in_run
 from gpt_pjit.evaluate.texts import pages
 from gpt_pjit.trained import load_trained
 from tests.helpers import ROOT, make_workdir, tiny
+from tests.processes import run
 
 lm_eval = pytest.importorskip("lm_eval", reason="wants the extra `eval`")
 pytestmark = [
@@ -54,7 +56,7 @@ HELLASWAG = [
         "label": "0",
     }
 ] * 2
-GSM8K = [{"question": f"What is {i} and {i}?", "answer": f"#### {2 * i}"} for i in range(3)]
+GSM8K = [{"question": f"What is {i} and {i}?", "answer": f"#### {2 * i}"} for i in range(9)]
 WIKITEXT = ' \n = One = \n \n It \'s a 2 @-@ way street . \n = Two = \n And the " end " . \n'
 GROUP = {
     "group": "both",
@@ -216,6 +218,24 @@ def test_tasks_that_generate(evaluate):
     assert found.metrics["exact_match,flexible-extract"] == 0
 
 
+def test_a_run_scores_its_newest_weights(model, data_dir):
+    """With log-likelihoods and with texts, by the jobs that it prepared at its start."""
+    tasks = {"tasks": ("wikitext", "gsm8k"), "tasks_limit": 1, "tasks_data_dir": str(data_dir)}
+    trained = [load_trained(model / "checkpoints" / str(step)) for step in (1, 2)]
+    config = dataclasses.replace(trained[0].config, eval=EvalConfig(**tasks))
+    score = tasks_in_run(trained[0].model, trained[0].tokenizer, config, iter)
+    bits = []
+    for of_step in trained:
+        with jax.set_mesh(of_step.mesh):
+            found = score(of_step.weights)
+        assert found["evaluation/gsm8k/exact_match_flexible-extract"] == 0
+        bits.append(found["evaluation/wikitext/bits_per_byte"])
+        (job,) = prepare_jobs(["wikitext"], Scorer(of_step), data_dir=data_dir, limit=1)
+        expected = job()["wikitext"].metrics["bits_per_byte"]
+        assert bits[-1] == pytest.approx(expected, rel=1e-6)
+    assert abs(bits[0] - bits[1]) > 1e-3
+
+
 def test_wikitext2_is_the_text_of_wikitext(evaluate, monkeypatch):
     """In our windows, with a standard error, and in bytes of the text as published."""
     monkeypatch.setattr(texts, "_check_published", lambda *_: None)
@@ -243,9 +263,9 @@ def test_what_is_wrong_with_tasks_is_one_message(evaluate, scorer, data_dir, tmp
     good = WINOGRANDE[0] | {"sentence": "A\u2028 _ b"}
     for content, words in {
         lines([good, {"sentence": 1}]): r"winogrande: its data give no prompts: ",
-        lines([good])[:-9]: r"dev.jsonl is not a JSON record a line: JSONDecodeError",
-        "[" * 1100: r"dev.jsonl is not a JSON record a line: RecursionError",
-        "3": r"dev.jsonl is not a JSON record a line: TypeError",
+        lines([good])[:-9]: r"dev.jsonl does not hold one JSON record per line: JSONDecodeError",
+        "[" * 1100: r"dev.jsonl does not hold one JSON record per line: RecursionError",
+        "3": r"dev.jsonl does not hold one JSON record per line: TypeError",
     }.items():
         (tmp_path / "winogrande").mkdir(exist_ok=True)
         (tmp_path / "winogrande" / "dev.jsonl").write_text(content, encoding="utf-8")
@@ -254,7 +274,7 @@ def test_what_is_wrong_with_tasks_is_one_message(evaluate, scorer, data_dir, tmp
     (tmp_path / "winogrande" / "dev.jsonl").write_text(lines([good]), encoding="utf-8")
     assert evaluate("winogrande", data_dir=tmp_path)["winogrande"].details["items"] == 1
     (tmp_path / "winogrande" / "val.jsonl").write_text(lines([good]))
-    with pytest.raises(ConfigError, match=r"dev.jsonl and val.jsonl are both of the split valid"):
+    with pytest.raises(ConfigError, match=r"dev.jsonl and val.jsonl both match split valid"):
         evaluate("winogrande", data_dir=tmp_path)
     (tmp_path / "winogrande" / "val.jsonl").rename(tmp_path / "winogrande" / "some.jsonl")
     (tmp_path / "winogrande" / "dev.jsonl").unlink()
@@ -502,17 +522,9 @@ def test_command_line(model, data_dir, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "start_devices", lambda **_: None)
     monkeypatch.setattr(sys, "argv", ["lm_eval", *flags(model, tmp_path / "alone")])
     command.main()
-    script = str(ROOT / "launch" / "local.sh")
-    together = [script, "--processes=2", "--devices=2", "--module=gpt_pjit.evaluate.lm_eval"]
-    together += ["--distributed", f"--use_cache={tmp_path}/cache"]
-    done = subprocess.run(
-        [*together, *flags(model, tmp_path / "together")],
-        cwd=ROOT,
-        env=os.environ | {"PYTHON": sys.executable},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    together = ["launch/local.sh", "--processes=2", "--devices=2", "--distributed"]
+    together += ["--module=gpt_pjit.evaluate.lm_eval", f"--use_cache={tmp_path}/cache"]
+    done = run([*together, *flags(model, tmp_path / "together")])
     assert done.returncode == 0, done.stderr
     alone = perplexity(tmp_path / "alone")
     assert perplexity(tmp_path / "together") == pytest.approx(alone, rel=1e-5)
@@ -524,17 +536,10 @@ def test_command_line(model, data_dir, tmp_path, monkeypatch, capsys):
 
 
 def test_two_processes_score_a_task_as_one_does(model, data_dir, evaluate, tmp_path):
-    script = str(ROOT / "launch" / "local.sh")
-    flags = [f"--checkpoint={model}", "--tasks=piqa,lambada_openai", f"--data_dir={data_dir}"]
+    flags = ["--processes=2", "--devices=2", "--module=gpt_pjit.evaluate"]
+    flags += [f"--checkpoint={model}", "--tasks=piqa,lambada_openai", f"--data_dir={data_dir}"]
     flags += [f"--out={tmp_path}", "--limit=8"]
-    done = subprocess.run(
-        [script, "--processes=2", "--devices=2", "--module=gpt_pjit.evaluate", *flags],
-        cwd=ROOT,
-        env=os.environ | {"PYTHON": sys.executable},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = run(["launch/local.sh", *flags])
     assert done.returncode == 0, done.stderr
     together = json.loads((tmp_path / "results.json").read_text())
     for name, result in evaluate("piqa", "lambada_openai", limit=8).items():

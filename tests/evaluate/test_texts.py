@@ -10,9 +10,9 @@ import pytest
 
 from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.evaluate import texts
-from gpt_pjit.evaluate.command import prepare_jobs
 from gpt_pjit.evaluate.harness import require_lm_eval
 from gpt_pjit.evaluate.scorer import Request, Scorer
+from gpt_pjit.evaluate.tasks import prepare_jobs
 from gpt_pjit.evaluate.texts import Document, last, pages, prepare_bits, prepare_lengths
 
 TEXT = "Dass es regnet, wei\N{LATIN SMALL LETTER SHARP S} man; why, nobody knows.\n"
@@ -147,7 +147,7 @@ def test_a_published_text_is_its_end_and_known_by_its_hash(tmp_path, monkeypatch
     assert "enwik8: there is no " in str(error.value)
     assert "nothing.txt cannot be read: No such file" in str(error.value)
     assert "lengths:piqa: lengths: takes wikitext2, text8" in str(error.value)
-    with pytest.raises(ConfigError, match="text8 needs its published file text8; give its --data"):
+    with pytest.raises(ConfigError, match="text8 needs its published file text8; pass --data_dir"):
         prepare_jobs(["text8"], Scorer(trained))
 
 

@@ -1,7 +1,5 @@
 """Models that write varied text, on a mesh of a few devices."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import jax

@@ -1,7 +1,5 @@
 """Ids that `stream` writes; and greedy ones without a cache, each from the whole window anew."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any

@@ -4,8 +4,6 @@ import functools
 import io
 import json
 import os
-import socket
-import subprocess
 import sys
 
 import pytest
@@ -15,7 +13,8 @@ from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_DONE
 from gpt_pjit.core.tokens import load_tokenizer
 from gpt_pjit.generate import Continuation, command
 from gpt_pjit.trained import load_trained
-from tests.helpers import ROOT, make_workdir, tiny
+from tests.helpers import make_workdir, tiny
+from tests.processes import run as run_process, start_run, wait_for_end
 
 
 @pytest.fixture(scope="module")
@@ -147,28 +146,12 @@ def test_the_terminal_shows_rows_in_order_as_they_grow(capsys):
 def test_two_processes_write_what_one_does_and_only_the_first_speaks(workdir):
     flags = ["--prompt=hello", "--max_new_tokens=24", f"--checkpoint={workdir}", "--json"]
     python = [sys.executable, "-m", "gpt_pjit.generate", *flags, "--tensor=2"]
-    one = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
-    alone = subprocess.run(
-        python, env=one, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300
-    )
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    two = one | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
-    processes = [
-        subprocess.Popen(
-            python,
-            env=two | {"JAX_PROCESS_ID": str(i)},
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    first, second = (process.communicate(timeout=300)[0] for process in processes)
-    assert [process.returncode for process in processes] == [EXIT_DONE, EXIT_DONE]
+    alone = run_process(python, devices=2)
+    ends = wait_for_end(start_run(2, python, devices=2))
+    assert [end.returncode for end in (alone, *ends)] == [EXIT_DONE] * 3, ends
     first, second = (
         [line for line in output.splitlines() if "[Gloo]" not in line]  # JAX's own, on stdout
-        for output in (first, second)
+        for output in (end.stdout for end in ends)
     )
     assert json.loads("".join(first))["results"] == json.loads(alone.stdout)["results"]
     assert second == []

@@ -11,10 +11,9 @@ from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.model import QUERY_BLOCK
 from gpt_pjit.generate import EMPTY, Sampling, extend, stream, with_slots
 from gpt_pjit.generate.decode import decode, draw, prefill
-from tests.core.training.test_step import equations
 from tests.generate.conftest import LEARNED, model
 from tests.generate.reference import generate, recompute
-from tests.helpers import BLOCKS
+from tests.helpers import BLOCKS, equations
 
 PROMPTS = [[1, 2, 3], [], [9] * 5 + list(range(30)), [7]]
 TOKENS = 48  # the same in several tests, which so share their programs
@@ -240,7 +239,7 @@ def test_scores_softmax_logits_and_norms_are_float32():
         jaxpr = jax.make_jaxpr(lambda state: decode(trained.model, trained.weights, state, **flags))
         named = {
             equation.params["name"]: equation.outvars[0].aval.dtype
-            for equation in equations(jaxpr(state).jaxpr)
+            for _, equation in equations(jaxpr(state).jaxpr)
             if equation.primitive.name == "name"
         }
     assert state.cache.keys_LGBSK.dtype == jnp.bfloat16

@@ -1,7 +1,5 @@
 """Tiny checkpoints in the form of transformers, the same on every machine."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -5,8 +5,6 @@
 Wants the extra `hf`. The tests compare with these numbers where torch is not installed.
 """
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What our model computes of the tokens that transformers is asked about too."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any

@@ -1,15 +1,13 @@
 """The same model by three routes: ours, transformers with lm-eval on top, and CTranslate2."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gpt_pjit.evaluate.command import prepare_jobs
 from gpt_pjit.evaluate.scorer import Scorer, rolling_requests
+from gpt_pjit.evaluate.tasks import prepare_jobs
 from gpt_pjit.trained import load_trained
 
 Logits = Callable[[list[int]], Any]  # of the ids of one row: a torch tensor [T, V]
@@ -19,7 +17,9 @@ def ours(workdir: Path, text: Path) -> float:
     """As `gpt_pjit evaluate --tasks=file:TEXT` gives it."""
     (job,) = prepare_jobs([f"file:{text}"], Scorer(load_trained(workdir), rows=16))
     (result,) = job().values()
-    return result.metrics["bits_per_byte"]
+    bits = result.metrics["bits_per_byte"]
+    assert bits is not None
+    return bits
 
 
 def theirs(logits: Logits, folder: Path, text: Path, window: int) -> float:

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -200,7 +201,7 @@ def test_trained_averaged_exported_the_same_bits_per_byte(tmp_path, monkeypatch,
     from gpt_pjit.commandline import run_command
     from gpt_pjit.core.runtime import read_run
     from gpt_pjit.core.tokens import held_out_batches, open_data
-    from gpt_pjit.core.train import train
+    from gpt_pjit.core.train import Tools, train
     from gpt_pjit.evaluate import read_results
     from gpt_pjit.evaluate.scorer import rolling_requests
     from gpt_pjit.trained import held_out_metrics
@@ -219,7 +220,7 @@ def test_trained_averaged_exported_the_same_bits_per_byte(tmp_path, monkeypatch,
     config = replace(config, model=model)
     config = replace(config, checkpoint=replace(config.checkpoint, every=2, keep=20))
     run = tmp_path / "run"
-    assert train(config, run, prepare_text, lambda *_: "") == 0
+    assert train(config, run, Tools(prepare_text, None)) == 0
     monkeypatch.setattr("gpt_pjit.checkpoint.command.start_devices", lambda: None)
     call("gpt_pjit.checkpoint.command", ["average", str(run), f"--out={tmp_path / 'averaged'}"])
     assert len(read_run(tmp_path / "averaged")[1]["source"]["steps"]) == 4
@@ -227,7 +228,7 @@ def test_trained_averaged_exported_the_same_bits_per_byte(tmp_path, monkeypatch,
     ours = held_out_metrics(tmp_path / "averaged", opened)["validation/bits_per_byte"]
     export(tmp_path / "averaged", tmp_path / "hf", dtype="float32")
     theirs, nats = load(tmp_path / "hf"), 0.0
-    for batch in held_out_batches(opened, config, np.arange(32)):
+    for batch in chain.from_iterable(held_out_batches(opened, config, np.arange(32)).values()):
         tokens = torch.tensor(batch.tokens, dtype=torch.int64)
         with torch.no_grad():
             logits = theirs(tokens[:, :-1]).logits.transpose(1, 2)

@@ -1,6 +1,5 @@
 """A Llama that we trained: the same by every route out, and back in without a step in the loss."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -8,13 +7,14 @@ import pytest
 
 from gpt_pjit.core.runtime import read_run
 from gpt_pjit.core.tokens import open_data, train_batches
-from gpt_pjit.core.train import train
+from gpt_pjit.core.train import Tools, train
 from gpt_pjit.data import prepare_text
 from gpt_pjit.hf import export, import_model
 from gpt_pjit.trained import held_out_metrics
 from tests.helpers import BLOCKS, tiny
 from tests.hf import routes
 from tests.hf.ours import logits_of
+from tests.processes import by_step
 
 pytest.importorskip("torch", reason="needs the extra hf")
 pytest.importorskip("ctranslate2", reason="wants ctranslate2")
@@ -37,7 +37,7 @@ def trained(tmp_path_factory):
     data |= {"validation_split": "tail"}
     optim = {"steps": STEPS, "warmup_steps": 4, "peak_lr": 3e-3}
     config = tiny(model=model, data=data, optim=optim, log={"every": 1})
-    assert train(config, folder / "run", prepare_text, lambda *_: "") == 0
+    assert train(config, folder / "run", Tools(prepare_text, None)) == 0
     export(folder / "run", folder / "hf", dtype="float32")
     return config, folder / "run", folder / "hf"
 
@@ -74,9 +74,8 @@ def test_imported_again_it_trains_on_without_a_step_in_the_loss(trained, tmp_pat
     logits = logits_of(run)(tokens[:, :-1])
     chosen = np.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
     expected = float(np.mean(np.log(np.exp(logits).sum(axis=-1)) - chosen))
-    assert train(onward, again, prepare_text, lambda *_: "") == 0
-    lines = (again / "metrics.jsonl").read_text().splitlines()
-    losses = [r["train/loss"] for r in map(json.loads, lines) if "train/loss" in r]
+    assert train(onward, again, Tools(prepare_text, None)) == 0
+    losses = [*by_step(again).values()]
     assert losses[0] == pytest.approx(expected, abs=1e-5)
     assert max(losses) < 1.15 * expected
     assert np.mean(losses[-5:]) < np.mean(losses[:5])

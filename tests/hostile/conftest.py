@@ -1,7 +1,9 @@
 """What the forgeries are made of, and what must come of them."""
 
+import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,27 @@ class Touch:
 
     def __reduce__(self):
         return (Path.touch, (Path("executed"),))
+
+
+def written(name: str, content: bytes) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def pipe(name: str) -> Callable[[Path], None]:
+    def forge(folder: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        os.mkfifo(folder / name)
+
+    return forge
+
+
+def linked(name: str, target: str) -> Callable[[Path], None]:
+    def forge(folder: Path) -> None:
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        path.symlink_to(target)
+
+    return forge
 
 
 def some(forgeries, *quick: str) -> list:

@@ -50,6 +50,7 @@ def _command(argv: list[str], log: str, only_in: Path) -> None:
     os.dup2(output, 2)
     os.environ["JAX_NUM_CPU_DEVICES"] = "1"
     jax.config.update("jax_num_cpu_devices", 1)
+    jax.config.update("jax_enable_compilation_cache", False)  # whose folder is elsewhere
     limits = {"AS": MEMORY, "CPU": CPU_SECONDS, "CORE": 0}
     for name, most in limits.items():
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (most, most))

@@ -11,24 +11,12 @@ import tensorstore
 
 from gpt_pjit.config import Config, flatten
 from gpt_pjit.core.checkpoints import write_state
-from tests.hostile.conftest import Touch, some
+from tests.hostile.conftest import Touch, pipe, some, written
 
 STEP = "checkpoints/1"
 METADATA = f"{STEP}/_CHECKPOINT_METADATA"
 TREE = f"{STEP}/default/_METADATA"
 ARRAYS = f"{STEP}/default/manifest.ocdbt"
-
-
-def pipe(name):
-    def forge(run):
-        (run / name).unlink()
-        os.mkfifo(run / name)
-
-    return forge
-
-
-def written(name, content):
-    return lambda run: (run / name).write_bytes(content)
 
 
 def rewritten(name, change):
@@ -151,8 +139,13 @@ def test_a_folder_named_like_a_step_is_none(sandbox, refused, name):
     refused(["generate", f"--checkpoint={sandbox / 'run'}", "--prompt=a"], "no checkpoint")
 
 
+def both(change):
+    """`run.json`, and the copy beside it, changed."""
+    return lambda run: [rewritten(name, change)(run) for name in ("run.json", "run.copy.json")]
+
+
 def config(**fields):
-    """`run.json`, and the copy beside it, with these fields of the config."""
+    """Both with these fields of the config."""
 
     def change(record):
         for name, value in fields.items():
@@ -160,7 +153,7 @@ def config(**fields):
             (record["config"][field] if field else record["config"])[section] = value
         return record
 
-    return lambda run: [rewritten(name, change)(run) for name in ("run.json", "run.copy.json")]
+    return both(change)
 
 
 def record(content):
@@ -174,13 +167,11 @@ def record(content):
 
 
 def entries(**fields):
-    change = lambda record: record | fields  # noqa: E731
-    return lambda run: [rewritten(name, change)(run) for name in ("run.json", "run.copy.json")]
+    return both(lambda record: record | fields)
 
 
 def without(*names):
-    change = lambda record: {k: v for k, v in record.items() if k not in names}  # noqa: E731
-    return lambda run: [rewritten(name, change)(run) for name in ("run.json", "run.copy.json")]
+    return both(lambda record: {k: v for k, v in record.items() if k not in names})
 
 
 def nested(depth):
@@ -255,8 +246,7 @@ def test_a_field_of_a_wrong_type_is_refused(sandbox, refused, kind):
             (record["config"][section] if section else record["config"])[field] = kind
         return record | dict.fromkeys(("tokenizer", "data", "saved", "source"), kind)
 
-    for name in ("run.json", "run.copy.json"):
-        rewritten(name, change)(sandbox / "run")
+    both(change)(sandbox / "run")
     refused(["generate", f"--checkpoint={sandbox / 'run'}", "--prompt=a"], "problem")
     rewritten("run.json", lambda record: record | {"config": kind})(sandbox / "run")
     refused(["checkpoint", "list", sandbox / "run"], "problem")

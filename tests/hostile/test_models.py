@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import pickle
 import struct
 
@@ -13,22 +12,10 @@ from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.tokens import tokenizer_from_bytes
 from gpt_pjit.hf.models import from_json, to_json
 from tests.hf.checkpoints import MODELS
-from tests.hostile.conftest import Touch, some
+from tests.hostile.conftest import Touch, linked, pipe, some, written
 from tests.hostile.sandbox import run
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-
-
-def written(name, content):
-    return lambda model: (model / name).write_bytes(content)
-
-
-def pipe(name):
-    def forge(model):
-        (model / name).unlink(missing_ok=True)
-        os.mkfifo(model / name)
-
-    return forge
 
 
 def config(**fields):
@@ -80,14 +67,6 @@ def index(*shards):
 def pickled(model):
     (model / WEIGHTS).unlink()
     (model / "pytorch_model.bin").write_bytes(pickle.dumps(Touch()))
-
-
-def linked(name, target):
-    def forge(model):
-        (model / name).unlink(missing_ok=True)
-        (model / name).symlink_to(target)
-
-    return forge
 
 
 def tokenizer(**fields):

@@ -1,8 +1,6 @@
 """Token sets whose checksums are right, and whose content is not."""
 
 import json
-import os
-import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +8,7 @@ import pytest
 from gpt_pjit.core.tokens import BytesTokenizer
 from gpt_pjit.core.tokens.format import checksum
 from gpt_pjit.data import DatasetWriter
-from tests.hostile.conftest import some
+from tests.hostile.conftest import linked, pipe, some, written
 from tests.hostile.sandbox import run
 
 
@@ -81,34 +79,10 @@ def compressed(data):
     path.write_text(json.dumps(fields))
 
 
-def pipe(name):
-    def forge(data):
-        (data / name).unlink(missing_ok=True)
-        os.mkfifo(data / name)
-
-    return forge
-
-
-def linked(name, target):
-    def forge(data):
-        path = data / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-        path.symlink_to(target)
-
-    return forge
-
-
 def linked_folder_with_a_pipe(data):
     (data / "train/tokens/c").rename(data.parent / "elsewhere")
     (data / "train/tokens/c").symlink_to(data.parent / "elsewhere")
     pipe("../elsewhere/0")(data)
-
-
-def written(name, content):
-    def forge(data):
-        (data / name).write_text(content)
-
-    return forge
 
 
 TOKENIZER = {"name": "bytes", "sha256": "0" * 64, "file": None}
@@ -120,11 +94,11 @@ FORGERIES = {
     "a link to itself": (linked("train/tokens/c/0", "0"), "not a regular file"),
     "a link to a device": (linked("train/tokens/c/0", "/dev/zero"), "not a regular file"),
     "folders in a loop": (linked("train/tokens/c", ".."), "not a regular file"),
-    "nesting": (written("dataset.json", "[" * 2000), "cannot be read"),
-    "nested zarr.json": (written("train/tokens/zarr.json", '{"a":' * 10**6), "cannot be read"),
-    "a huge dataset.json": (written("dataset.json", " " * 2**27), "bytes"),
-    "a huge zarr.json": (written("train/tokens/zarr.json", " " * 2**27), "bytes"),
-    "no object": (written("dataset.json", "[]"), "cannot be read"),
+    "nesting": (written("dataset.json", b"[" * 2000), "cannot be read"),
+    "nested zarr.json": (written("train/tokens/zarr.json", b'{"a":' * 10**6), "cannot be read"),
+    "a huge dataset.json": (written("dataset.json", b" " * 2**27), "bytes"),
+    "a huge zarr.json": (written("train/tokens/zarr.json", b" " * 2**27), "bytes"),
+    "no object": (written("dataset.json", b"[]"), "cannot be read"),
     "negative tokens": (split(tokens=-5), "tokens"),
     "fractional tokens": (split(tokens=2000.5), "tokens"),
     "words for tokens": (split(tokens="many"), "tokens"),

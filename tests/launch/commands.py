@@ -1,7 +1,5 @@
 """The documented syntax of the foreign commands that launchers and docs use."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 

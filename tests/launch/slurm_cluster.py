@@ -1,16 +1,15 @@
 """A Slurm cluster of one node on this machine, in a folder: with its own munge and ports."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.processes import wait_until
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
 # A requeued job waits for `cred_expire` seconds, by default 120.
@@ -61,13 +60,6 @@ class Cluster:
         running = ("PENDING", "RUNNING", "COMPLETING", "REQUEUED")
         wait_until(lambda: self.job(number)["JobState"] not in running)
         return self.job(number)
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 240) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 @contextmanager

@@ -1,9 +1,7 @@
 """Four processes train in a bucket, are killed and resume, with the losses of a run in a folder."""
 
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
 
@@ -12,26 +10,21 @@ import pytest
 from gpt_pjit.core.checkpoints.orbax_paths import COMMIT
 from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_DONE
 from gpt_pjit.core.files import as_path
-from tests.helpers import ROOT, write_texts
+from tests.helpers import write_texts
+from tests.processes import Process, logged, run as run_process, run_flags, wait_for_end
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 FIELDS = {
-    "model.n_layers": 2,
-    "model.d_model": 64,
     "model.d_ff": 256,
     "model.vocab_size": 300,
-    "data.text_exclude": "",
     "data.tokenizer": "bpe:300",
     "data.validation_fraction": 0.2,
-    "data.sequence_length": 32,
-    "data.batch_size": 32,
     "optim.steps": 64,
     "optim.warmup_steps": 2,
     "eval.every": 16,
     "checkpoint.every": 8,
     "checkpoint.keep": 2,
-    "log.every": 1,
     "sample.tokens": 4,
 }
 
@@ -42,30 +35,23 @@ def corpus(tmp_path_factory):
 
 
 def start(module, *flags):
-    command = ["bash", "launch/local.sh", "--processes=4", "--devices=1", f"--module={module}"]
-    return subprocess.Popen(
-        [*command, *flags],
-        cwd=ROOT, env=os.environ | {"PYTHON": sys.executable},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    command = ["launch/local.sh", "--processes=4", "--devices=1", f"--module={module}"]
+    return Process([*command, *flags])
 
 
 def run(module, *flags):
-    process = start(module, *flags)
-    output, errors = process.communicate(timeout=600)
-    assert process.returncode == EXIT_DONE, errors
-    return output
+    (end,) = wait_for_end([start(module, *flags)], 600)
+    assert end.returncode == EXIT_DONE, end.stderr
+    return end.stdout
 
 
 def training(corpus, workdir):
     fields = FIELDS | {"data.text": f"{corpus}/*.txt"}
-    flags = [f"--config.{name}={value}" for name, value in fields.items()]
-    return "gpt_pjit.main", "--config=configs/quickstart.py", f"--workdir={workdir}", *flags
+    return "gpt_pjit.main", *run_flags(workdir, fields)
 
 
 def losses(workdir):
-    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    return [{k: v for k, v in line.items() if "throughput" not in k} for line in lines]
+    return [{k: v for k, v in line.items() if "throughput" not in k} for line in logged(workdir)]
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +64,7 @@ def in_a_folder(corpus, tmp_path_factory):
 def wait_for(path, process):
     deadline = time.monotonic() + 300
     while not path.exists():
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, process.printed()
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -88,7 +74,7 @@ def test_a_run_in_a_bucket_is_that_in_a_folder(corpus, in_a_folder, bucket, tmp_
     process = start(*training(corpus, workdir))
     wait_for(workdir / "checkpoints" / "24" / COMMIT, process)
     process.send_signal(signal.SIGKILL)  # the kernel then ends the four
-    process.communicate(timeout=60)
+    wait_for_end([process], 60)
     assert not (workdir / "checkpoints" / "64").exists()
     kept = losses(workdir)
     assert kept[-1]["step"] >= 24
@@ -110,15 +96,14 @@ def test_a_run_in_a_bucket_is_that_in_a_folder(corpus, in_a_folder, bucket, tmp_
     for name, each in (("stored", workdir), ("local", in_a_folder)):
         command = [sys.executable, "-m", "gpt_pjit.hf", "export", f"--checkpoint={each}"]
         command.append(f"--out={tmp_path / name}")
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        assert run_process(command).returncode == EXIT_DONE
         exported[name] = (tmp_path / name / "model.safetensors").read_bytes()
     assert exported["stored"] == exported["local"]
 
 
 def test_a_bucket_that_is_not_there_ends_all_with_one_sentence(corpus, bucket):
     missing = bucket.replace("bucket", "missing")
-    process = start(*training(corpus, f"{missing}/run"))
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == EXIT_CONFIG
-    assert f"there is no bucket {missing}; create it" in errors
-    assert "Traceback" not in errors
+    (end,) = wait_for_end([start(*training(corpus, f"{missing}/run"))], 120)
+    assert end.returncode == EXIT_CONFIG
+    assert f"there is no bucket {missing}; create it" in end.stderr
+    assert "Traceback" not in end.stderr

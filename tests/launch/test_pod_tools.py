@@ -1,15 +1,14 @@
 """Evaluation and generation on the shapes of real pods: what one process gives, and one end."""
 
 import json
-import os
-import subprocess
 import sys
 import time
 
 import pytest
 
 from gpt_pjit.core.errors import EXIT_CONFIG, EXIT_DONE, EXIT_FAULT
-from tests.helpers import ROOT, make_workdir, tiny
+from tests.helpers import make_workdir, tiny
+from tests.processes import run
 
 pytest.importorskip("libtpu", reason="wants libtpu, of the extra `plan`")
 pytestmark = [
@@ -56,19 +55,13 @@ def folder(tmp_path_factory):
 def launched(folder, start, *flags):
     """What a command has written and its seconds; `start` is the beginning of its line."""
     began = time.monotonic()
-    done = subprocess.run(
-        [*start, *flags, f"--checkpoint={folder}/run"],
-        env=os.environ | {
-            "PYTHON": sys.executable, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1",
-            "PYTHONPATH": str(folder),
-        },
-        cwd=ROOT, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
+    command = [*start, *flags, f"--checkpoint={folder}/run"]
+    done = run(command, seconds=600, PYTHONPATH=str(folder))
     return done, time.monotonic() - began
 
 
 def on_pod(topology, module):
-    return ["bash", "launch/local.sh", f"--topology={topology}", f"--module={module}"]
+    return ["launch/local.sh", f"--topology={topology}", f"--module={module}"]
 
 
 def record(folder, start, *flags):

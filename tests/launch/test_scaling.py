@@ -4,13 +4,10 @@ Real processes of one CPU device each train on a corpus, evaluate a text, and ge
 """
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
-from tests.helpers import ROOT
+from tests.processes import run
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
@@ -92,7 +89,7 @@ fields = {
     "checkpoint.every": 3, "sample.tokens": 0,
 }
 flags = [f"--config.{name}={value}" for name, value in fields.items()]
-run("main", "--config=configs/quickstart.py", f"--workdir={workdir}", *flags)
+run("main", "--config=tests/run_config.py", f"--workdir={workdir}", *flags)
 run("evaluate.command", f"--checkpoint={workdir}", f"--tasks=file:{folder}/text.txt", "--json")
 prompts = f"--prompt_file={folder}/prompt.txt"
 run("generate.command", f"--checkpoint={workdir}", prompts, "--num_samples=9", "--json")
@@ -119,11 +116,8 @@ def counted(tmp_path_factory):
     found = {}
     for hosts in (4, 32):
         flags = [f"--processes={hosts}", "--devices=1", "--module=counted"]
-        done = subprocess.run(
-            ["bash", "launch/local.sh", *flags, str(folder), f"{folder}/runs/{hosts}"],
-            env=os.environ | {"PYTHON": sys.executable, "PYTHONPATH": str(folder)},
-            cwd=ROOT, capture_output=True, text=True, timeout=1500,
-        )  # fmt: skip
+        command = ["launch/local.sh", *flags, folder, f"{folder}/runs/{hosts}"]
+        done = run(command, seconds=1500, PYTHONPATH=str(folder))
         assert done.returncode == 0, done.stderr[-3000:]
         paths = [folder / "counts" / f"{hosts}-{process}" for process in range(hosts)]
         found[hosts] = [json.loads(path.read_text()) for path in paths]

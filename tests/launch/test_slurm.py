@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch.slurm_cluster import DAEMONS, slurm_cluster, wait_until
+from tests.launch.slurm_cluster import DAEMONS, slurm_cluster
+from tests.processes import by_step, run_flags, wait_until
 
 missing = [
     name for name in DAEMONS if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
@@ -22,19 +23,10 @@ pytestmark = [
 ]
 
 FIELDS = {
-    "model.n_layers": 2,
-    "model.d_model": 64,
-    "model.d_ff": 128,
-    "model.vocab_size": 264,
-    "data.text_exclude": "",
-    "data.tokenizer": "bytes",
     "data.validation_fraction": 0,
-    "data.sequence_length": 32,
-    "data.batch_size": 32,
     "optim.steps": 600,
     "checkpoint.every": 100,
     "log.every": 10,
-    "sample.tokens": 0,
 }
 # Ends its Nth start with the Nth of its codes; "term" waits for SIGTERM and then exits with 75.
 STAND_IN = """
@@ -85,8 +77,7 @@ def training(tmp_path, **fields) -> tuple[Path, list[str]]:
     for number in range(30):
         (corpus / f"{number}.txt").write_text("".join(f"line {i}\n" for i in range(100)))
     fields = FIELDS | {"data.text": f"{corpus}/*.txt"} | fields
-    flags = [f"--config.{name}={value}" for name, value in fields.items()]
-    return workdir, ["--config=configs/quickstart.py", f"--workdir={workdir}", *flags]
+    return workdir, run_flags(workdir, fields)
 
 
 def begin(cluster, tmp_path, codes: str) -> tuple[str, Path]:
@@ -108,9 +99,8 @@ def test_a_run_of_two_tasks_is_requeued_and_finishes(cluster, tmp_path):
     assert (after["JobState"], after["Restarts"]) == ("COMPLETED", "1"), log.read_text()
     starts = json.loads((workdir / "run.json").read_text())["starts"]
     assert [(start["processes"], start["devices"][0]) for start in starts] == [(2, 2), (2, 2)]
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    steps = [line["step"] for line in lines if "train/loss" in line]
-    assert steps == sorted(set(steps))
+    steps = list(by_step(workdir))
+    assert steps == sorted(steps)
     assert steps[-1] == 600
     (saved,) = re.findall(r"stopped and saved at step (\d+)", log.read_text())
     assert f"steps: {saved} of 600 done" in log.read_text()
