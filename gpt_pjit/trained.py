@@ -16,7 +16,7 @@ from gpt_pjit.core.checkpoints import fingerprints, newest_or_wanted, other_step
 from gpt_pjit.core.errors import ConfigError, IntegrityError, Problem
 from gpt_pjit.core.files import as_path
 from gpt_pjit.core.model import Model, build_model
-from gpt_pjit.core.runtime import initialize_devices, pod_devices, read_run
+from gpt_pjit.core.runtime import connect, initialize_devices, pod_devices, read_run
 from gpt_pjit.core.sharding import make_mesh, mesh_shape
 from gpt_pjit.core.tokens import Tokenizer, TrainingData, held_out_batches, saved_tokenizer
 from gpt_pjit.core.training import validation_metrics
@@ -61,6 +61,7 @@ def load_trained(checkpoint: str | Path, *, tensor: int = 1, dtype: str = "") ->
     c = dataclasses.replace(config.model, dtype=dtype or config.model.dtype)
     mesh = make_mesh(mesh_shape(1, -1, tensor, jax.device_count()), pod_devices())
     model = build_model(c, config.data.sequence_length, config.partition, mesh)
+    connect(mesh)
     with jax.set_mesh(mesh):
         step, params = _restored(workdir, wanted, model)
         _check_finite(params, workdir, step)

@@ -25,6 +25,7 @@ from gpt_pjit.core.runtime import (
     check_none_saved,
     check_same_data,
     code_facts,
+    connect,
     entries_of,
     from_process_0,
     global_batch,
@@ -104,6 +105,7 @@ def train(
             check_agreement(_facts(config, data))
             with all_or_none():
                 check_same_data(workdir, data.identity(), origin)
+            connect(training.mesh)
             with jax.set_mesh(training.mesh):
                 run = _Run(config, workdir, training, data, watch, tools)
                 return run.to_the_end(origin, timeline, plans, profile)

@@ -3,7 +3,8 @@
 `CHAOS` is a JSON list of faults: {"at": EVENT, "do": WHAT, "process": NUMBER or null, "step": N}.
 They fire inside this process, at the event, so no test depends on a clock. `CHAOS_OFF` lists
 protections to switch off, to show that they are needed. Each step takes `CHAOS_PACE` seconds more.
-A "drag" takes "seconds" at each such event, from "step" on.
+To be "slow" is to take "seconds" once, or 12, twice the patience. A "drag" takes "seconds" at each
+such event, from "step" on.
 """
 
 import json
@@ -33,7 +34,7 @@ def fire(event, step=None):
             FAULTS.remove(fault)
             print(f"chaos: {fault['do']} at {event} {step or ''}", file=sys.stderr, flush=True)
             if fault["do"] in ("sleep", "slow"):
-                time.sleep(3600 if fault["do"] == "sleep" else 12)  # twice the patience
+                time.sleep(3600 if fault["do"] == "sleep" else fault.get("seconds", 12))
             elif fault["do"] != "report":
                 for _ in range(fault.get("times", 1)):
                     os.kill(os.getpid(), signal.Signals[fault["do"]])

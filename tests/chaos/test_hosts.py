@@ -72,6 +72,14 @@ def test_a_first_step_that_never_comes_ends_all(trainer):
 
 
 @pytest.mark.long
+def test_all_wait_for_one_that_compiles_longest(trainer, golden):
+    run = trainer(processes=2, devices=1, compiles=True)
+    ended = run.run([{"at": "compile", "do": "slow", "process": 1, "seconds": 40}])
+    assert ended.codes == [EXIT_DONE] * 2, ended.errors
+    assert_same_run(run, golden(processes=2, devices=1))
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("event", ["compile", "first batch", "save", "data"])
 def test_what_is_slow_is_not_stuck(trainer, event):
     """Twice the patience in a place that may take long."""

@@ -1,7 +1,13 @@
 """What surrounds the computation: hosts, the workdir, files, metrics, signals."""
 
 from gpt_pjit.core.runtime.changes import Origin, entries_of
-from gpt_pjit.core.runtime.hosts import global_array, global_batch, initialize_devices, local_rows
+from gpt_pjit.core.runtime.hosts import (
+    connect,
+    global_array,
+    global_batch,
+    initialize_devices,
+    local_rows,
+)
 from gpt_pjit.core.runtime.metrics import StepLog
 from gpt_pjit.core.runtime.planned import planned_step
 from gpt_pjit.core.runtime.profiler import Profiler

@@ -1,6 +1,7 @@
 """Devices and hosts: how many there are, which rows of a batch they hold, how hosts meet."""
 
 import functools
+import itertools
 import math
 import os
 from collections.abc import Iterable
@@ -8,7 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from gpt_pjit.config import MeshConfig
 from gpt_pjit.core.chips import GPU_SHARE
@@ -17,7 +18,7 @@ from gpt_pjit.core.console import mute, warn
 from gpt_pjit.core.cores import usable_cores
 from gpt_pjit.core.errors import ConfigError
 from gpt_pjit.core.runtime.programs import keep_programs
-from gpt_pjit.core.runtime.together import watch_for_failure
+from gpt_pjit.core.runtime.together import everyone, watch_for_failure
 
 HEARTBEAT_SECONDS = 30  # without one for so long JAX aborts; by default, 100
 # The environment may set these; the results of a run must not depend on it.
@@ -82,6 +83,32 @@ def initialize_devices(
     if process != 0:
         mute()
     keep_programs()
+
+
+def connect(mesh: Mesh) -> None:
+    """Connects the CPU devices of all processes along the axes of the mesh, while all are here.
+
+    Otherwise the first collective does, in which Gloo waits for 30 s: less than one process may
+    compile for longer than another.
+    """
+    if jax.process_count() == 1 or jax.default_backend() != "cpu":
+        return
+    split = [axis for axis, size in mesh.shape.items() if size > 1]
+    groups = [axes for n in range(len(split)) for axes in itertools.combinations(split, n + 1)]
+
+    @jax.jit
+    def sums(x: jax.Array) -> list[jax.Array]:
+        return [
+            jax.shard_map(lambda part, axes=axes: jax.lax.psum(part, axes), out_specs=P(rest))(x)
+            for axes in groups
+            for rest in [tuple(axis for axis in split if axis not in axes)]
+        ]
+
+    sharding = NamedSharding(mesh, P(tuple(split)))
+    x = jax.make_array_from_callback((mesh.size,), sharding, lambda _: np.zeros(1, np.float32))
+    everyone(None)
+    with jax.set_mesh(mesh):
+        jax.block_until_ready(sums(x))
 
 
 def _without_a_proxy(address: str) -> None:
