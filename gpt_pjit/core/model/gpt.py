@@ -246,6 +246,8 @@ def scan_layers(c: ModelConfig, run: Callable[..., Any], x_BTD: jax.Array, layer
         return x_BTD, jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
 
     with jax.named_scope("layers"):
+        if period > 1 and steps == 1:  # JAX cannot give a `reduced` array a dimension of one step
+            return run_period(x_BTD, layers)
         unroll = 1 if c.scan_layers else steps
         if period == 1:
             return jax.lax.scan(

@@ -303,6 +303,7 @@ ONES = [
     ({"n_heads": 1, "d_ff": 1}, {"batch_size": 4}, {}, (1, 4, 1)),
     ({"n_layers": 1, "vocab_size": 4}, {"batch_size": 4}, {}, (1, 1, 4)),
     ({"n_heads": 1, "d_model": 1, "d_ff": 1, "vocab_size": 2}, {"batch_size": 1}, {}, (1, 1, 1)),
+    ({"n_layers": 2, "windows": (4, 0)}, {"batch_size": 4}, {}, (1, 4, 1)),  # one step of the scan
 ]
 DROPOUTS = {"dropout_attention": 0.1, "dropout_residual": 0.1}
 KINDS = {
