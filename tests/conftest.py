@@ -1,6 +1,7 @@
 """Every test runs on 32 CPU devices, the shape of a v3-32, and without silent rank promotion."""
 
 import os
+import signal
 import tempfile
 from importlib.metadata import version
 
@@ -16,6 +17,8 @@ os.environ.setdefault(
 )
 
 import jax
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 
 jax.config.update("jax_num_cpu_devices", 32)
 jax.config.update("jax_numpy_rank_promotion", "raise")
