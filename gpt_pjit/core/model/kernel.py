@@ -50,16 +50,13 @@ def kernel_wins(q_HBTK: jax.Array) -> bool:
     """Whether the devices of the mesh run the kernel faster than the plain form: TPUs from v4 on,
     in bfloat16, on whole blocks of queries, if keys and values fit on the chip.
     """
-    chip, (length, size) = chip_of_kind(_device_kind()), q_HBTK.shape[2:]
-    if chip is None or q_HBTK.dtype != jnp.bfloat16 or length % QUERY_BLOCK:
-        return False
-    return _bytes_on_chip(length, size, False) <= chip.vmem_bytes
+    whole = q_HBTK.dtype == jnp.bfloat16 and q_HBTK.shape[2] % QUERY_BLOCK == 0
+    return chip_of_kind(_device_kind()) is not None and whole and _has_room(q_HBTK, False)
 
 
 def room_for_angles(q_HBTK: jax.Array) -> bool:
     """Whether the chip can hold, beside keys and values, what it takes to make them ready."""
-    chip, (length, size) = chip_of_kind(_device_kind()), q_HBTK.shape[2:]
-    return chip is None or _bytes_on_chip(length, size, True) <= chip.vmem_bytes
+    return _has_room(q_HBTK, True)
 
 
 def attend_in_kernel(
@@ -224,6 +221,11 @@ class _Blocks:
         """The scores that the steps of one head compute."""
         block, chunk, *_ = self.shape
         return block * chunk * chunks_visited(self.shape, self.length)
+
+
+def _has_room(q_HBTK: jax.Array, prepares: bool) -> bool:
+    chip = chip_of_kind(_device_kind())
+    return chip is None or _bytes_on_chip(*q_HBTK.shape[2:], prepares) <= chip.vmem_bytes
 
 
 def _bytes_on_chip(length: int, head_size: int, prepares: bool) -> int:
