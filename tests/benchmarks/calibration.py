@@ -1,17 +1,20 @@
 """Estimates of `gpt_pjit plan` beside published speeds: the table of docs/calibration.md.
 
-    python -m tests.benchmarks.calibration [products] [NAME ...]
+    python -m tests.benchmarks.calibration [shares] [NAME ...]
 
 Compiles each program with libtpu, which takes minutes, or reads it from the plan's cache; prints a
-Markdown table. A ratio is the estimated time of a token over the published one. `products` compiles
-plain matrix products instead, in seconds.
+Markdown table. A ratio is the estimated time of a token over the published one. `shares` compiles
+plain products and passes over memory instead, in seconds.
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +61,7 @@ MAXTEXT = (
     "data.sequence_length=2048 data.batch_size=512"
 )
 PRODUCTS = ((8192, 8192, 8192), (32768, 1536, 6144), (32768, 6144, 1536))
+TOKENS = (32768, 1536)
 ROWS = (
     Row("levanter 1.4B, 2 a core", "v3-256", "124m", 0.417, "MFU", LEVANTER + "512"),
     Row("levanter 1.4B, 8 a core", "v3-256", "124m", 0.417, "MFU", LEVANTER + "2048"),
@@ -97,29 +101,44 @@ def show(row: Row) -> None:
     )
 
 
-def share_of_peak(topology: Topology, m: int, k: int, n: int) -> float:
-    """Of a bfloat16 product, by the compiler's cycles."""
+def seconds(topology: Topology, function: Callable[..., Any], *shapes: tuple[int, ...]) -> float:
+    """Of a function of bfloat16 arrays, by the compiler's cycles."""
     device, *_ = devices_of(topology) or ()
     on = SingleDeviceSharding(device)
-    a, b = (jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=on) for shape in ((m, k), (k, n)))
-    lowered = jax.jit(jnp.matmul).trace(a, b).lower(lowering_platforms=("tpu",))
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=on) for shape in shapes]
+    lowered = jax.jit(function).trace(*arrays).lower(lowering_platforms=("tpu",))
     operations = roll_up(Module(lowered.compile().as_text()), topology.chip)
-    seconds = sum(operation["cycles"] for operation in operations) / topology.chip.clock
-    return 2 * m * k * n / topology.chip.peak_flops / seconds
+    return sum(operation["cycles"] for operation in operations) / topology.chip.clock
 
 
-def show_products() -> None:
+def rms_norm(x_ND: jax.Array) -> jax.Array:
+    x = x_ND.astype(jnp.float32)
+    return (x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6)).astype(x_ND.dtype)
+
+
+def shares(topology: Topology) -> Iterator[float]:
+    """Of the peak by products, of the memory's bandwidth by what reads and writes little else."""
+    chip = topology.chip
+    for m, k, n in PRODUCTS:
+        yield 2 * m * k * n / chip.peak_flops / seconds(topology, jnp.matmul, (m, k), (k, n))
+    each = 2 * math.prod(TOKENS) / chip.hbm_bandwidth
+    yield 3 * each / seconds(topology, jnp.add, TOKENS, TOKENS)
+    yield 3 * each / seconds(topology, rms_norm, TOKENS)  # read twice: a row's mean comes first
+
+
+def show_shares() -> None:
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    print("| |" + "".join(f" {m} x {k} x {n} |" for m, k, n in PRODUCTS))
-    print("|---" * (1 + len(PRODUCTS)) + "|")
+    names = [*(f"{m} x {k} x {n}" for m, k, n in PRODUCTS), "a sum", "an RMS norm"]
+    print("| |" + "".join(f" {name} |" for name in names))
+    print("|---" * (1 + len(names)) + "|")
     for name in ("v3-8", "v4-8", "v5e-1", "v5p-8", "v6e-1"):
-        shares = (share_of_peak(find_topology(name), *sizes) for sizes in PRODUCTS)
-        print(f"| {name} |" + "".join(f" {share:.0%} |" for share in shares), flush=True)
+        row = "".join(f" {share:.0%} |" for share in shares(find_topology(name)))
+        print(f"| {name} |{row}", flush=True)
 
 
 def main() -> None:
-    if sys.argv[1:] == ["products"]:
-        show_products()
+    if sys.argv[1:] == ["shares"]:
+        show_shares()
         return
     print("| program | on | step | tokens/s | MFU | published | ratio |")
     print("|---|---|---|---|---|---|---|")
