@@ -224,8 +224,8 @@ class _Blocks:
 
 
 def _has_room(q_HBTK: jax.Array, prepares: bool) -> bool:
-    chip = chip_of_kind(_device_kind())
-    return chip is None or _bytes_on_chip(*q_HBTK.shape[2:], prepares) <= chip.vmem_bytes
+    chip, (length, size) = chip_of_kind(_device_kind()), q_HBTK.shape[2:]
+    return chip is None or _bytes_on_chip(length, size, prepares) <= chip.vmem_bytes
 
 
 def _bytes_on_chip(length: int, head_size: int, prepares: bool) -> int:
