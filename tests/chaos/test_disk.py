@@ -104,6 +104,7 @@ def test_a_quota_is_one_sentence_on_all_hosts_and_the_run_resumes(
     assert_same_run(run, golden(**shape))
 
 
+@pytest.mark.long
 def test_a_quota_on_one_host_alone_ends_both(trainer):
     """Of the bytes in a file: a quota of a file system holds for all who write to it."""
     run = trainer(processes=2, devices=1)
@@ -111,6 +112,7 @@ def test_a_quota_on_one_host_alone_ends_both(trainer):
     assert run.run().codes == [EXIT_DONE] * 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "room", [9_000, *(pytest.param(n, marks=pytest.mark.long) for n in (14_000, 150_000))]
 )
@@ -134,6 +136,7 @@ def test_a_disk_that_turns_read_only_is_one_sentence(trainer, disk):
     assert run.run().codes == [EXIT_DONE]
 
 
+@pytest.mark.long
 def test_one_host_that_cannot_write_ends_both(trainer, disk):
     run = trainer("disk/run", processes=2, devices=1)
     assert run.run([{"at": "train", "step": 7, "do": "SIGTERM", "process": 0}]).codes == [75, 75]

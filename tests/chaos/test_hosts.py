@@ -20,7 +20,7 @@ AT = {"at": "train", "step": 10}
     ("fault", "victim", "processes"),
     [
         pytest.param("sleep", 0, 2, marks=pytest.mark.long),
-        ("sleep", 1, 2),
+        pytest.param("sleep", 1, 2, marks=pytest.mark.long),
         pytest.param("sleep", 2, 4, marks=pytest.mark.long),
         pytest.param("SIGSTOP", 0, 2, marks=pytest.mark.long),
         pytest.param("SIGSTOP", 1, 4, marks=pytest.mark.long),
@@ -88,6 +88,7 @@ def test_what_is_slow_is_not_stuck(trainer, event):
     assert ended.codes == [EXIT_DONE] * 2, ended.errors
 
 
+@pytest.mark.long
 def test_nan_on_one_host_ends_all_and_leaves_the_good_checkpoints(trainer):
     run = trainer(processes=2, devices=1)
     ended = run.run([{"at": "state", "step": 10, "do": "nan", "process": 1}])
@@ -97,6 +98,7 @@ def test_nan_on_one_host_ends_all_and_leaves_the_good_checkpoints(trainer):
     assert list(run.losses()) == list(range(1, STEPS + 1))
 
 
+@pytest.mark.long
 def test_a_flipped_bit_of_a_replica_is_named(trainer):
     run = trainer(processes=2, devices=1, flags={"partition.layout": "ddp"})
     ended = run.run([{"at": "state", "step": 10, "do": "flip", "process": 1}])

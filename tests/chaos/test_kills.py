@@ -81,6 +81,7 @@ def test_a_kill_after_the_last_save_loses_neither_validation_nor_finish(trainer,
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_hosts_come_and_go(trainer, golden):
     """2 -> 4 -> 1 -> 2 processes: the same examples, and bit for bit up to the first change."""
     run = trainer("run", processes=2, devices=1)

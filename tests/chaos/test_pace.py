@@ -26,7 +26,12 @@ HELD_UP = "process 1 (HOST) holds up the others: its devices idle"
         pytest.param("train", 1, HELD_UP, marks=pytest.mark.long),
         ("batch", 1, HELD_UP),
         pytest.param("batch", None, "devices idle", marks=pytest.mark.long),
-        ("write", 0, "process 0 (HOST) holds up the others: its devices idle"),
+        pytest.param(
+            "write",
+            0,
+            "process 0 (HOST) holds up the others: its devices idle",
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_what_holds_up_a_run_is_named(trainer, event, process, named):

@@ -12,6 +12,7 @@ pytestmark = pytest.mark.slow
 END_OF_TEXT = 256  # of the tokenizer of bytes
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("off", ["", "skipping"])
 def test_a_step_that_is_not_finite(trainer, off):
     """Steps that hold the end of a document, some of all, have a loss of NaN."""

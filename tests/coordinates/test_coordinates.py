@@ -44,6 +44,7 @@ def test_flat_with_the_tables_and_not_without(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_command_reads_a_config_at_each_width(capsys, tmp_path):
     small = ["--config.model.n_layers=2", "--config.model.n_heads=2", "--widths=32,64", "--steps=1"]
     code, out, _ = run_command_here(capsys, "coordinates", f"--config={MUP}", *small, "--json")

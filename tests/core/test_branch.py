@@ -75,7 +75,7 @@ def assert_same_state(one, two, step):
 MESHES = [
     pytest.param((1, 32, 1), "zero", id="data 32, zero", marks=pytest.mark.long),
     pytest.param((1, 8, 4), "fsdp", id="data 8 tensor 4, fsdp"),
-    pytest.param((2, 16, 1), "ddp", id="replica 2 data 16, ddp"),
+    pytest.param((2, 16, 1), "ddp", id="replica 2 data 16, ddp", marks=pytest.mark.long),
     pytest.param((1, 16, 2), "zero1", id="data 16 tensor 2, zero1", marks=pytest.mark.long),
 ]
 
@@ -102,6 +102,7 @@ def assert_near(one, two):
     assert one == pytest.approx(two, abs=1e-5)
 
 
+@pytest.mark.long
 def test_a_branch_on_another_mesh_and_layout_has_the_losses_of_the_same(run):
     other = {"mesh.data": 8, "mesh.tensor": 4, "partition.layout": "fsdp"}
     run("trunk")
@@ -139,6 +140,7 @@ def test_a_branch_and_a_resumed_run_with_the_same_changes_are_the_same_to_the_bi
     assert np.array_equal(np.concatenate(read), np.arange(8 * 32 + 4 * 64))
 
 
+@pytest.mark.long
 def test_a_run_with_more_steps_is_the_unbroken_longer_one_to_the_bit(run):
     run("unbroken", {"optim.steps": STEPS})
     run("run")
@@ -147,6 +149,7 @@ def test_a_run_with_more_steps_is_the_unbroken_longer_one_to_the_bit(run):
     assert_same_state(run.folder / "run", run.folder / "unbroken", STEPS)
 
 
+@pytest.mark.long
 def test_a_branch_into_a_mixture_is_the_run_whose_second_stage_begins_there(run):
     def stages(first, second):
         return lambda a, b: ((a.path, ((0, 1), (STABLE, first))), (b.path, ((STABLE, second),)))
@@ -165,6 +168,7 @@ def test_a_branch_into_a_mixture_is_the_run_whose_second_stage_begins_there(run)
     assert_same_state(branch, unbroken, STEPS)
 
 
+@pytest.mark.long
 def test_a_stage_that_begins_between_two_starts_changes_nothing(run):
     """Stopped and resumed across the boundary, which lies inside a checkpoint's interval."""
     fields = {"data.path": "", "data.sources": lambda a, b: ((a.path, 1), (b.path, ((6, 2),)))}
@@ -174,6 +178,7 @@ def test_a_stage_that_begins_between_two_starts_changes_nothing(run):
     assert by_step(run.folder / "run") == by_step(run.folder / "unbroken")
 
 
+@pytest.mark.long
 def test_a_branch_from_weights_alone_starts_as_in_their_own_workdir(run):
     config = with_fields(tiny(), FIELDS)
     program = program_on(config, (1, 1, 1))
@@ -190,6 +195,7 @@ def test_a_branch_from_weights_alone_starts_as_in_their_own_workdir(run):
     assert read_run(run.folder / "branch")[1]["source"]["from"] == "somewhere"
 
 
+@pytest.mark.long
 def test_a_branch_stopped_before_its_first_save_begins_where_it_began(run, monkeypatch):
     """Also if its origin has trained on since."""
 
@@ -214,6 +220,7 @@ def test_a_branch_without_steps_or_from_a_step_that_is_not_there_is_refused(run)
         run("branch", WSD, ("trunk", 7))
 
 
+@pytest.mark.long
 def test_a_damaged_origin_is_left_as_it_is(run, capsys):
     run("trunk")
     folder = run.folder / "trunk" / "checkpoints"

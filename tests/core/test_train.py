@@ -200,6 +200,7 @@ def test_training_goes_on_when_its_reader_is_gone(corpus, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_four_processes_train_to_the_losses_of_one(corpus, tmp_path):
     """4 processes x 8 devices, the shape of a v3-32, with the batch of one process."""
     launcher = ["launch/local.sh", "--processes=4", "--devices=8"]
@@ -224,6 +225,7 @@ def test_four_processes_train_to_the_losses_of_one(corpus, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_branch_and_change_a_run_as_one_does(corpus, tmp_path):
     """The whole command: one process trains the trunk; then the same branch by one and by two."""
     launcher = ["launch/local.sh", "--processes=2", "--devices=1"]

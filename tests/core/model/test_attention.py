@@ -199,7 +199,7 @@ def test_products_in_bfloat16_are_as_close_to_float32_as_those_of_the_plain_form
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("masked", [pytest.param(True, marks=pytest.mark.long), False])
 def test_the_kernel_reads_nothing_that_it_has_not_written(monkeypatch, masked):
     """In a simulated TPU, whose memory is NaN at first, and where reads beyond an array raise."""
     simulated = {"interpret": pltpu.InterpretParams(random_seed=0)}

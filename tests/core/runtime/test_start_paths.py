@@ -148,6 +148,7 @@ def processes_of(mark):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_training_listens_on_no_interface_but_its_own(tmp_path):
     """From the first moment to the last, with everything that a run starts."""
     (tmp_path / "text.txt").write_text("A text of some length. " * 100)

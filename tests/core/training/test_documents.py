@@ -31,7 +31,8 @@ def documents(row):
 @pytest.fixture(
     params=[
         "alibi",
-        *(pytest.param(b, marks=pytest.mark.slow) for b in ("gpt2", "llama", "nanochat")),
+        pytest.param("nanochat", marks=pytest.mark.slow),
+        *(pytest.param(b, marks=[pytest.mark.slow, pytest.mark.long]) for b in ("gpt2", "llama")),
     ]
 )
 def config(request):
