@@ -116,6 +116,7 @@ def test_ctrl_c_while_the_loss_is_measured_keeps_the_workdir(tmp_path, call, mon
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_training_continues_from_it_with_a_config_of_its_own(tmp_path, call):
     (tmp_path / "text.txt").write_text("the quick brown fox " * 600)
     data = {

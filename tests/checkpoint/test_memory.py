@@ -48,6 +48,7 @@ def peak(*arguments):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_peaks_are_bounded(tmp_path):
     config = tiny(model=MODEL)

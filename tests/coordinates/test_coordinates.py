@@ -26,6 +26,7 @@ def config_of(width):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_flat_with_the_tables_and_not_without(tmp_path):
     configs = {width: config_of(width) for width in WIDTHS}
     found = {

@@ -232,6 +232,7 @@ def test_a_damaged_origin_is_left_as_it_is(run, capsys):
     assert sorted(path.name for path in folder.iterdir()) == ["4", "8"]
 
 
+@pytest.mark.long
 def test_the_state_of_another_optimizer_is_refused_and_left_as_it_is(run):
     run("trunk")
     shapes = saved_shapes(run.folder / "trunk/checkpoints", STABLE)

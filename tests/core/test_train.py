@@ -165,6 +165,7 @@ def assert_accounts_for_two_starts(workdir, stopped):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_start_that_found_no_data_does_not_bind_the_workdir(corpus, tmp_path):
     workdir = tmp_path / "run"
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n" * 100)

@@ -254,6 +254,7 @@ def tokenize_part(arguments, out, number):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_8_parts_by_two_machines_three_of_them_killed(corpus, tmp_path):
     documents = random_documents(4000, 300, seed=7)
     for number in range(2):  # 48 MB, three quarters of it in one packed file

@@ -236,7 +236,8 @@ def kill_until_done(arguments, out, kills, longest):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("count", "kills"), [(1, 6), (2, 6), pytest.param(2, 25, marks=pytest.mark.long)]
+    ("count", "kills"),
+    [(2, 6), *(pytest.param(*case, marks=pytest.mark.long) for case in ((1, 6), (2, 25)))],
 )
 def test_kills_at_random_moments_leave_the_same_bytes(corpus, tmp_path, count, kills):
     write_as("jsonl", tmp_path / "c", random_documents(1000, 600))

@@ -88,7 +88,12 @@ def test_the_bound_is_that_of_products_or_of_bytes(name, nbytes, flops):
 @pytest.mark.skipif(not gpus.has_compiler(), reason="needs pip install 'gpt_pjit[plan-gpu]'")
 @pytest.mark.parametrize(
     ("layout", "name"),
-    [("ddp", "a100-40gb-4"), ("zero1", "h100-4"), ("zero", "h100-16"), ("fsdp", "h200-4")],
+    [
+        pytest.param("ddp", "a100-40gb-4", marks=pytest.mark.long),
+        pytest.param("zero1", "h100-4", marks=pytest.mark.long),
+        ("zero", "h100-16"),
+        ("fsdp", "h200-4"),
+    ],
 )
 def test_a_step_is_compiled_for_gpus_that_are_not_there(small, layout, name):
     fields = {"partition.layout": layout, "model.dtype": "bfloat16", "data.batch_size": 32}

@@ -33,10 +33,16 @@ MUON = {"optim.rules": ((r"blocks/.*/kernel", "muon"), (".*", "adamw"))}
 DEALT = "matrices_dealt_to_muon_and_back_once"
 
 
+def marks_of(case):
+    if case == QUICK:
+        return []
+    return [pytest.mark.slow, pytest.mark.long] if "replica" in case else [pytest.mark.slow]
+
+
 @pytest.mark.parametrize(
     ("layout", "mesh"),
     [
-        pytest.param(layout, mesh, marks=[] if (layout, mesh) == QUICK else pytest.mark.slow)
+        pytest.param(layout, mesh, marks=marks_of((layout, mesh)))
         for layout in LAYOUTS
         for mesh in ("data", "replica", "tensor")
     ],

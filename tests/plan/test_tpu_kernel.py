@@ -65,7 +65,7 @@ def kernels(module):
 
 
 @pytest.mark.parametrize("topology", ["v4-8", "v5e-4", "v5p-8", "v6e-4"])
-@pytest.mark.parametrize("size", [64, 128])
+@pytest.mark.parametrize("size", [pytest.param(64, marks=pytest.mark.long), 128])
 def test_newer_tpus_run_a_kernel_each_way_on_their_own_heads_and_rows(topology, size):
     module = compiled(topology, size, jnp.bfloat16)
     assert len(kernels(module)) == 2
