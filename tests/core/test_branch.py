@@ -74,7 +74,7 @@ def assert_same_state(one, two, step):
 
 MESHES = [
     pytest.param((1, 32, 1), "zero", id="data 32, zero", marks=pytest.mark.long),
-    pytest.param((1, 8, 4), "fsdp", id="data 8 tensor 4, fsdp"),
+    pytest.param((1, 8, 4), "fsdp", id="data 8 tensor 4, fsdp", marks=pytest.mark.long),
     pytest.param((2, 16, 1), "ddp", id="replica 2 data 16, ddp", marks=pytest.mark.long),
     pytest.param((1, 16, 2), "zero1", id="data 16 tensor 2, zero1", marks=pytest.mark.long),
 ]
@@ -247,6 +247,7 @@ def test_the_state_of_another_optimizer_is_refused_and_left_as_it_is(run):
     assert saved_steps(run.folder / "trunk/checkpoints") == [4, 8, 9]
 
 
+@pytest.mark.long
 def test_a_branch_from_a_bucket(run, bucket):
     """Of a run that has read another set, so that this one begins."""
     params = make_workdir(as_path(f"{bucket}/trunk"), with_fields(tiny(), FIELDS), (4, 8))

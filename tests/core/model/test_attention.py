@@ -80,11 +80,15 @@ def values_and_gradients(attend, target, *inputs):
 
 
 def cases():
-    """Every form with every mask; quick are all of blocks, and of the others all masks at once."""
-    for name, *masks in itertools.product(FORMS, *[(True, False)] * 4):
+    """Every form with every mask; quick are all of blocks, and of the others all masks at once. Of
+    the rest two thirds are long.
+    """
+    for number, (name, *masks) in enumerate(itertools.product(FORMS, *[(True, False)] * 4)):
         quick = name == "blocks" or (name in ("loops", "kernel") and all(masks))
         words = itertools.compress(("alibi", "dropout", "documents", "window"), masks)
-        marks = () if quick else pytest.mark.slow
+        marks = [pytest.mark.slow] * (not quick) + [pytest.mark.long] * (
+            not quick and number % 3 > 0
+        )
         yield pytest.param(name, *masks, marks=marks, id=f"{name}: {', '.join(words)}")
 
 

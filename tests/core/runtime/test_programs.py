@@ -188,6 +188,7 @@ def flip_a_bit(path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_kept_program_computes_the_same_bits_and_a_damaged_one_is_compiled(tmp_path):
     """Three runs: cold, warm, which compiles nothing, and with a flipped bit in each program."""
     (tmp_path / "texts").mkdir()

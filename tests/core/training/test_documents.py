@@ -31,8 +31,10 @@ def documents(row):
 @pytest.fixture(
     params=[
         "alibi",
-        pytest.param("nanochat", marks=pytest.mark.slow),
-        *(pytest.param(b, marks=[pytest.mark.slow, pytest.mark.long]) for b in ("gpt2", "llama")),
+        *(
+            pytest.param(block, marks=[pytest.mark.slow, pytest.mark.long])
+            for block in ("gpt2", "llama", "nanochat")
+        ),
     ]
 )
 def config(request):

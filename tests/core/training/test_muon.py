@@ -37,7 +37,9 @@ def marks_of(case):
         return []
     block, layout, shape = case
     turn = list(LAYOUTS).index(layout) + shape[0]
-    often = shape == (2, 2, 2) and block == ("alibi", "llama")[turn % 2]
+    often = (
+        shape == (2, 2, 2) and layout in ("zero", "fsdp") and block == ("alibi", "llama")[turn % 2]
+    )
     return [pytest.mark.slow] if often else [pytest.mark.slow, pytest.mark.long]
 
 
