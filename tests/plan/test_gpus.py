@@ -92,7 +92,7 @@ def test_the_bound_is_that_of_products_or_of_bytes(name, nbytes, flops):
         pytest.param("ddp", "a100-40gb-4", marks=pytest.mark.long),
         pytest.param("zero1", "h100-4", marks=pytest.mark.long),
         ("zero", "h100-16"),
-        ("fsdp", "h200-4"),
+        pytest.param("fsdp", "h200-4", marks=pytest.mark.long),
     ],
 )
 def test_a_step_is_compiled_for_gpus_that_are_not_there(small, layout, name):

@@ -36,7 +36,7 @@ DEALT = "matrices_dealt_to_muon_and_back_once"
 def marks_of(case):
     if case == QUICK:
         return []
-    return [pytest.mark.slow, pytest.mark.long] if "replica" in case else [pytest.mark.slow]
+    return [pytest.mark.slow] if "tensor" in case else [pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.mark.parametrize(
