@@ -15,6 +15,7 @@ from gpt_pjit.core.files import check_bucket, is_remote
 from gpt_pjit.core.runtime import (
     check_agreement,
     code_facts,
+    connect,
     everyone,
     global_array,
     global_batch,
@@ -150,6 +151,7 @@ def step(config: Config) -> str:
     local = tokens[local_rows(sharding, batch)]
     segments = np.zeros_like(local) if config.data.mask_documents else None
     arrays = global_batch(sharding, (local, segments), batch[0])
+    connect(mesh)
     with jax.set_mesh(mesh):
         state = training.init(jax.random.key(0))
         loss = float(training.train_step(state, *arrays)[1]["train/loss"])

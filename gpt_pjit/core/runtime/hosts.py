@@ -96,19 +96,15 @@ def connect(mesh: Mesh) -> None:
     split = [axis for axis, size in mesh.shape.items() if size > 1]
     groups = [axes for n in range(len(split)) for axes in itertools.combinations(split, n + 1)]
 
-    @jax.jit
-    def sums(x: jax.Array) -> list[jax.Array]:
-        return [
-            jax.shard_map(lambda part, axes=axes: jax.lax.psum(part, axes), out_specs=P(rest))(x)
-            for axes in groups
-            for rest in [tuple(axis for axis in split if axis not in axes)]
-        ]
+    def total(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+        rest = P(tuple(axis for axis in split if axis not in axes))
+        return jax.shard_map(lambda part: jax.lax.psum(part, axes), out_specs=rest)(x)
 
     sharding = NamedSharding(mesh, P(tuple(split)))
     x = jax.make_array_from_callback((mesh.size,), sharding, lambda _: np.zeros(1, np.float32))
     everyone(None)
     with jax.set_mesh(mesh):
-        jax.block_until_ready(sums(x))
+        jax.block_until_ready(jax.jit(lambda x: [total(x, axes) for axes in groups])(x))
 
 
 def _without_a_proxy(address: str) -> None:

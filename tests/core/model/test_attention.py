@@ -86,9 +86,7 @@ def cases():
     for number, (name, *masks) in enumerate(itertools.product(FORMS, *[(True, False)] * 4)):
         quick = name == "blocks" or (name in ("loops", "kernel") and all(masks))
         words = itertools.compress(("alibi", "dropout", "documents", "window"), masks)
-        marks = [pytest.mark.slow] * (not quick) + [pytest.mark.long] * (
-            not quick and number % 3 > 0
-        )
+        marks = [] if quick else [pytest.mark.slow, pytest.mark.long][: 1 + (number % 3 > 0)]
         yield pytest.param(name, *masks, marks=marks, id=f"{name}: {', '.join(words)}")
 
 
