@@ -5,13 +5,17 @@ Networks (rates, clock, links). TPU v4: Jouppi et al. 2023, TPU v4. Later TPUs: 
 of each; their clock is the peak rate over the operations per cycle that the compiler counts.
 GPUs: NVIDIA's data sheets, dense rates, and the clock that these are for. `usable_bytes` of a TPU
 is what its compiler reports as available (libtpu 0.0.42), of a GPU the share of its memory that a
-run takes; `vmem_bytes` is what JAX's Pallas gives for it.
+run takes; `vmem_bytes` is what JAX's Pallas gives for it. `operation_bytes` is our choice: with
+more of the VMEM for an operation, its tiles are larger and are loaded less often, with less, more
+arrays stay there between operations (docs/performance.md has what it gains).
 """
 
+import os
 from dataclasses import dataclass
 
 GIB = 2**30
 MIB = 2**20
+OPERATION_VMEM = "xla_tpu_scoped_vmem_limit_kib"
 GPU_SHARE = 0.92  # of its memory, for a run; JAX takes 0.75 unless it is told
 
 
@@ -28,6 +32,7 @@ class Chip:
     clock: float  # Hz
     devices_per_chip: int = 1
     vmem_bytes: int = 0  # of a core, for kernels; 0: kernels are not compiled for it
+    operation_bytes: int = 0  # of the VMEM, for one operation; 0: as the compiler has it
 
     @property
     def is_gpu(self) -> bool:
@@ -54,7 +59,9 @@ CHIPS = (
     Chip("v4", ("TPU v4",), 275e12, _gib(30.75), 1.2e12, 6 * 50e9, 1.05e9, 1, 16 * MIB),
     Chip("v5e", ("TPU v5 lite",), 197e12, _gib(15.75), 819e9, 4 * 50e9, 1.5e9, 1, 128 * MIB),
     Chip("v5p", ("TPU v5p", "TPU v5"), 459e12, _gib(95.74), 2.765e12, 6e11, 1.75e9, 1, 64 * MIB),
-    Chip("v6e", ("TPU v6 lite",), 918e12, _gib(31.25), 1.64e12, 4e11, 1.75e9, 1, 128 * MIB),
+    Chip(
+        "v6e", ("TPU v6 lite",), 918e12, _gib(31.25), 1.64e12, 4e11, 1.75e9, 1, 128 * MIB, 64 * MIB
+    ),
     Chip(
         "a100-40gb", ("NVIDIA A100-SXM4-40GB",), 312e12, _gpu(42331013120), 1.555e12, 3e11, 1.41e9
     ),
@@ -66,3 +73,11 @@ CHIPS = (
 
 def chip_of_kind(device_kind: str) -> Chip | None:
     return next((chip for chip in CHIPS if device_kind in chip.kinds), None)
+
+
+def compiler_options(device_kind: str) -> dict[str, str]:
+    """Of `jax.jit`, for a training step; a flag in LIBTPU_INIT_ARGS stands."""
+    chip, flags = chip_of_kind(device_kind), os.environ.get("LIBTPU_INIT_ARGS", "")
+    if chip is None or not chip.operation_bytes or OPERATION_VMEM in flags:
+        return {}
+    return {OPERATION_VMEM: str(chip.operation_bytes // 1024)}

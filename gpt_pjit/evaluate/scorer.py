@@ -302,7 +302,7 @@ def _score(
         logits_BTV = _extended(model, weights, inputs_BT, cache)[0]
     greedy_BT = jnp.argmax(logits_BTV, axis=-1) == targets_BT
     by_row = P(BATCH_AXES, None)
-    nll_BT = token_nll(logits_BTV, targets_BT)
+    nll_BT = token_nll(logits_BTV, targets_BT, model.config.logit_softcap)
     return jax.reshard(nll_BT, by_row), jax.reshard(greedy_BT, by_row)
 
 

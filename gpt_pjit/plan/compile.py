@@ -41,7 +41,8 @@ MEMORY = {
     "code": "generated_code_size_in_bytes",
 }
 CORE = Path(__file__).parent.parent / "core"
-SOURCES = ("model", "sharding", "training")  # the program holds their lines and scopes
+# The program holds their lines and scopes.
+SOURCES = ("chips.py", "model/*.py", "sharding/*.py", "training/*.py")
 COMPILER_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 PACKAGES = ("jax", "jaxlib", "libtpu", *PLUGINS, "flax", "optax")
 
@@ -194,7 +195,7 @@ def compile_cached(lowered: jax.stages.Lowered, topology: Topology) -> Executabl
 
 def fingerprint(lowered: jax.stages.Lowered, topology: Topology) -> str:
     """A hash of the program, its sources, and the compiler with its flags."""
-    sources = [Path(__file__), *(file for room in SOURCES for file in (CORE / room).glob("*.py"))]
+    sources = [Path(__file__), *(file for pattern in SOURCES for file in CORE.glob(pattern))]
     parts = [
         topology.name,
         *(version(package) for package in PACKAGES if find_spec(package)),

@@ -9,7 +9,7 @@ import pytest
 
 from gpt_pjit.core.errors import EXIT_BROKEN, EXIT_CONFIG, EXIT_DONE, ConfigError
 from gpt_pjit.pages import Cell, Pictures, Table, page
-from gpt_pjit.plan import compile as compile_room
+from gpt_pjit.plan import command, compile as compile_room
 from gpt_pjit.plan.compile import find_topology
 from gpt_pjit.plan.plan import make_plan
 from gpt_pjit.plan.views import difference_blocks, plan_blocks
@@ -30,6 +30,14 @@ def test_keys_of_json(small, plan_on_cpu):
     assert json.loads(json.dumps(record)) == record
 
 
+@pytest.fixture
+def no_gpu_compiler(monkeypatch):
+    """As without the extra `plan-gpu`."""
+    for room in (command, compile_room):
+        monkeypatch.setattr(room, "has_compiler", lambda: False)
+
+
+@pytest.mark.usefixtures("no_gpu_compiler")
 def test_gpus_without_a_compiler_are_estimated(run_plan):
     code, out, err = run_plan(CONFIG, "--topology=h100-8", "--json")
     assert code == EXIT_DONE, err
@@ -59,8 +67,7 @@ def test_mistakes_are_one_message(run_plan, arguments, says):
 
 
 def test_it_runs_as_a_module():
-    command = [sys.executable, "-m", "gpt_pjit.plan", "--help"]
-    ran = run(command)
+    ran = run([sys.executable, "-m", "gpt_pjit.plan", "--help"])
     assert (ran.returncode, ran.stderr) == (0, "")
     assert "--search" in ran.stdout
 
@@ -100,6 +107,7 @@ def test_without_libtpu_the_extra_is_named(monkeypatch):
         make_plan(load_config("580m"), find_topology("v3-32"))
 
 
+@pytest.mark.usefixtures("no_gpu_compiler")
 def test_gpus_in_this_machine_are_compiled_for(small, monkeypatch):
     """CPU devices stand in: devices of the chip's kind count, as many as the name says."""
     chip = dataclasses.replace(find_topology("h100-2").chip, kinds=("cpu",))

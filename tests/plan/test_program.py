@@ -1,5 +1,6 @@
 """`plan` compiles the program that `main` runs."""
 
+import importlib.util
 import shutil
 
 import jax
@@ -7,9 +8,17 @@ import numpy as np
 import pytest
 
 from gpt_pjit.core import train
+from gpt_pjit.core.chips import MIB, OPERATION_VMEM, compiler_options
 from gpt_pjit.core.runtime import global_array
 from gpt_pjit.plan import compile as compile_room
-from gpt_pjit.plan.compile import find_topology, fingerprint, lower, training_for
+from gpt_pjit.plan.compile import (
+    compile_lowered,
+    devices_of,
+    find_topology,
+    fingerprint,
+    lower,
+    training_for,
+)
 from tests.helpers import random_tokens, tiny, with_fields
 
 
@@ -76,12 +85,14 @@ def test_the_hash_follows_the_compilers_flags(hash_now, monkeypatch, name):
     assert hash_now() != before
 
 
-@pytest.mark.parametrize("room", ["model", "sharding", "training"])
-def test_the_hash_follows_the_sources_of_the_core(hash_now, monkeypatch, tmp_path, room):
+@pytest.mark.parametrize(
+    "file", ["chips.py", "model/gpt.py", "sharding/rules.py", "training/step.py"]
+)
+def test_the_hash_follows_the_sources_of_the_core(hash_now, monkeypatch, tmp_path, file):
     core = shutil.copytree(compile_room.CORE, tmp_path / "core")
     monkeypatch.setattr(compile_room, "CORE", core)
     before = hash_now()
-    (core / room / "__init__.py").write_text("# a line more\n")
+    (core / file).write_text("# a line more\n")
     assert hash_now() != before
 
 
@@ -92,3 +103,20 @@ def test_the_hash_follows_the_versions(hash_now, monkeypatch, package):
     before = hash_now()
     monkeypatch.setattr(compile_room, "version", lambda p: "2" if p == package else "1")
     assert hash_now() != before
+
+
+def test_a_flag_of_the_user_stands_before_the_options_of_a_chip(monkeypatch):
+    assert compiler_options("TPU v6 lite") == {OPERATION_VMEM: "65536"}
+    assert compiler_options("TPU v3") == compiler_options("cpu") == compiler_options("") == {}
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", f"--{OPERATION_VMEM}=98304")
+    assert compiler_options("TPU v6 lite") == {}
+
+
+@pytest.mark.slow
+@pytest.mark.tpu_compiler
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs the extra `plan`")
+def test_a_step_is_compiled_with_the_options_of_its_chip(monkeypatch):
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    lowered = lower(training_for(tiny(), devices_of(find_topology("v6e-8"))))
+    assert f'"size":"{64 * MIB}"' in compile_lowered(lowered).hlo

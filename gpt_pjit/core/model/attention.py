@@ -67,7 +67,7 @@ class Attention(nnx.Module):
     def __call__(
         self, x_BTD: jax.Array, attend: Attend, rotation: Rotation | None
     ) -> tuple[jax.Array, Any]:
-        """The output [B, T, D], and what `attend` returns beside the values."""
+        """What `attend` returns: the weighted values [H, B, T, K], and more."""
         with jax.named_scope("attention_projections"):
             if self.grouped:
                 q_HBTK = _heads(x_BTD, self.q)
@@ -76,9 +76,12 @@ class Attention(nnx.Module):
                 q_HBTK, k_GBTK, v_GBTK = (_heads(x_BTD, self.qkv, i) for i in range(3))
         norms = (self.norm_q, self.norm_k) if self.qk_norm else None
         heads = Heads(q_HBTK, k_GBTK, v_GBTK, norms, rotation, self.query_factor)
-        values_HBTK, seen = attend(heads)
-        with jax.named_scope("attention_projections"):
-            return self.out(values_HBTK.transpose(1, 2, 0, 3)), seen
+        return attend(heads)
+
+    @jax.named_scope("attention_projections")
+    def project(self, values_HBTK: jax.Array) -> jax.Array:
+        """The output [B, T, D]."""
+        return self.out(values_HBTK.transpose(1, 2, 0, 3))
 
 
 def _heads(x_BTD: jax.Array, projection: Projection, i: int | None = None) -> jax.Array:

@@ -26,7 +26,9 @@ from gpt_pjit.core.model.layers import (
     Norm,
     Projection,
     activate,
+    merge_tokens,
     scaled,
+    split_tokens,
 )
 from gpt_pjit.core.model.loss import HEAD, head_losses, logits
 from gpt_pjit.core.model.positions import Rotation, rotation, token_positions
@@ -87,15 +89,49 @@ class Block(nnx.Module):
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, Any]:
         """The residual stream after the block, and what `attend` returns beside the values."""
-        keys = (None,) * 3 if key is None else jax.random.split(key, 3)
-        normed = self.norm_attention(x_BTD)
-        attended, seen = self.attention(normed, partial(attend, key=keys[0]), rotation)
-        attended = scaled(checkpoint_name(attended, "attended"), self.residual_factor)
-        before_BTD, x_BTD = x_BTD, x_BTD + dropout(attended, self.dropout_residual, keys[1])
-        normed = self.norm_mlp(before_BTD if self.parallel else x_BTD)
-        widened = scaled(self.mlp(normed), self.residual_factor)
-        x_BTD = x_BTD + dropout(widened, self.dropout_residual, keys[2])
-        return x_BTD, seen
+        values_HBTK, seen = self.mix(x_BTD, attend, rotation, key)
+        return self.finish(x_BTD, values_HBTK, key), seen
+
+    def mix(
+        self, x_BTD: jax.Array, attend: Attend, rotation: Rotation | None, key: jax.Array | None
+    ) -> tuple[jax.Array, Any]:
+        """What `attend` returns: the weighted values [H, B, T, K], and more."""
+        normed = self.norm_attention(_for_norm(self.norm_attention, x_BTD))
+        normed_BTD = _as_rows(normed, x_BTD)
+        return self.attention(normed_BTD, partial(attend, key=_keys(key)[0]), rotation)
+
+    def finish(self, x_BTD: jax.Array, values_HBTK: jax.Array, key: jax.Array | None) -> jax.Array:
+        """The residual stream after the block; each token alone."""
+        _, of_attended, of_widened = _keys(key)
+        before = _for_norm(self.norm_mlp, x_BTD)
+        after = self._add(before, self.attention.project(values_HBTK), of_attended)
+        after = checkpoint_name(after, "attended")
+        normed = self.norm_mlp(before if self.parallel else after)
+        after = self._add(after, self.mlp(_as_rows(normed, x_BTD)), of_widened)
+        return _as_rows(after, x_BTD)
+
+    def _add(self, x: jax.Array, y_BTD: jax.Array, key: jax.Array | None) -> jax.Array:
+        """`x` [B, T, D] or [N, D], and what a sublayer adds to it."""
+        y_BTD = dropout(scaled(y_BTD, self.residual_factor), self.dropout_residual, key)
+        return x + (y_BTD if x.ndim == 3 else merge_tokens(y_BTD))
+
+
+def _for_norm(norm: Norm, x_BTD: jax.Array) -> jax.Array:
+    """Tokens as `norm` is best made on a TPU: those of an RMS norm merged, [N, D].
+
+    It is then made again inside each product that reads it, which costs less than to write it. That
+    does not happen across a reshape, nor pay for a layer norm, which has more to compute.
+    """
+    return merge_tokens(x_BTD) if norm.is_rms else x_BTD
+
+
+def _as_rows(x: jax.Array, like_BTD: jax.Array) -> jax.Array:
+    return x if x.ndim == 3 else split_tokens(x, like_BTD.shape[:2])
+
+
+def _keys(key: jax.Array | None) -> tuple[jax.Array | None, ...]:
+    """Those of a layer: of its attention weights, and of what attention and MLP add."""
+    return (None,) * 3 if key is None else tuple(jax.random.split(key, 3))
 
 
 class Ends(nnx.Module):
@@ -128,7 +164,8 @@ class Ends(nnx.Module):
 
     def _leave(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The normed stream [B, T, D], and the matrix [V, D] that makes logits of it."""
-        c, normed_BTD = self.config, self.norm_final(x_BTD)
+        c, normed = self.config, self.norm_final(_for_norm(self.norm_final, x_BTD))
+        normed_BTD = _as_rows(normed, x_BTD)
         head = self.embed.embedding if c.tied else self.head.kernel
         with jax.named_scope("loss_head"):
             return scaled(normed_BTD, c.logit_factor), head[...]
@@ -212,20 +249,43 @@ def _stream(
         c, jnp.arange(tokens_BT.shape[1])[None] if segments_BT is None else positions_BT
     )
 
-    def run(x_BTD: jax.Array, layer: tuple[Any, jax.Array], window: int) -> tuple[jax.Array, None]:
-        block, number = open_block(c, gather_layer(layer[0])), layer[1]
-        layer_key = None if block_key is None else jax.random.fold_in(block_key, number)
+    def remat(run: Callable[..., Any]) -> Callable[..., Any]:
+        # Inside a scan, CSE cannot merge the recomputation with the forward pass: the barriers of
+        # prevent_cse would only block fusion.
+        return jax.checkpoint(run, policy=REMAT_POLICIES[c.remat], prevent_cse=not c.scan_layers)
 
+    # What a function saves and also uses, JAX rounds for it: a pass of its own over the result of
+    # a kernel. Where the values are saved, they go from one function to another.
+    of_layer = remat if c.remat == "full" else _as_is
+    of_half = remat if c.remat == "selective" else _as_is
+
+    def opened(layer: tuple[Any, jax.Array]) -> tuple[Block, jax.Array | None]:
+        params, number = layer
+        key = None if block_key is None else jax.random.fold_in(block_key, number)
+        return open_block(c, gather_layer(params)), key
+
+    def run(x_BTD: jax.Array, layer: tuple[Any, jax.Array], window: int) -> tuple[jax.Array, None]:
         def attend(heads: Heads, key: jax.Array | None) -> tuple[jax.Array, None]:
             return attend_causally(c, window, segments_BT, heads, key), None
 
-        return block(x_BTD, attend, angles, layer_key)[0], None
+        @of_half
+        def mix(x_BTD: jax.Array, layer: tuple[Any, jax.Array]) -> jax.Array:
+            block, key = opened(layer)
+            return block.mix(x_BTD, attend, angles, key)[0]
 
-    if c.remat != "none":
-        # Inside a scan, CSE cannot merge the recomputation with the forward pass: the barriers of
-        # prevent_cse would only block fusion.
-        policy = REMAT_POLICIES[c.remat]
-        run = jax.checkpoint(run, policy=policy, prevent_cse=not c.scan_layers, static_argnums=2)
+        @of_half
+        def finish(
+            x_BTD: jax.Array, values_HBTK: jax.Array, layer: tuple[Any, jax.Array]
+        ) -> jax.Array:
+            block, key = opened(layer)
+            return block.finish(x_BTD, values_HBTK, key)
+
+        @of_layer
+        def both(x_BTD: jax.Array, layer: tuple[Any, jax.Array]) -> jax.Array:
+            return finish(x_BTD, mix(x_BTD, layer), layer)
+
+        return both(x_BTD, layer), None
+
     x_BTD, _ = scan_layers(c, run, x_BTD, (params["blocks"], jnp.arange(c.n_layers)))
     return ends, x_BTD
 
@@ -277,6 +337,10 @@ def _graphs(c: ModelConfig, sequence_length: int) -> tuple[Any, Any]:
     ends = nnx.eval_shape(lambda: Ends(c, sequence_length, rngs=nnx.Rngs(0)))
     block = nnx.eval_shape(lambda: Block(c, rngs=nnx.Rngs(0)))
     return nnx.graphdef(ends), nnx.graphdef(block)
+
+
+def _as_is(run: Callable[..., Any]) -> Callable[..., Any]:
+    return run
 
 
 def _arrays(module: nnx.Module) -> Any:

@@ -33,6 +33,7 @@ from gpt_pjit.core.model.kernel_steps import (
     prepares,
 )
 from gpt_pjit.core.model.positions import Rotation, alibi_bias, as_product
+from gpt_pjit.core.sharding import device_kind
 
 KEY_CHUNK = 512
 TILES = 8 * 2**20  # bytes on the chip beside keys, values and their gradients
@@ -74,12 +75,15 @@ def attend_in_kernel(
 
     On other devices than TPUs the kernel is interpreted, which is slow and for tests.
     """
-    dims, length = q_GRBTK.shape, q_GRBTK.shape[-2]
+    length = q_GRBTK.shape[-2]
     block = min(QUERY_BLOCK, -(-length // 32) * 32)
     padded = -(-length // block) * block  # with keys after those that a query sees
     chunk = KEY_CHUNK if padded % KEY_CHUNK == 0 else block
     keep = kept(rate) if masks else 1.0
-    scale, interpret = dims[-1] ** -0.5 * preparation.factor, not _device_kind().startswith("TPU")
+    scale, interpret = (
+        q_GRBTK.shape[-1] ** -0.5 * preparation.factor,
+        not _device_kind().startswith("TPU"),
+    )
     shape = Shape(block, chunk, window, keep, scale, preparation.epsilon, interpret)
 
     def pad(x: jax.Array, axis: int, before: int = 0) -> jax.Array:
@@ -106,8 +110,7 @@ def attend_in_kernel(
     if preparation.rotation is not None:
         cos, sin, swap = as_product(preparation.rotation, q)
         extras = extras._replace(cos=pad(cos, -2), sin=pad(sin, -2), swap=jax.reshard(swap, P()))
-    values = _attend(shape, q, k, v, extras)[..., :length, :]
-    return values.reshape(dims)
+    return _attend(shape, q, k, v, extras)[..., :length, :]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -128,14 +131,19 @@ def _forward(shape: Shape, q: jax.Array, k: jax.Array, v: jax.Array, extras: Ext
 
     specs = _specs(inputs)
     values, logsumexp = _on_each_device(run, inputs, (specs[0], P(*specs[0][:-2], None, None)))
-    values = checkpoint_name(values, "values")
+    # Nothing else in a half of a block may use them, or JAX rounds them, in a pass of its own.
+    values = checkpoint_name(_heads(values), "values")
     logsumexp = checkpoint_name(logsumexp, "weights_logsumexp")
     return values, (*inputs, values, logsumexp)
 
 
 @jax.named_scope("attention_kernel")
 def _backward(shape: Shape, residuals: Any, dvalues: jax.Array) -> Any:
-    inputs = (*residuals, dvalues)
+    q, *others, values, logsumexp = residuals
+    values, dvalues = (
+        x.reshape(q.shape, out_sharding=jax.typeof(q).sharding.spec) for x in (values, dvalues)
+    )
+    inputs = (q, *others, values, logsumexp, dvalues)
 
     def run(*local: Any) -> Any:
         q, k, _, extras, *_ = local
@@ -148,6 +156,12 @@ def _backward(shape: Shape, residuals: Any, dvalues: jax.Array) -> Any:
 
 
 _attend.defvjp(_forward, _backward)
+
+
+def _heads(x_GRBTK: jax.Array) -> jax.Array:
+    """[H, B, T, K], of the heads of all groups."""
+    heads, _, *rest = jax.typeof(x_GRBTK).sharding.spec
+    return x_GRBTK.reshape(-1, *x_GRBTK.shape[2:], out_sharding=P(heads, *rest))
 
 
 class _Blocks:
@@ -247,5 +261,4 @@ def _specs(arrays: Any) -> Any:
 
 
 def _device_kind() -> str:
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return device.device_kind if device else ""
+    return device_kind(jax.sharding.get_abstract_mesh())

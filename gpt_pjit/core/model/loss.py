@@ -13,6 +13,7 @@ from jax.custom_derivatives import SymbolicZero
 from gpt_pjit.core.model.layers import computed_twice, merge_tokens, project_tokens, split_tokens
 
 HEAD = "ND,VD->NV"
+SAFE = 64.0  # the exponentials of so many nats, and sums of 1e10 of them, are float32 numbers
 
 
 def logits(x_BTD: jax.Array, head_VD: jax.Array, cap: float = 0.0) -> jax.Array:
@@ -20,9 +21,9 @@ def logits(x_BTD: jax.Array, head_VD: jax.Array, cap: float = 0.0) -> jax.Array:
     return split_tokens(_logits(cap, merge_tokens(x_BTD), head_VD), x_BTD.shape[:2])
 
 
-def token_nll(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """Negative log-likelihood of each target in nats: float32 [B, T] of [B, T, V]."""
-    return _nll_and_logsumexp(logits, targets)[0]
+def token_nll(logits: jax.Array, targets: jax.Array, cap: float = 0.0) -> jax.Array:
+    """Negative log-likelihood of each target in nats: float32 [B, T] of `logits` [B, T, V]."""
+    return _nll_and_logsumexp(cap, logits, targets)[0]
 
 
 def head_losses(
@@ -42,12 +43,12 @@ def _losses(
     each backward product: on a TPU it costs nothing there, while to write it and read it twice
     takes as long as half a product.
     """
-    return _nll_and_logsumexp(_logits(cap, x_ND, head_VD), targets_N)
+    return _nll_and_logsumexp(cap, _logits(cap, x_ND, head_VD), targets_N)
 
 
 def _forward(cap, x, head, targets):
     logits_NV = _logits(cap, x.value, head.value)
-    nll_N, lse_N = _nll_and_logsumexp(logits_NV, targets.value)
+    nll_N, lse_N = _nll_and_logsumexp(cap, logits_NV, targets.value)
     return (nll_N, lse_N), (x.value, head.value, targets.value, logits_NV, lse_N)
 
 
@@ -80,8 +81,14 @@ def _logits(cap: float, x_ND: jax.Array, head_VD: jax.Array) -> jax.Array:
 
 
 @jax.named_scope("loss_head")
-def _nll_and_logsumexp(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    lse = checkpoint_name(jax.nn.logsumexp(logits, axis=-1), "logsumexp")
+def _nll_and_logsumexp(
+    cap: float, logits: jax.Array, targets: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    if 0 < cap <= SAFE:  # made with the logits: to subtract their maximum takes another pass
+        lse = jnp.log(jnp.sum(jnp.exp(logits), axis=-1))
+    else:
+        lse = jax.nn.logsumexp(logits, axis=-1)
+    lse = checkpoint_name(lse, "logsumexp")
     of_target = jnp.sum(jnp.where(_is_target(logits, targets), logits, 0), axis=-1)
     return lse - of_target, lse
 

@@ -10,6 +10,7 @@ from gpt_pjit.core.sharding.mesh import (
     BATCH_AXES,
     REPLICA,
     abstract_mesh,
+    device_kind,
     make_mesh,
     mesh_shape,
 )

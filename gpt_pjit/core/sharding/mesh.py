@@ -66,3 +66,9 @@ def make_mesh(shape: tuple[int, int, int], devices: Sequence[Any] | None = None)
 def abstract_mesh(shape: tuple[int, int, int]) -> Any:
     """The same mesh without devices, for programs that are inspected but not run."""
     return AbstractMesh(shape, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+
+
+def device_kind(mesh: Mesh | AbstractMesh) -> str:
+    """`jax.Device.device_kind` of its devices; "" if it is not known."""
+    device = mesh.abstract_mesh.abstract_device
+    return device.device_kind if device else ""

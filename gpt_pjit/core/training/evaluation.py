@@ -25,7 +25,9 @@ def eval_step(
 ) -> jax.Array:
     """float32 [2]: the summed nats of the predictions in the mask, and their number."""
     inputs = None if segments is None else segments[:, :-1]
-    nll_BT = token_nll(model.forward(weights, tokens[:, :-1], inputs), tokens[:, 1:])
+    nll_BT = token_nll(
+        model.forward(weights, tokens[:, :-1], inputs), tokens[:, 1:], model.config.logit_softcap
+    )
     return jnp.stack([jnp.sum(nll_BT * mask), jnp.sum(mask)])
 
 

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from gpt_pjit.config import Config
+from gpt_pjit.core.chips import compiler_options
 from gpt_pjit.core.errors import ConfigError, Problem, nearest_multiples
 from gpt_pjit.core.model import Model, build_model, init_params, param_shapes
-from gpt_pjit.core.sharding import AXES, BATCH_AXES, optimizer_specs
+from gpt_pjit.core.sharding import AXES, BATCH_AXES, device_kind, optimizer_specs
 from gpt_pjit.core.training.depth import make_depth
 from gpt_pjit.core.training.optimizer import make_optimizer
 from gpt_pjit.core.training.step import TOKENS, TrainState, make_train_step
@@ -73,6 +74,7 @@ def build_training(config: Config, mesh: Mesh) -> Training:
             make_train_step(config, model, tx),
             out_shardings=(shardings, NamedSharding(mesh, P())),
             donate_argnums=0,
+            compiler_options=compiler_options(device_kind(mesh)),
         ),
         depth=jax.jit(make_depth(config, model, tx), out_shardings=NamedSharding(mesh, P())),
     )

@@ -5,7 +5,7 @@ import pytest
 
 from gpt_pjit.core.model import forward, init_params, token_nll
 from gpt_pjit.core.model.layers import Norm, activate
-from gpt_pjit.core.model.loss import head_losses, logits
+from gpt_pjit.core.model.loss import SAFE, head_losses, logits
 from gpt_pjit.core.model.positions import (
     _rotate_by_product,
     _rotate_halves,
@@ -163,8 +163,18 @@ def test_losses_of_a_head_and_their_gradients_match_the_plain_formula(cap, z_los
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected
     )
-    nll = token_nll(logits(5 * x, head, cap), targets)
+    nll = token_nll(logits(5 * x, head, cap), targets, cap)
     np.testing.assert_array_equal(nll, mine(x, head)[0])
+
+
+@pytest.mark.usefixtures("one_device")
+@pytest.mark.parametrize("cap", [SAFE, 100.0])
+def test_losses_of_logits_at_their_cap(cap):
+    logits_NV = cap * np.array([[1.0], [-1.0], [-1.0]]) * np.ones(200_000)  # float64
+    logits_NV[2, 3] = cap
+    exact = np.logaddexp.reduce(logits_NV, axis=-1) - logits_NV[:, 3]
+    found = token_nll(jnp.asarray(logits_NV, jnp.float32), jnp.full(3, 3), cap)
+    np.testing.assert_allclose(found, exact, atol=np.spacing(np.float32(cap)))
 
 
 ACTIVATIONS = {
