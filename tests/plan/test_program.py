@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from gpt_pjit.core import train
-from gpt_pjit.core.chips import MIB, OPERATION_VMEM, compiler_options
+from gpt_pjit.core import chips, train
+from gpt_pjit.core.chips import OPERATION_VMEM, compiler_options
 from gpt_pjit.core.runtime import global_array
 from gpt_pjit.plan import compile as compile_room
 from gpt_pjit.plan.compile import (
@@ -116,7 +116,10 @@ def test_a_flag_of_the_user_stands_before_the_options_of_a_chip(monkeypatch):
 @pytest.mark.tpu_compiler
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs the extra `plan`")
 def test_a_step_is_compiled_with_the_options_of_its_chip(monkeypatch):
+    """The compiler refuses one that it does not know."""
     monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
     monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    monkeypatch.setattr(chips, "OPERATION_VMEM", "xla_tpu_no_such_flag")
     lowered = lower(training_for(tiny(), devices_of(find_topology("v6e-8"))))
-    assert f'"size":"{64 * MIB}"' in compile_lowered(lowered).hlo
+    with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_flag"):
+        compile_lowered(lowered)
