@@ -8,7 +8,7 @@ Hardware: TPU v3-32 (4 hosts, 32 cores of 16 GiB). Tokens: GPT-NeoX tokenizer, 8
 WikiText-2 0.9547, text8 1.133, enwik8 1.089 bits per byte; LAMBADA 46.4 % at perplexity 14.08; PIQA
 66.8 %.
 
-The TPU compiler estimates 1,589 Mcycles a step, which is 1.69 s at 940 MHz, or 1.73 s with our
+The TPU compiler estimates 1,569 Mcycles a step, which is 1.67 s at 940 MHz, or 1.70 s with our
 estimate of the collectives. The peak is 10.10 of 15.48 GiB a core. Dropout of 0.1 is rounded to
 26/256.
 """

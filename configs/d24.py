@@ -12,9 +12,9 @@ Tokens: 0.5M a step, 8.4B in all. The published port to JAX takes 1.43 s a step 
 CORE, nanochat's measure, is scored every 2,000 steps on 500 items of each task, whose files are in
 `eval_bundle`; --config.eval.tasks='()' leaves it out.
 
-The TPU compiler estimates 1,551 Mcycles a step, the attention kernel by a roofline: 0.90 s with our
-estimate of the collectives, 39 % MFU. Bounded by the kernel's instructions it is 1.12 s. The peak
-is 24.2 of 31.25 GiB a chip. Layers are not scanned, which takes minutes more to compile.
+The TPU compiler estimates 1,222 Mcycles a step, the attention kernel by a roofline: 0.71 s with our
+estimate of the collectives, 50 % MFU. Bounded by the kernel's instructions it is 0.93 s. The peak
+is 24.1 of 31.25 GiB a chip. Layers are not scanned, which takes minutes more to compile.
 """
 
 from gpt_pjit.config import default_config

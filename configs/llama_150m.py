@@ -5,10 +5,10 @@
 Rotary positions, RMS norms, SwiGLU, three heads to each head of keys and values, an untied head: a
 `LlamaForCausalLM` once exported. Tokens: 0.5M a step, 3.1B in all, which is 20 a parameter.
 
-On v5e-4 the TPU compiler estimates 2,187 Mcycles a step, the attention kernel by a lower bound:
-1.46 s with our estimate of transfers, 41 % MFU. The peak is 6.2 of 15.75 GiB a chip. On one H100
-the compiled step takes 2.21 s at least, 22 % MFU, 54 % of it in attention, which is plain there;
-the peak is 26.5 of the 72.8 GiB that a run takes.
+On v5e-4 the TPU compiler estimates 2,053 Mcycles a step, the attention kernel by a lower bound:
+1.37 s with our estimate of transfers, 44 % MFU. The peak is 6.2 of 15.75 GiB a chip. On one H100
+the compiled step takes 2.20 s at least, 22 % MFU, 54 % of it in attention, which is plain there;
+the peak is 27.6 of the 72.8 GiB that a run takes.
 """
 
 from gpt_pjit.config import default_config
