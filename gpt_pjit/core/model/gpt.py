@@ -249,43 +249,36 @@ def _stream(
         c, jnp.arange(tokens_BT.shape[1])[None] if segments_BT is None else positions_BT
     )
 
-    def remat(run: Callable[..., Any]) -> Callable[..., Any]:
-        # Inside a scan, CSE cannot merge the recomputation with the forward pass: the barriers of
-        # prevent_cse would only block fusion.
-        return jax.checkpoint(run, policy=REMAT_POLICIES[c.remat], prevent_cse=not c.scan_layers)
-
-    # What a function saves and also uses, JAX rounds for it: a pass of its own over the result of
-    # a kernel. Where the values are saved, they go from one function to another.
-    of_layer = remat if c.remat == "full" else _as_is
-    of_half = remat if c.remat == "selective" else _as_is
-
     def opened(layer: tuple[Any, jax.Array]) -> tuple[Block, jax.Array | None]:
         params, number = layer
         key = None if block_key is None else jax.random.fold_in(block_key, number)
         return open_block(c, gather_layer(params)), key
 
-    def run(x_BTD: jax.Array, layer: tuple[Any, jax.Array], window: int) -> tuple[jax.Array, None]:
+    def mix(x_BTD: jax.Array, layer: tuple[Any, jax.Array], window: int) -> jax.Array:
         def attend(heads: Heads, key: jax.Array | None) -> tuple[jax.Array, None]:
             return attend_causally(c, window, segments_BT, heads, key), None
 
-        @of_half
-        def mix(x_BTD: jax.Array, layer: tuple[Any, jax.Array]) -> jax.Array:
-            block, key = opened(layer)
-            return block.mix(x_BTD, attend, angles, key)[0]
+        block, key = opened(layer)
+        return block.mix(x_BTD, attend, angles, key)[0]
 
-        @of_half
-        def finish(
-            x_BTD: jax.Array, values_HBTK: jax.Array, layer: tuple[Any, jax.Array]
-        ) -> jax.Array:
-            block, key = opened(layer)
-            return block.finish(x_BTD, values_HBTK, key)
+    def finish(x_BTD: jax.Array, values_HBTK: jax.Array, layer: Any) -> jax.Array:
+        block, key = opened(layer)
+        return block.finish(x_BTD, values_HBTK, key)
 
-        @of_layer
-        def both(x_BTD: jax.Array, layer: tuple[Any, jax.Array]) -> jax.Array:
-            return finish(x_BTD, mix(x_BTD, layer), layer)
+    def run(x_BTD: jax.Array, layer: Any, window: int) -> tuple[jax.Array, None]:
+        return finish(x_BTD, mix(x_BTD, layer, window), layer), None
 
-        return both(x_BTD, layer), None
-
+    # Inside a scan, CSE cannot merge the recomputation with the forward pass: the barriers of
+    # prevent_cse would only block fusion.
+    remat = partial(
+        jax.checkpoint, policy=REMAT_POLICIES.get(c.remat), prevent_cse=not c.scan_layers
+    )
+    if c.remat == "selective":
+        # JAX rounds what a checkpointed function saves and also uses: after a kernel, a pass over
+        # memory. So the values, which are saved, leave one function and enter another.
+        mix, finish = remat(mix, static_argnums=2), remat(finish)
+    elif c.remat == "full":
+        run = remat(run, static_argnums=2)
     x_BTD, _ = scan_layers(c, run, x_BTD, (params["blocks"], jnp.arange(c.n_layers)))
     return ends, x_BTD
 
@@ -337,10 +330,6 @@ def _graphs(c: ModelConfig, sequence_length: int) -> tuple[Any, Any]:
     ends = nnx.eval_shape(lambda: Ends(c, sequence_length, rngs=nnx.Rngs(0)))
     block = nnx.eval_shape(lambda: Block(c, rngs=nnx.Rngs(0)))
     return nnx.graphdef(ends), nnx.graphdef(block)
-
-
-def _as_is(run: Callable[..., Any]) -> Callable[..., Any]:
-    return run
 
 
 def _arrays(module: nnx.Module) -> Any:
