@@ -7,7 +7,7 @@ Rotary positions, RMS norms, SwiGLU, three heads to each head of keys and values
 
 On v5e-4 the TPU compiler estimates 2,053 Mcycles a step, the attention kernel by a lower bound:
 1.37 s with our estimate of transfers, 44 % MFU. The peak is 6.2 of 15.75 GiB a chip. On one H100
-the compiled step takes 2.20 s at least, 22 % MFU, 54 % of it in attention, which is plain there;
+the compiled step takes 2.21 s at least, 22 % MFU, 54 % of it in attention, which is plain there;
 the peak is 27.6 of the 72.8 GiB that a run takes.
 """
 

@@ -32,7 +32,7 @@ from gpt_pjit.core.model.layers import (
 )
 from gpt_pjit.core.model.loss import HEAD, head_losses, logits
 from gpt_pjit.core.model.positions import Rotation, rotation, token_positions
-from gpt_pjit.core.sharding import match_rules, values
+from gpt_pjit.core.sharding import device_kind, match_rules, values
 
 # Activations cheaper to keep than to recompute. Those of the MLP are excluded: they are wide, and
 # storing them costs more time than recomputing them.
@@ -117,12 +117,13 @@ class Block(nnx.Module):
 
 
 def _for_norm(norm: Norm, x_BTD: jax.Array) -> jax.Array:
-    """Tokens as `norm` is best made on a TPU: those of an RMS norm merged, [N, D].
+    """Tokens as `norm` is best made: on a TPU those of an RMS norm merged, [N, D].
 
-    It is then made again inside each product that reads it, which costs less than to write it. That
-    does not happen across a reshape, nor pay for a layer norm, which has more to compute.
+    It is then made again inside each product that reads it, which costs less there than to write
+    it. That does not happen across a reshape, nor pay for a layer norm, which has more to compute.
     """
-    return merge_tokens(x_BTD) if norm.is_rms else x_BTD
+    on_tpu = device_kind(jax.sharding.get_abstract_mesh()).startswith("TPU")
+    return merge_tokens(x_BTD) if norm.is_rms and on_tpu else x_BTD
 
 
 def _as_rows(x: jax.Array, like_BTD: jax.Array) -> jax.Array:
