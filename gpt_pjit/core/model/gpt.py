@@ -122,7 +122,7 @@ def _for_norm(norm: Norm, x_BTD: jax.Array) -> jax.Array:
     It is then made again inside each product that reads it, which costs less there than to write
     it. That does not happen across a reshape, nor pay for a layer norm, which has more to compute.
     """
-    on_tpu = device_kind(jax.sharding.get_abstract_mesh()).startswith("TPU")
+    on_tpu = device_kind().startswith("TPU")
     return merge_tokens(x_BTD) if norm.is_rms and on_tpu else x_BTD
 
 

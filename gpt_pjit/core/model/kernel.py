@@ -52,7 +52,7 @@ def kernel_wins(q_HBTK: jax.Array) -> bool:
     in bfloat16, on whole blocks of queries, if keys and values fit on the chip.
     """
     whole = q_HBTK.dtype == jnp.bfloat16 and q_HBTK.shape[2] % QUERY_BLOCK == 0
-    return chip_of_kind(_device_kind()) is not None and whole and _has_room(q_HBTK, False)
+    return chip_of_kind(device_kind()) is not None and whole and _has_room(q_HBTK, False)
 
 
 def room_for_angles(q_HBTK: jax.Array) -> bool:
@@ -82,7 +82,7 @@ def attend_in_kernel(
     keep = kept(rate) if masks else 1.0
     scale, interpret = (
         q_GRBTK.shape[-1] ** -0.5 * preparation.factor,
-        not _device_kind().startswith("TPU"),
+        not device_kind().startswith("TPU"),
     )
     shape = Shape(block, chunk, window, keep, scale, preparation.epsilon, interpret)
 
@@ -238,7 +238,7 @@ class _Blocks:
 
 
 def _has_room(q_HBTK: jax.Array, prepares: bool) -> bool:
-    chip, (length, size) = chip_of_kind(_device_kind()), q_HBTK.shape[2:]
+    chip, (length, size) = chip_of_kind(device_kind()), q_HBTK.shape[2:]
     return chip is None or _bytes_on_chip(length, size, prepares) <= chip.vmem_bytes
 
 
@@ -258,7 +258,3 @@ def _on_each_device(run: Callable[..., Any], inputs: Any, out_specs: Any) -> Any
 
 def _specs(arrays: Any) -> Any:
     return jax.tree.map(lambda x: jax.typeof(x).sharding.spec, arrays)
-
-
-def _device_kind() -> str:
-    return device_kind(jax.sharding.get_abstract_mesh())

@@ -22,7 +22,9 @@ def logits(x_BTD: jax.Array, head_VD: jax.Array, cap: float = 0.0) -> jax.Array:
 
 
 def token_nll(logits: jax.Array, targets: jax.Array, cap: float = 0.0) -> jax.Array:
-    """Negative log-likelihood of each target in nats: float32 [B, T] of `logits` [B, T, V]."""
+    """Negative log-likelihood of each target in nats: float32 [B, T] of `logits` [B, T, V], which
+    have this `cap`.
+    """
     return _nll_and_logsumexp(cap, logits, targets)[0]
 
 

@@ -68,7 +68,9 @@ def abstract_mesh(shape: tuple[int, int, int]) -> Any:
     return AbstractMesh(shape, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
 
 
-def device_kind(mesh: Mesh | AbstractMesh) -> str:
-    """`jax.Device.device_kind` of its devices; "" if it is not known."""
-    device = mesh.abstract_mesh.abstract_device
+def device_kind(mesh: Mesh | AbstractMesh | None = None) -> str:
+    """`jax.Device.device_kind` of the devices of a mesh, by default the one that is set; "" if it
+    is not known.
+    """
+    device = (mesh or jax.sharding.get_abstract_mesh()).abstract_mesh.abstract_device
     return device.device_kind if device else ""
