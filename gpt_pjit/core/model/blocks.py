@@ -284,7 +284,7 @@ def largest_scores(
 
 def draw_masks(
     rate: float, window: int, q_GRBTK: jax.Array, k_GBSK: jax.Array, key: jax.Array
-) -> Any:
+) -> list[jax.Array] | Masks:
     """`Masks` of many blocks, which draws none before it is used; of a few, the list of them."""
     masks = Masks(key, rate, window, jax.typeof(q_GRBTK), jax.typeof(k_GBSK))
     return list(masks) if q_GRBTK.shape[-2] <= LOOPS * QUERY_BLOCK else masks
