@@ -6,6 +6,7 @@ from gpt_pjit.core.checkpoints import saved_steps
 from gpt_pjit.core.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_PREEMPTED
 from tests.chaos.harness import STEPS
 
+pytestmark = pytest.mark.slow
 CODES = {"SIGTERM": EXIT_PREEMPTED, "SIGHUP": EXIT_PREEMPTED, "SIGINT": EXIT_INTERRUPTED}
 EVENTS = {
     "data": 0,
@@ -14,18 +15,18 @@ EVENTS = {
     "evaluate": 6,
     "save": 4,
 }  # and the steps done by then
-ONE = [("SIGTERM", "train", 1)]
 MANY = [(number, event, 1) for event in EVENTS for number in CODES]
 MANY += [("SIGTERM", event, 4) for event in EVENTS] + [(number, "train", 4) for number in CODES]
 SOME = [("SIGTERM", event, 1) for event in EVENTS] + [("SIGINT", "train", 2)]
-SLOW = [
-    pytest.param(*case, marks=[pytest.mark.slow] + [pytest.mark.long] * (case not in SOME))
-    for case in dict.fromkeys(SOME + MANY)
-    if case not in ONE
-]
 
 
-@pytest.mark.parametrize(("number", "event", "processes"), ONE + SLOW)
+@pytest.mark.parametrize(
+    ("number", "event", "processes"),
+    [
+        pytest.param(*case, marks=[] if case in SOME else pytest.mark.long)
+        for case in dict.fromkeys(SOME + MANY)
+    ],
+)
 def test_a_signal_ends_all_alike_and_nothing_is_lost(trainer, number, event, processes):
     run = trainer(
         processes=processes,
@@ -53,7 +54,6 @@ def test_a_signal_ends_all_alike_and_nothing_is_lost(trainer, number, event, pro
     print(f"{number} at {event}, {processes} processes: {ended.seconds:.1f} s")
 
 
-@pytest.mark.slow
 def test_the_second_signal_ends_a_run_at_once(trainer):
     run = trainer()
     ended = run.run([{"at": "train", "step": 9, "do": "SIGTERM", "times": 2}])

@@ -10,6 +10,7 @@ from gpt_pjit.core.checkpoints.orbax_paths import COMMIT
 from gpt_pjit.core.files import as_path
 from tests.helpers import program_on, tiny
 
+pytestmark = pytest.mark.slow
 MANIFEST = "default/manifest.ocdbt"
 
 

@@ -417,6 +417,7 @@ def test_unigram_training_is_given_all_the_text():
     assert sum(line.endswith("word") or line == "x" * 1000 for line in lines) > 10
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_that_the_command_resumes(corpus, tmp_path):
     write_as("jsonl", tmp_path / "c", random_documents(1500, 600))
     arguments = [

@@ -121,6 +121,7 @@ def test_what_the_terminal_cannot_print_is_escaped(evaluate, text, monkeypatch, 
     assert "\xb1" in (tmp_path / "out" / "results.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_enough_is_no_error(workdir, text):
     """From the process's start to its end, on a terminal that knows ASCII alone."""
     flags = [f"--checkpoint={workdir}/checkpoints/2", f"--tasks=file:{text}"]

@@ -105,7 +105,9 @@ def items(lengths, choices, seed=0, cut=None):
 
 
 @pytest.mark.parametrize(
-    ("mesh", "positions"), [((1, 1, 1), "learned"), ((1, 2, 2), "alibi")], ids=str
+    ("mesh", "positions"),
+    [pytest.param((1, 1, 1), "learned", marks=pytest.mark.slow), ((1, 2, 2), "alibi")],
+    ids=str,
 )
 def test_a_context_read_once_changes_nothing(mesh, positions, monkeypatch):
     """Of unequal lengths, some cut from the left, on windows up to the last learned position."""

@@ -30,10 +30,10 @@ def until_end(ids):
     [
         {"n_layers": 3, "scan_layers": True},
         BLOCKS["llama"],
-        BLOCKS["nanochat"] | {"scan_layers": True},
         *(
             pytest.param(fields, marks=pytest.mark.slow)
             for fields in (
+                BLOCKS["nanochat"] | {"scan_layers": True},
                 {"positions": "none", "n_heads": 2, "remat": "full"},
                 BLOCKS["gpt2"],
                 BLOCKS["neox"],
@@ -53,6 +53,7 @@ def test_greedy_text_is_that_of_recomputing_each_prompt_alone(fields):
     assert len({token for ids in written for token in ids}) > 20
 
 
+@pytest.mark.slow
 def test_it_goes_on_beyond_four_times_the_training_context(trained):
     length = trained.config.data.sequence_length
     prompt = [[i % 250 for i in range(3 * length)]]  # read in more than one block of queries

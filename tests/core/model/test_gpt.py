@@ -105,8 +105,9 @@ def test_initialisation_is_gpt2s():
     assert not np.array_equal(layers[0], layers[1])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
-@pytest.mark.parametrize("block", ["alibi", pytest.param("nanochat", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("block", ["alibi", "nanochat"])
 def test_scanned_unrolled_and_rematerialised_are_the_same_function(block):
     dropouts = {"dropout_residual": 0.1, "dropout_attention": 0.1}
     base = tiny(model=BLOCKS[block] | dropouts)

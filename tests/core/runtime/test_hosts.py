@@ -76,7 +76,7 @@ def test_a_run_takes_the_share_of_a_gpu_that_a_plan_counts_with(plain):
     "variable",
     [
         "JAX_ENABLE_X64=1",
-        "JAX_DEFAULT_PRNG_IMPL=rbg",
+        pytest.param("JAX_DEFAULT_PRNG_IMPL=rbg", marks=pytest.mark.slow),
         pytest.param("JAX_THREEFRY_PARTITIONABLE=0", marks=pytest.mark.slow),
         pytest.param("JAX_NUMPY_DTYPE_PROMOTION=strict", marks=pytest.mark.slow),
         pytest.param("JAX_DEFAULT_MATMUL_PRECISION=bfloat16", marks=pytest.mark.slow),

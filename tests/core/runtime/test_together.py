@@ -65,7 +65,7 @@ def ends_of(case, failing):
     ("case", "failing", "code", "line"),
     [
         ("input", 1, EXIT_CONFIG, "data.text has 1 problem:\n  x.txt cannot be read"),
-        ("collective", 2, EXIT_FAULT, "RuntimeError: boom"),
+        pytest.param("collective", 2, EXIT_FAULT, "RuntimeError: boom", marks=pytest.mark.slow),
         pytest.param("input", 0, EXIT_CONFIG, "x.txt cannot be read", marks=pytest.mark.slow),
         pytest.param("crash", 0, EXIT_FAULT, "RuntimeError: boom", marks=pytest.mark.slow),
         pytest.param("crash", 2, EXIT_FAULT, "RuntimeError: boom", marks=pytest.mark.slow),
