@@ -6,7 +6,7 @@ of each; their clock is the peak rate over the operations per cycle that the com
 GPUs: NVIDIA's data sheets, dense rates, and the clock that these are for. `usable_bytes` of a TPU
 is what its compiler reports as available (libtpu 0.0.42), of a GPU the share of its memory that a
 run takes; `vmem_bytes` is what JAX's Pallas gives for it. `operation_bytes` is our choice: with
-more of the VMEM for an operation, its tiles are larger and are loaded less often, with less, more
+more of the VMEM for an operation, its tiles are larger and are loaded less often; with less, more
 arrays stay there between operations (docs/performance.md has what it gains).
 """
 

@@ -19,6 +19,7 @@ from gpt_pjit.core.model import (
     alibi_slopes,
     by_group,
     contract_groups,
+    heads_of,
     open_block,
     open_ends,
     rotation,
@@ -117,9 +118,7 @@ def attend_slots(
         weights = attention_weights(alibi, window, q_GRBTK, k_GBSK, positions_BT, positions_BS)
         with jax.named_scope("attention_values"):
             weights = weights.astype(v_GBSK.dtype)
-            values_GRBTK = contract_groups("GRBTS,GBSK->GRBTK", weights, v_GBSK)
-            spec = jax.typeof(q_HBTK).sharding.spec
-            return values_GRBTK.reshape(q_HBTK.shape, out_sharding=spec)
+            return heads_of(contract_groups("GRBTS,GBSK->GRBTK", weights, v_GBSK))
 
     n_heads, batch, n_queries, head_size = q_HBTK.shape
     if n_queries <= QUERY_BLOCK:

@@ -1,7 +1,13 @@
 """The GPT and its loss, pure functions of a tree of parameters; `Model` puts it on a mesh."""
 
 from gpt_pjit.core.model.attention import Heads, attend_causally
-from gpt_pjit.core.model.blocks import QUERY_BLOCK, by_group, contract_groups, largest_scores
+from gpt_pjit.core.model.blocks import (
+    QUERY_BLOCK,
+    by_group,
+    contract_groups,
+    heads_of,
+    largest_scores,
+)
 from gpt_pjit.core.model.gpt import (
     KeysAndValues,
     count_params,

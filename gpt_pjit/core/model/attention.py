@@ -13,7 +13,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from gpt_pjit.config import ModelConfig
-from gpt_pjit.core.model.blocks import attend, by_group, draw_masks
+from gpt_pjit.core.model.blocks import attend, by_group, draw_masks, heads_of
 from gpt_pjit.core.model.kernel import (
     Preparation,
     attend_in_kernel,
@@ -132,10 +132,9 @@ def attend_causally(
     q_GRBTK = by_group(q_HBTK, k_GBTK.shape[0])
     if key is not None and rate > 0:
         masks = draw_masks(rate, window, q_GRBTK, k_GBTK, key)
-    values_GRBTK = form(
-        c.positions == "alibi", rate, window, q_GRBTK, k_GBTK, v_GBTK, masks, segments_BT
+    return heads_of(
+        form(c.positions == "alibi", rate, window, q_GRBTK, k_GBTK, v_GBTK, masks, segments_BT)
     )
-    return values_GRBTK.reshape(q_HBTK.shape, out_sharding=jax.typeof(q_HBTK).sharding.spec)
 
 
 def for_kernel(heads: Heads) -> tuple[tuple[jax.Array, jax.Array, jax.Array], Preparation]:

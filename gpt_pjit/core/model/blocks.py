@@ -32,6 +32,14 @@ def by_group(x_HBTK: jax.Array, n_groups: int) -> jax.Array:
     return x_HBTK.reshape(shape, out_sharding=P(heads, None, *rest))
 
 
+def heads_of(x_GRBTK: jax.Array) -> jax.Array:
+    """The heads [H, B, T, K] that `by_group` grouped."""
+    if x_GRBTK.ndim == 4:
+        return x_GRBTK
+    heads, _, *rest = jax.typeof(x_GRBTK).sharding.spec
+    return x_GRBTK.reshape(-1, *x_GRBTK.shape[2:], out_sharding=P(heads, *rest))
+
+
 def contract_groups(equation: str, x: jax.Array, y: jax.Array, dtype: Any = None) -> jax.Array:
     """`contract` of heads as `by_group` gives them; R is in the equation in any case."""
     return contract(equation.replace("R", "") if x.ndim == 4 else equation, x, y, dtype)

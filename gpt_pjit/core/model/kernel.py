@@ -21,7 +21,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec as P
 
 from gpt_pjit.core.chips import chip_of_kind
-from gpt_pjit.core.model.blocks import QUERY_BLOCK, query_blocks
+from gpt_pjit.core.model.blocks import QUERY_BLOCK, heads_of, query_blocks
 from gpt_pjit.core.model.dropout import kept
 from gpt_pjit.core.model.kernel_steps import (
     LANES,
@@ -71,7 +71,8 @@ def attend_in_kernel(
     masks: Iterable[jax.Array] | None,
     segments_BT: jax.Array | None,
 ) -> jax.Array:
-    """`attend` after the `preparation`, for rows whose queries and keys are the same tokens.
+    """The values of `attend` after the `preparation`, as heads [H, B, T, K], for rows whose queries
+    and keys are the same tokens.
 
     On other devices than TPUs the kernel is interpreted, which is slow and for tests.
     """
@@ -80,10 +81,8 @@ def attend_in_kernel(
     padded = -(-length // block) * block  # with keys after those that a query sees
     chunk = KEY_CHUNK if padded % KEY_CHUNK == 0 else block
     keep = kept(rate) if masks else 1.0
-    scale, interpret = (
-        q_GRBTK.shape[-1] ** -0.5 * preparation.factor,
-        not device_kind().startswith("TPU"),
-    )
+    scale = q_GRBTK.shape[-1] ** -0.5 * preparation.factor
+    interpret = not device_kind().startswith("TPU")
     shape = Shape(block, chunk, window, keep, scale, preparation.epsilon, interpret)
 
     def pad(x: jax.Array, axis: int, before: int = 0) -> jax.Array:
@@ -132,7 +131,7 @@ def _forward(shape: Shape, q: jax.Array, k: jax.Array, v: jax.Array, extras: Ext
     specs = _specs(inputs)
     values, logsumexp = _on_each_device(run, inputs, (specs[0], P(*specs[0][:-2], None, None)))
     # Nothing else in a half of a block may use them, or JAX rounds them, in a pass of its own.
-    values = checkpoint_name(_heads(values), "values")
+    values = checkpoint_name(heads_of(values), "values")
     logsumexp = checkpoint_name(logsumexp, "weights_logsumexp")
     return values, (*inputs, values, logsumexp)
 
@@ -156,12 +155,6 @@ def _backward(shape: Shape, residuals: Any, dvalues: jax.Array) -> Any:
 
 
 _attend.defvjp(_forward, _backward)
-
-
-def _heads(x_GRBTK: jax.Array) -> jax.Array:
-    """[H, B, T, K], of the heads of all groups."""
-    heads, _, *rest = jax.typeof(x_GRBTK).sharding.spec
-    return x_GRBTK.reshape(-1, *x_GRBTK.shape[2:], out_sharding=P(heads, *rest))
 
 
 class _Blocks:
